@@ -1,0 +1,1 @@
+"""How a second terminal reaches the workers: sockets in a safe directory."""

@@ -1,0 +1,480 @@
+"""The extension object."""
+
+from __future__ import annotations
+
+import logging
+import os
+import typing as t
+import weakref
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import sqlalchemy as sa
+from flask import current_app
+from flask.globals import app_ctx
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import Session
+from sqlalchemy.orm import sessionmaker
+
+from . import _fork
+from ._config import DEFAULT_BIND
+from ._config import read_settings
+from ._control.server import SERVER
+from ._engines import make_engine
+from ._engines import ping
+from ._ledger import Ledger
+from ._ledger import PoolAccount
+from ._live import LiveView
+from ._live import ROLES
+from ._reading import Reader
+from ._scope import app_context
+from ._scope import ContextScopes
+from ._scope import KeyedScopes
+from ._scope import OUTSIDE
+from ._scope import Scopes
+from ._scope import Sessions
+from ._scope import ThreadScopes
+from ._session import AppSessionmaker
+from ._session import watched
+from ._state import AppState
+from .cli import add_commands
+from .errors import AppNotInitialized
+from .errors import ConfigError
+from .errors import OutsideContext
+from .errors import SetupError
+from .errors import UnknownBind
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy import Engine
+    from sqlalchemy import MetaData
+    from sqlalchemy import Table
+    from typing_extensions import TypeVar
+
+    from ._config import Settings
+    from .snapshot import Role
+    from .snapshot import Survey
+    from .snapshot import WorkerSnapshot
+
+    S = TypeVar("S", bound=Session, default=Session)
+else:
+    S = t.TypeVar("S", bound=Session)
+
+log = logging.getLogger("flask_scopedsession")
+
+EXTENSION = "scopedsession"
+
+BindTarget = t.Union["type[t.Any]", "Table"]
+
+
+class _Factory(sessionmaker[t.Any]):
+    """What ``db.session`` creates sessions with: the current app's sessionmaker.
+
+    What is configured here applies to every app, from the next session on.
+    """
+
+    def __init__(
+        self, class_: type[Session], state_of: Callable[[t.Any], AppState]
+    ) -> None:
+        super().__init__(class_=class_)
+        # Not a subclass of it: this very class is the one of every app's sessions.
+        self.class_ = class_
+        self.kw = {}
+        self._state_of = state_of
+
+    def __call__(self, **local_kw: t.Any) -> t.Any:
+        state = self._state_of(app_context().app)
+        return state.sessionmakers[""](**{**self.kw, **local_kw})
+
+
+class ScopedSession(t.Generic[S]):
+    """SQLAlchemy engines and a ``scoped_session`` for Flask applications.
+
+    :param app: Calls :meth:`init_app` at once.
+    :param model_class: The application's declarative base; gives :attr:`Model`,
+        :attr:`metadata`, :meth:`create_all`.
+    :param binds: A base, model or table, and the name of the bind it lives in.
+    :param engine_options: Defaults for every bind; ``app.config`` wins.
+    :param session_options: For the sessionmaker; ``class_`` is given here and
+        nowhere else.
+    :param scopefunc: ``None`` for Flask's application context, ``"thread"`` for
+        SQLAlchemy's thread-local scope, or a function that returns a hashable.
+    :raises ConfigError: An argument is of the wrong kind.
+
+    .. versionadded:: 0.1
+    """
+
+    session: scoped_session[S]
+    """A real :class:`sqlalchemy.orm.scoped_session`, usable at import time. It
+    proxies the session of the current scope."""
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        model_class: type[DeclarativeBase] | None = None,
+        binds: Mapping[BindTarget, str] | None = None,
+        engine_options: Mapping[str, t.Any] | None = None,
+        session_options: Mapping[str, t.Any] | None = None,
+        scopefunc: t.Literal["thread"] | Callable[[], Hashable] | None = None,
+    ) -> None:
+        if model_class is not None and not hasattr(model_class, "metadata"):
+            raise ConfigError(
+                "model_class must be a declarative base: a subclass of"
+                " sqlalchemy.orm.DeclarativeBase."
+            )
+        self._model_class = model_class
+        self._binds = dict(binds or {})
+        for target, name in self._binds.items():
+            if not isinstance(name, str) or not hasattr(target, "metadata"):
+                raise ConfigError(
+                    "binds must map a base, a model or a table to a bind's name."
+                )
+        self._engine_options = dict(engine_options or {})
+        self._session_options = dict(session_options or {})
+        for taken in ("bind", "binds"):
+            if taken in self._session_options:
+                raise ConfigError(
+                    f"session_options may not hold {taken!r}. Use the configuration"
+                    " and ScopedSession(binds=...)."
+                )
+        class_ = self._session_options.pop("class_", Session)
+        if not (isinstance(class_, type) and issubclass(class_, Session)):
+            raise ConfigError(
+                "session_options['class_'] must be a subclass of"
+                " sqlalchemy.orm.Session."
+            )
+        self._class = watched(class_)
+        self._states: weakref.WeakKeyDictionary[Flask, AppState] = (
+            weakref.WeakKeyDictionary()
+        )
+        factory = _Factory(self._class, self._state_of)
+        self._scopes = self._make_scopes(scopefunc, factory)
+        self.session = Sessions(factory, self._scopes)
+        if app is not None:
+            self.init_app(app)
+
+    def _make_scopes(self, scopefunc: t.Any, factory: _Factory) -> Scopes:
+        if scopefunc is None:
+            return ContextScopes(factory, self._state_of)
+        if scopefunc == "thread":
+            return ThreadScopes(factory, self._state_of)
+        if callable(scopefunc):
+            return KeyedScopes(factory, self._state_of, scopefunc)
+        raise ConfigError(
+            "scopefunc must be None, 'thread' or a function that returns a hashable."
+        )
+
+    # -- set-up ----------------------------------------------------------------
+
+    def init_app(self, app: Flask) -> None:
+        """Read an application's configuration and build its engines.
+
+        :raises ConfigError: A key is missing or wrong; the message says which.
+        :raises SetupError: The application has been initialised before.
+        """
+        if EXTENSION in app.extensions:
+            mine = app.extensions[EXTENSION] is self
+            raise SetupError(
+                f"The app {app.name!r} was already initialised with"
+                f" {'this' if mine else 'another'} ScopedSession. Call init_app once"
+                " per app; for several databases use SQLALCHEMY_BINDS."
+            )
+        settings = read_settings(
+            app.config,
+            default_name=f"{app.name}:{os.path.realpath(app.root_path)}",
+            engine_options=self._engine_options,
+        )
+        for target, name in self._binds.items():
+            if name not in settings.binds:
+                raise ConfigError(
+                    f"ScopedSession(binds=...) names the bind {name!r}, which"
+                    " SQLALCHEMY_BINDS does not have. Add it there; it has"
+                    f" {sorted(settings.binds)}."
+                )
+        state = self._build(app, settings)
+        app.extensions[EXTENSION] = self
+        self._states[app] = state
+        _fork.watch(state)
+        for note in settings.notes:
+            log.info("%s", note)
+
+        scopes = self._scopes
+
+        # A plain function: Flask pays twice as much for a bound method.
+        def remove_sessions(error: BaseException | None) -> None:
+            scopes.end(app_ctx._get_current_object(), error)
+
+        app.teardown_appcontext(remove_sessions)
+        app.shell_context_processor(lambda: {"db": self})
+        add_commands(app)
+
+    def _build(self, app: Flask, settings: Settings) -> AppState:
+        ledger = Ledger()
+        engines: dict[str, Engine] = {}
+        for name, bind in settings.binds.items():
+            account = None
+            if settings.tracking:
+                account = PoolAccount(
+                    bind, stacks=settings.stacks, show_sql=settings.show_sql
+                )
+                ledger.pools[name] = account
+            engines[name] = make_engine(
+                bind,
+                instance_path=app.instance_path,
+                account=account,
+                after_fork=_fork.after_fork_in_child,
+            )
+        reader = Reader(app, ledger, engines, settings.held_long_after)
+        return AppState(
+            settings=settings,
+            engines=MappingProxyType(engines),
+            sessionmakers=MappingProxyType(
+                self._make_sessionmakers(settings, ledger, engines)
+            ),
+            ledger=ledger,
+            reader=reader,
+            live=LiveView(app, settings, reader, ledger.started),
+            forget=self._scopes.forget,
+        )
+
+    def _make_sessionmakers(
+        self, settings: Settings, ledger: Ledger, engines: Mapping[str, Engine]
+    ) -> dict[str, AppSessionmaker]:
+        """Return one sessionmaker per bind, and under ``""`` that of all of them."""
+        options = {**self._session_options, **settings.session_options}
+        tracked = ledger if settings.tracking else None
+        binds = {target: engines[name] for target, name in self._binds.items()}
+        makers = {
+            name: AppSessionmaker(self._class, tracked, **{**options, "bind": engine})
+            for name, engine in engines.items()
+        }
+        makers[""] = AppSessionmaker(
+            self._class,
+            tracked,
+            **{**options, "bind": engines.get(DEFAULT_BIND), "binds": binds},
+        )
+        return makers
+
+    def _state_of(self, app: Flask) -> AppState:
+        state = self._states.get(app)
+        if state is None:
+            raise AppNotInitialized(
+                f"The app {app.name!r} was not initialised with this ScopedSession."
+                " Call db.init_app(app) in its factory."
+            )
+        if state.inherited:
+            # A fork that ran no hook, as uWSGI's.
+            _fork.after_fork_in_child()
+        if SERVER.paused:
+            SERVER.resume()
+        return state
+
+    def _state(self, what: str) -> AppState:
+        if not app_ctx:
+            raise OutsideContext(f"'db.{what}' {OUTSIDE}")
+        return self._state_of(current_app._get_current_object())  # type: ignore[attr-defined]
+
+    # -- sessions and engines --------------------------------------------------
+
+    def get_session(self, bind: str | None = None) -> S:
+        """Return the current scope's plain session.
+
+        :param bind: ``None`` or ``"default"`` for ``db.session()``; another name
+            for a second session of the same scope, bound to that bind alone.
+        :raises UnknownBind: No such bind is configured.
+        :raises OutsideContext: There is no application context.
+        """
+        if bind is None or bind == DEFAULT_BIND:
+            return self.session()
+        state = self._state("get_session()")
+        self._engine(state, bind)
+        session = self._scopes.named(bind)
+        if session is None:
+            session = self._scopes.adopt(bind, state.sessionmakers[bind]())
+        return t.cast(S, session)
+
+    @property
+    def sessionmaker(self) -> sessionmaker[S]:
+        """The current app's sessionmaker; what it makes belongs to no scope."""
+        return t.cast("sessionmaker[S]", self._state("sessionmaker").sessionmakers[""])
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The current app's engines by bind name; read-only."""
+        return self._state("engines").engines
+
+    @property
+    def engine(self) -> Engine:
+        """The current app's default engine."""
+        return self._engine(self._state("engine"), DEFAULT_BIND)
+
+    def get_engine(self, bind: str | None = None) -> Engine:
+        """Return one of the current app's engines.
+
+        :param bind: ``None`` for the default bind.
+        :raises UnknownBind: No such bind is configured.
+        """
+        return self._engine(self._state("get_engine()"), bind or DEFAULT_BIND)
+
+    @staticmethod
+    def _engine(state: AppState, bind: str) -> Engine:
+        try:
+            return state.engines[bind]
+        except KeyError:
+            raise UnknownBind(
+                f"There is no bind {bind!r}. Add it to SQLALCHEMY_BINDS; there are"
+                f" {sorted(state.engines)}."
+            ) from None
+
+    # -- models ----------------------------------------------------------------
+
+    @property
+    def Model(self) -> type[t.Any]:  # noqa: N802
+        """The declarative base given as `model_class`."""
+        if self._model_class is None:
+            raise SetupError(
+                "There is no model class. Create ScopedSession(model_class=Base) with"
+                " your DeclarativeBase."
+            )
+        return self._model_class
+
+    @property
+    def metadata(self) -> MetaData:
+        """The metadata of the default bind."""
+        return t.cast("MetaData", self.Model.metadata)
+
+    @property
+    def metadatas(self) -> Mapping[str | None, MetaData]:
+        """The metadata of each bind that has one; ``None`` is the default bind."""
+        found: dict[str | None, MetaData] = {}
+        if self._model_class is not None:
+            found[None] = self._model_class.metadata
+        for target, name in self._binds.items():
+            metadata = target.metadata
+            if metadata is not found.get(None):
+                found[None if name == DEFAULT_BIND else name] = metadata
+        return MappingProxyType(found)
+
+    def create_all(self, bind: str | None = None) -> None:
+        """Create the tables that do not exist yet.
+
+        :param bind: The tables of one bind; ``None`` for those of all binds.
+        """
+        for metadata, engine, tables in self._tables(bind):
+            metadata.create_all(engine, tables=tables)
+
+    def drop_all(self, bind: str | None = None) -> None:
+        """Drop the tables.
+
+        :param bind: The tables of one bind; ``None`` for those of all binds.
+        """
+        for metadata, engine, tables in self._tables(bind):
+            metadata.drop_all(engine, tables=tables)
+
+    def _tables(
+        self, bind: str | None
+    ) -> t.Iterator[tuple[MetaData, Engine, list[Table]]]:
+        """Yield each metadata with each engine, and its tables that live there."""
+        state = self._state("create_all()")
+        if bind is not None:
+            self._engine(state, bind)
+        metadatas = [target.metadata for target in self._binds]
+        if self._model_class is not None:
+            metadatas.insert(0, self._model_class.metadata)
+        elif not metadatas:
+            self.Model  # raises, and says how to have one
+        home = self._homes()
+        for metadata in {id(each): each for each in metadatas}.values():
+            by_bind: dict[str, list[Table]] = {}
+            for table in metadata.sorted_tables:
+                by_bind.setdefault(home.get(table, DEFAULT_BIND), []).append(table)
+            for name, tables in by_bind.items():
+                if bind in (None, name):
+                    yield metadata, self._engine(state, name), tables
+
+    def _homes(self) -> dict[Table, str]:
+        """Return the bind of every table that is not in the default one."""
+        homes: dict[Table, str] = {}
+        for target, name in self._binds.items():
+            if isinstance(target, sa.Table):
+                homes[target] = name
+            elif hasattr(target, "__table__"):
+                homes[target.__table__] = name
+            else:
+                for table in self._tables_of_base(target):
+                    homes.setdefault(table, name)
+        return homes
+
+    def _tables_of_base(self, base: t.Any) -> list[Table]:
+        """Return the tables of a base: all its metadata's, or if shared, its models'."""
+        main = self._model_class
+        if main is None or base.metadata is not main.metadata:
+            return list(base.metadata.sorted_tables)
+        return [
+            mapper.local_table
+            for mapper in base.registry.mappers
+            if issubclass(mapper.class_, base)
+        ]
+
+    # -- the live view ---------------------------------------------------------
+
+    def snapshot(self) -> WorkerSnapshot:
+        """Return what the current app holds in this process, right now."""
+        return self._state("snapshot()").live.worker()
+
+    def workers(self, timeout: float = 2.0) -> Survey:
+        """Ask every live worker of the current app on this host.
+
+        :param timeout: Seconds to wait for each worker.
+        """
+        return self._state("workers()").live.survey(timeout)
+
+    def serve_control(self, role: Role = "job") -> None:
+        """Let this process answer the status commands, as a web worker does.
+
+        For one that serves no requests, such as a Celery worker or a scheduler.
+
+        :param role: What the process is: ``"job"``, ``"web"``, ``"shell"``,
+            ``"command"`` or ``"test"``.
+        """
+        if role not in ROLES:
+            raise ConfigError(f"role must be one of {', '.join(ROLES)}.")
+        live = self._state("serve_control()").live
+        problem = live.problem()
+        if problem is not None:
+            log.info("serve_control: nothing is served, since %s", problem)
+        live.start(role)
+
+    def ping(self, bind: str | None = None, timeout: float = 5.0) -> float:
+        """Test one connection, made outside the pool as the engine makes them.
+
+        :param bind: ``None`` for the default bind.
+        :param timeout: Seconds to wait for the answer.
+        :return: Seconds from connecting to the answer.
+        :raises PingError: The database did not answer; the message says why.
+        """
+        state = self._state("ping()")
+        name = bind or DEFAULT_BIND
+        engine = self._engine(state, name)
+        return ping(name, engine, state.ledger.pools.get(name), timeout)
+
+    def dispose(self, app: Flask | None = None) -> None:
+        """Close an app's engines and control socket.
+
+        A connection that is out is closed as it returns; the engines may be used
+        again and open new ones.
+
+        :param app: ``None`` for the current app.
+        """
+        state = self._state("dispose()") if app is None else self._state_of(app)
+        state.live.stop()
+        for engine in state.engines.values():
+            engine.dispose()
+
+    def __repr__(self) -> str:
+        names = ", ".join(sorted(app.name for app in self._states))
+        return f"<{type(self).__name__} {names}>" if names else f"<{type(self).__name__}>"

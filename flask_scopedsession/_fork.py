@@ -1,0 +1,34 @@
+"""What a fork means for us. Without the hook, each checkout compares the pid."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import typing as t
+import weakref
+
+from ._control.server import SERVER
+
+#: Called in a child, once per application.
+_callbacks: weakref.WeakSet[t.Any] = weakref.WeakSet()
+
+
+def watch(owner: t.Any) -> None:
+    """Call ``owner.after_fork()`` in every child, as long as `owner` lives."""
+    _callbacks.add(owner)
+
+
+def after_fork_in_child() -> None:
+    """Make everything in this process its own."""
+    SERVER.after_fork_in_child()
+    for owner in list(_callbacks):
+        owner.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=SERVER.before_fork,
+        after_in_parent=SERVER.after_fork_in_parent,
+        after_in_child=after_fork_in_child,
+    )
+atexit.register(SERVER.close)

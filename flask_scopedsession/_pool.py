@@ -1,0 +1,199 @@
+"""A subclass of any pool class that feeds the ledger, and tests rested connections.
+
+``connect()`` is public and the only place where waiting and timeouts can be
+seen. ``_do_return_conn()`` is the one private name: a listener on ``checkin``
+costs twice as much. Where a pool has no such method, the listener is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import typing as t
+from functools import lru_cache
+from time import perf_counter
+
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import Pool
+
+from ._ledger import PoolAccount
+from ._ledger import SLOT
+from ._ledger import TimedOut
+from ._ledger import Waiting
+from ._owner import current_owner
+
+if t.TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import PoolProxiedConnection
+
+log = logging.getLogger("flask_scopedsession")
+
+#: Seconds between two log records about timeouts of the same pool.
+_LOG_EVERY = 10.0
+_PING_ATTEMPTS = 3
+
+
+class TrackedPool(Pool):
+    """What :func:`tracked` adds to a pool class."""
+
+    account: PoolAccount | None = None
+    base_class: type[Pool]
+    after_fork: t.Callable[[], Pool] | None = None
+    """Called in a fork that nobody announced; returns the child's own pool."""
+    _disposed = False
+
+    def connect(self) -> PoolProxiedConnection:
+        account = self.account
+        if account is None:
+            return super().connect()
+        if account.pid != os.getpid() and self.after_fork is not None:
+            # uWSGI forks without running Python's hooks. This pool is the parent's.
+            return self.after_fork().connect()
+        owner = current_owner()
+        began = perf_counter()
+        ident = threading.get_ident()
+        waiting = account.waiting[ident] = Waiting(began, owner)
+        try:
+            proxied = super().connect()
+            waited = perf_counter() - began
+            if account.settings.ping_idle_after is not None:
+                proxied = self._usable(proxied, account)
+        except sa_exc.TimeoutError as error:
+            explain(error, account, account.timed_out(waiting))
+            raise
+        finally:
+            account.waiting.pop(ident, None)
+        account.check_out(proxied, owner, waited)
+        return proxied
+
+    def _usable(
+        self, proxied: PoolProxiedConnection, account: PoolAccount
+    ) -> PoolProxiedConnection:
+        """Return this connection, or another if it had rested and is dead."""
+        for _ in range(_PING_ATTEMPTS):
+            if not self._rested(proxied, account) or self._answers(proxied):
+                return proxied
+            # Its neighbours likely died with it: test them however short they rested.
+            account.suspect_since = perf_counter()
+            proxied.invalidate()
+            proxied = super().connect()
+        return proxied
+
+    @staticmethod
+    def _rested(proxied: PoolProxiedConnection, account: PoolAccount) -> bool:
+        info = proxied.record_info
+        slot = None if info is None else info.get(SLOT)
+        if slot is None or slot.returned is None:
+            return False  # fresh
+        idle_after = account.settings.ping_idle_after
+        return (
+            slot.returned < account.suspect_since
+            or perf_counter() - slot.returned > t.cast(float, idle_after)
+        )
+
+    def _answers(self, proxied: PoolProxiedConnection) -> bool:
+        dialect = t.cast(t.Any, self)._dialect
+        connection = proxied.dbapi_connection
+        try:
+            return bool(dialect.do_ping(connection))
+        except BaseException as error:
+            if isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(
+                error, connection, None
+            ):
+                return False
+            proxied.invalidate()
+            raise
+
+    def recreate(self) -> Pool:
+        pool = t.cast(TrackedPool, super().recreate())
+        pool.account = self.account
+        pool.after_fork = self.after_fork
+        if self.account is not None:
+            self.account.generation += 1
+        return pool
+
+    def spare(self) -> Pool:
+        """Return a new pool like this one that no ledger knows of."""
+        return super().recreate()
+
+    def dispose(self) -> None:
+        self._disposed = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        account = self.account
+        if account is not None:
+            account.check_in(record)
+            if self._disposed:
+                # Else it would stay open in a pool that nobody asks any more.
+                record.close()
+        super()._do_return_conn(record)
+
+
+@lru_cache(maxsize=None)
+def tracked(base: type[Pool]) -> type[TrackedPool]:
+    """Return the subclass of `base` that keeps an account.
+
+    It bears the name of `base`, which SQLAlchemy's loggers are named after.
+    """
+    body: dict[str, t.Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "base_class": base,
+    }
+    return t.cast("type[TrackedPool]", type(base.__name__, (TrackedPool, base), body))
+
+
+def attach(pool: Pool, account: PoolAccount, after_fork: t.Callable[[], Pool]) -> None:
+    """Let a new pool of a tracked class feed `account`."""
+    if isinstance(pool, TrackedPool):
+        pool.account = account
+        pool.after_fork = after_fork
+        if not returns_are_seen(pool.base_class):
+
+            def checked_in(_: object, entry: ConnectionPoolEntry) -> None:
+                account.check_in(entry)
+
+            event.listen(pool, "checkin", checked_in)
+    else:
+        account.listens_only = True
+
+
+def returns_are_seen(base: type[Pool]) -> bool:
+    """Whether a pool class still returns connections through the private method."""
+    return hasattr(base, "_do_return_conn")
+
+
+def base_class(pool: Pool) -> type[Pool]:
+    """Return the class that the user or the dialect chose."""
+    return pool.base_class if isinstance(pool, TrackedPool) else type(pool)
+
+
+# -- a timeout that helps ------------------------------------------------------
+
+
+def explain(
+    error: sa_exc.TimeoutError, account: PoolAccount, timeout: TimedOut
+) -> None:
+    """Add to a timeout who held the connections; its message stays SQLAlchemy's."""
+    error.holders = timeout.holders  # type: ignore[attr-defined]
+    lines = [
+        f"Bind {account.settings.name!r}: waited {timeout.waited:.1f} s;"
+        f" {len(timeout.holders)} connections are held, the longest by:"
+    ]
+    for holder in timeout.holders[:5]:
+        who = holder.endpoint or holder.command or holder.thread or "unknown"
+        where = f" at {holder.at}" if holder.at else ""
+        idle = ", idle in transaction" if holder.idle_in_transaction_s else ""
+        lines.append(f"  {who}{where}, held {holder.held_s:.1f} s{idle}")
+    text = "\n".join(lines)
+    if sys.version_info >= (3, 11):
+        error.add_note(text)
+    now = perf_counter()
+    if now >= account.log_again_at:
+        account.log_again_at = now + _LOG_EVERY
+        log.error("connection pool timeout\n%s", text)

@@ -1,0 +1,374 @@
+"""Ledger to snapshot. It looks, and touches nothing: no query, no lazy attribute,
+no lock of a pool, no strong reference that outlives the reading."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import typing as t
+import weakref
+from collections.abc import Mapping
+from datetime import datetime
+from datetime import timezone
+from time import perf_counter
+
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import SingletonThreadPool
+
+from ._frames import Places
+from ._ledger import Hold
+from ._ledger import Ledger
+from ._ledger import PoolAccount
+from ._ledger import SessionEntry
+from ._ledger import TimedOut
+from ._ledger import Waiting
+from ._owner import frame_of
+from ._owner import Owner
+from ._pool import base_class
+from .snapshot import ConfiguredPool
+from .snapshot import DatabaseURL
+from .snapshot import Holder
+from .snapshot import PoolSnapshot
+from .snapshot import PoolTimeout
+from .snapshot import SessionSnapshot
+from .snapshot import SessionState
+from .snapshot import Waiter
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+Frames = Mapping[int, t.Any]
+
+#: A worker is wedged when a wait has lasted this long and nothing came back.
+WEDGED_AFTER = 2.0
+
+#: At most so many holders per pool, and sessions per worker, are told.
+MOST = 1000
+
+
+class Limits(t.NamedTuple):
+    """What a pool may open, as far as its class knows."""
+
+    size: int | None
+    max: int | None
+    unlimited: bool | None
+    pool_timeout: float | None
+
+
+def limits(pool: Pool) -> Limits:
+    """Return a pool's limits; ``None`` where its class has no such notion."""
+    if isinstance(pool, QueuePool):
+        size = pool.size()
+        # Private: SQLAlchemy offers the current overflow, but not its bound.
+        overflow = getattr(pool, "_max_overflow", None)
+        if overflow == -1 or size == 0:
+            return Limits(size, None, True, pool.timeout())
+        most = None if overflow is None else size + overflow
+        return Limits(size, most, False, pool.timeout())
+    if isinstance(pool, SingletonThreadPool):
+        return Limits(t.cast(t.Any, pool).size, None, None, None)
+    return Limits(None, None, True if isinstance(pool, NullPool) else None, None)
+
+
+def safe_url(url: URL) -> DatabaseURL:
+    """Return the parts of a URL that may be shown: a list of the good ones."""
+    return DatabaseURL(url.drivername, url.host, url.port, url.database)
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """Return a time, now by default, as RFC 3339 in UTC."""
+    moment = datetime.fromtimestamp(
+        time.time() if seconds is None else seconds, timezone.utc
+    )
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Reader:
+    """Reads one application's ledger."""
+
+    def __init__(
+        self,
+        app: Flask,
+        ledger: Ledger,
+        engines: Mapping[str, Engine],
+        held_long_after: float,
+    ) -> None:
+        self._app = weakref.ref(app)
+        self._places = Places(app.root_path)
+        self._ledger = ledger
+        self._engines = engines
+        self._held_long_after = held_long_after
+        for account in ledger.pools.values():
+            account.describe = self._describer(account)
+
+    def configured(self) -> tuple[ConfiguredPool, ...]:
+        """Return the pools as configured, without a word on their use."""
+        return tuple(
+            ConfiguredPool(
+                name,
+                base_class(engine.pool).__name__,
+                safe_url(engine.url),
+                *limits(engine.pool),
+            )
+            for name, engine in self._engines.items()
+        )
+
+    def pools(self) -> tuple[PoolSnapshot, ...]:
+        """Read every pool."""
+        return tuple(self._pool(account) for account in self._ledger.pools.values())
+
+    def in_trouble(self) -> bool:
+        """Whether somebody waits or holds for long, or a checkout timed out lately."""
+        now = perf_counter()
+        for account in self._ledger.pools.values():
+            if self._blocked(account, account.live()):
+                return True
+            if any(now - at < 60 for at in list(account.timeout_times)):
+                return True
+            if any(now - h.since > self._held_long_after for h in account.live()):
+                return True
+        return False
+
+    # -- pools -----------------------------------------------------------------
+
+    def _pool(self, account: PoolAccount) -> PoolSnapshot:
+        engine = self._engines[account.settings.name]
+        pool = engine.pool
+        bounds = limits(pool)
+        frames = sys._current_frames()
+        live = account.live()
+        waiting = self._blocked(account, live)
+        now = perf_counter()
+        found = [(hold, self._holder(account, hold, frames, now)) for hold in live]
+        # Who has returned it meanwhile may have shown us another request's line.
+        found = [(hold, holder) for hold, holder in found if hold.out]
+        holders = tuple(holder for _, holder in found)
+        holding = {id(hold.owner.thread) for hold, _ in found}
+        waiters = tuple(
+            self._waiter(waiter, frames, now, holding) for waiter in waiting
+        )
+        used = len(holders)
+        opened = max(len(account.open), 0)
+        in_pool = len({hold.slot for hold, _ in found if hold.slot is not None})
+        longest = max((w.waited_s for w in waiters), default=0.0)
+        blind = account.listens_only
+        queue = isinstance(pool, QueuePool)
+        minute_ago = now - 60
+        return PoolSnapshot(
+            bind=account.settings.name,
+            pool_class=base_class(pool).__name__,
+            url=safe_url(engine.url),
+            size=bounds.size,
+            max=bounds.max,
+            unlimited=bounds.unlimited,
+            pool_timeout=bounds.pool_timeout,
+            open=opened,
+            used=used,
+            idle=max(0, opened - in_pool),
+            overflow=max(0, opened - (bounds.size or 0)) if queue else None,
+            pending=None if blind else len(waiters),
+            used_pct=100.0 * used / bounds.max if bounds.max else None,
+            max_wait_s=None if blind else longest,
+            held_long=sum(h.held_s > self._held_long_after for h in holders),
+            checkouts_total=account.waits.read().count,
+            connects_total=account.created.read().count,
+            timeouts_total=None if blind else account.timeouts.read().count,
+            timeouts_60s=None
+            if blind
+            else sum(at > minute_ago for at in list(account.timeout_times)),
+            invalidated_total=account.invalidated.read().count,
+            wait_s=None if blind else account.waits.read(),
+            hold_s=account.held.read(),
+            create_s=account.created.read(),
+            wedged=longest >= WEDGED_AFTER and now - account.last_return >= longest,
+            holders=holders[:MOST],
+            waiters=waiters[:MOST],
+            recent_timeouts=tuple(
+                self._timeout(timeout) for timeout in list(account.recent_timeouts)
+            ),
+        )
+
+    def _blocked(self, account: PoolAccount, live: list[Hold]) -> list[Waiting]:
+        """Return who waits for somebody else's connection, longest first.
+
+        Most calls of ``connect()`` that we catch are just passing. A slot is
+        either held or asked for; whoever asks beyond the last one has to wait.
+        """
+        asking = sorted(
+            list(account.waiting.values()), key=lambda w: (w.connecting, w.since)
+        )
+        bounds = limits(self._engines[account.settings.name].pool)
+        if bounds.max is not None:
+            held = sum(hold.generation == account.generation for hold in live)
+            return asking[: max(0, held + len(asking) - bounds.max)]
+        if bounds.unlimited:
+            return []
+        # A pool class of the user's: who is not connecting, and not just passing.
+        now = perf_counter()
+        return [w for w in asking if not w.connecting and now - w.since > 0.005]
+
+    def _describer(self, account: PoolAccount) -> t.Callable[[], tuple[Holder, ...]]:
+        def describe() -> tuple[Holder, ...]:
+            frames, now = sys._current_frames(), perf_counter()
+            return tuple(
+                self._holder(account, hold, frames, now) for hold in account.live()
+            )
+
+        return describe
+
+    def _holder(
+        self, account: PoolAccount, hold: Hold, frames: Frames, now: float
+    ) -> Holder:
+        owner = hold.owner
+        in_transaction = self._in_transaction(account, hold)
+        idle = None
+        if in_transaction and hold.running_since is None and hold.idle_since:
+            idle = max(0.0, now - hold.idle_since)
+        return Holder(
+            connection=None if hold.slot is None else hold.slot.number,
+            backend_pid=None if hold.slot is None else hold.slot.backend_pid,
+            held_s=max(0.0, now - hold.since),
+            thread=owner.thread.name,
+            thread_alive=owner.thread_alive,
+            in_transaction=in_transaction,
+            idle_in_transaction_s=idle,
+            at=self._at(owner, frames, hold),
+            stack=None if hold.stack is None else self._places.stack(hold.stack),
+            session=None if hold.session is None else hold.session.number,
+            sql=hold.statement,
+            **_responsible(owner),
+        )
+
+    @staticmethod
+    def _in_transaction(account: PoolAccount, hold: Hold) -> bool | None:
+        options = hold.execution_options
+        if options is None:
+            return None  # no statement was seen; a raw connection's never are
+        level = options.get(
+            "isolation_level", account.settings.options.get("isolation_level")
+        )
+        return hold.in_transaction and level != "AUTOCOMMIT"
+
+    def _at(
+        self, owner: Owner, frames: Frames, hold: Hold | None = None
+    ) -> str | None:
+        """Return the line where the owner is, or where its view is defined."""
+        if not owner.over and owner.thread_alive:
+            return self._places.current(frame_of(owner, frames))
+        if hold is not None and hold.stack is not None:
+            places = self._places.stack(hold.stack)
+            return places[0] if places else None
+        rule, app = owner.url_rule, self._app()
+        if rule is None or app is None:
+            return None
+        return self._places.definition(app.view_functions.get(rule.endpoint))
+
+    def _waiter(
+        self, waiting: Waiting, frames: Frames, now: float, holding: set[int]
+    ) -> Waiter:
+        owner = waiting.owner
+        return Waiter(
+            waited_s=max(0.0, now - waiting.since),
+            thread=owner.thread.name,
+            at=self._at(owner, frames),
+            self_deadlock=id(owner.thread) in holding,
+            **_responsible(owner),
+        )
+
+    @staticmethod
+    def _timeout(timeout: TimedOut) -> PoolTimeout:
+        return PoolTimeout(
+            at_time=timestamp(timeout.at),
+            waited_s=timeout.waited,
+            endpoint=_responsible(timeout.owner)["endpoint"],
+            holders=timeout.holders[:MOST],
+        )
+
+    # -- sessions --------------------------------------------------------------
+
+    def sessions(self) -> tuple[SessionSnapshot, ...]:
+        """Read every open session, oldest first."""
+        holds: dict[int, list[tuple[PoolAccount, Hold]]] = {}
+        for account in self._ledger.pools.values():
+            for hold in account.live():
+                if hold.session is not None:
+                    holds.setdefault(hold.session.key, []).append((account, hold))
+        now = perf_counter()
+        entries = sorted(self._ledger.sessions.copy().values(), key=lambda e: e.since)
+        found = (
+            self._session(entry, holds.get(entry.key, []), now)
+            for entry in entries[:MOST]
+        )
+        return tuple(session for session in found if session is not None)
+
+    def _session(
+        self, entry: SessionEntry, holds: list[tuple[PoolAccount, Hold]], now: float
+    ) -> SessionSnapshot | None:
+        session = entry()
+        if session is None:
+            return None
+        idle = [
+            now - hold.idle_since
+            for account, hold in holds
+            if hold.running_since is None
+            and hold.idle_since is not None
+            and self._in_transaction(account, hold)
+        ]
+        return SessionSnapshot(
+            session=entry.number,
+            name=entry.name,
+            scope=entry.scope,
+            thread=entry.owner.thread.name,
+            thread_alive=entry.owner.thread_alive,
+            age_s=max(0.0, now - entry.since),
+            state=_session_state(session, bool(holds), bool(idle)),
+            connections=tuple(
+                hold.slot.number for _, hold in holds if hold.slot is not None
+            ),
+            new=_count(lambda: session.new),
+            deleted=_count(lambda: session.deleted),
+            identity=_count(lambda: session.identity_map),
+            idle_in_transaction_s=max(idle, default=None),
+            **_responsible(entry.owner),
+        )
+
+
+def _session_state(session: Session, holds: bool, idle: bool) -> SessionState:
+    if not session.is_active:
+        return "needs rollback"
+    if idle:
+        return "idle in transaction"
+    if holds:
+        return "holding"
+    return "begun" if session.in_transaction() else "idle"
+
+
+def _responsible(owner: Owner) -> dict[str, t.Any]:
+    rule = owner.url_rule
+    return {
+        "endpoint": None if rule is None else rule.endpoint,
+        "method": owner.method,
+        "rule": None if rule is None else rule.rule,
+        "command": owner.command,
+    }
+
+
+def _count(collection: t.Callable[[], t.Collection[t.Any]]) -> int | None:
+    """Count what its own thread may be changing meanwhile."""
+    for _ in range(3):
+        try:
+            return len(collection())
+        except RuntimeError:
+            continue
+    return None
+
+
+def parent_pid() -> int:
+    """Return the parent's process id, 0 where there is no such thing."""
+    return os.getppid() if hasattr(os, "getppid") else 0

@@ -1,0 +1,83 @@
+"""Everything that one Flask application owns, in one record."""
+
+from __future__ import annotations
+
+import os
+import threading
+import typing as t
+from collections.abc import Hashable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+
+if t.TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from ._config import Settings
+    from ._ledger import Ledger
+    from ._live import LiveView
+    from ._reading import Reader
+    from ._scope import Scope
+    from ._session import AppSessionmaker
+
+#: What a fork inherited. Kept, so that nothing of it is ever closed there: the
+#: sockets are still the parent's.
+_inherited: list[object] = []
+
+
+@dataclass(frozen=True, eq=False)
+class AppState:
+    """One application's settings, engines, sessions and ledger."""
+
+    settings: Settings
+    engines: Mapping[str, Engine]
+    sessionmakers: Mapping[str, AppSessionmaker]
+    ledger: Ledger
+    reader: Reader
+    live: LiveView
+    forget: t.Callable[[t.Any], None]
+    """Drops the sessions of a context that a fork inherited."""
+    scopes: dict[Hashable, Scope] = field(default_factory=dict)
+    local: threading.local = field(default_factory=threading.local)
+    _reported: set[str] = field(default_factory=set)
+    _pid: list[int] = field(default_factory=lambda: [os.getpid()])
+
+    def first_report(self, about: str) -> bool:
+        """Whether `about` was not reported before in this process."""
+        if about in self._reported:
+            return False
+        self._reported.add(about)
+        return True
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a fork that has not yet made the state its own."""
+        return self._pid[0] != os.getpid()
+
+    def after_fork(self) -> None:
+        """Make this state the child's own, without touching the parent's sockets."""
+        if not self.inherited:
+            return
+        self._pid[0] = os.getpid()
+        for entry in list(self.ledger.sessions.values()):
+            session = t.cast("Session | None", entry())
+            context = None if entry.context is None else entry.context()
+            _inherited.append(session)
+            if context is not None:
+                self.forget(context)
+        for scope in (*self.scopes.values(), *self.local.__dict__.values()):
+            _inherited.extend(scope.sessions.values())
+            scope.sessions.clear()
+        self.scopes.clear()
+        self.local.__dict__.clear()
+        for account in self.ledger.pools.values():
+            _inherited.extend(hold() for hold in account.holds.values())
+        for engine in self.engines.values():
+            # The parent still uses these sockets. Forget them without closing,
+            # or its transactions end with ours.
+            _inherited.append(engine.pool)
+            engine.dispose(close=False)
+        self.ledger.reset()
+        self._reported.clear()
+        self.live.after_fork()
