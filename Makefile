@@ -1,0 +1,74 @@
+# Everything happens in .venv, made here from $(PYTHON), which must be 3.10 or newer.
+
+PYTHON ?= python3
+PORT ?= 8000
+FAULTS ?= 0
+ARGS ?=
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+FLASK = $(BIN)/python -m flask --app example_app
+
+.PHONY: help demo serve test clean
+
+help:
+	@echo 'make demo    start the example in three workers, and see who holds the connections'
+	@echo 'make serve   keep the example running at http://127.0.0.1:$(PORT)/'
+	@echo '             (PORT=8001 another port, FAULTS=1 with views that misbehave)'
+	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest)"
+	@echo 'make clean   remove what the others made: .venv, caches, instance/ with the flight log'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the Python for .venv.'
+
+demo: $(VENV)/.example
+	@$(BIN)/python -m example_app.demo
+
+serve: $(VENV)/.example
+	@$(FLASK) import-airports
+	@echo
+	@echo 'Open       http://127.0.0.1:$(PORT)/'
+	@if [ '$(FAULTS)' = 1 ]; then \
+	    echo 'Misbehave  http://127.0.0.1:$(PORT)/faults/'; fi
+	@echo 'Look       in a second terminal, in this folder:'
+	@echo '           $(BIN)/flask --app example_app pool-status'
+	@echo '           $(BIN)/flask --app example_app session-status --watch'
+	@echo 'Stop       Ctrl-C'
+	@echo
+	@EXAMPLE_FAULTS='$(FAULTS)' $(BIN)/python -m gunicorn \
+	    --config example_app/gunicorn_conf.py --bind 127.0.0.1:$(PORT) \
+	    'example_app:create_app()'
+
+test: $(VENV)/.tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) instance build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The files below say "done", so that a second run has nothing to do.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "Python 3.10 or newer is needed, and '$(PYTHON)' is not that." >&2; \
+	    echo "Name one that is: make PYTHON=python3.12 ..." >&2; \
+	    exit 1; }
+	@echo 'Making $(VENV) ...'
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "'$(PYTHON) -m venv' failed. Where Python is in several packages" >&2; \
+	    echo "(as on Debian), it needs the one called python3-venv." >&2; \
+	    exit 1; }
+	@$(PIP) --upgrade pip
+	@touch $@
+
+$(VENV)/.example: $(VENV)/.made pyproject.toml
+	@echo 'Installing the package and what the example needs ...'
+	@$(PIP) --editable . --group example
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.made pyproject.toml
+	@echo 'Installing the package and what the tests need ...'
+	@$(PIP) --editable . --group tests --group example
+	@touch $@

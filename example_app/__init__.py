@@ -1,0 +1,50 @@
+"""Airports of the world and a flight log: Flask-ScopedSession at work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+
+from . import commands
+from . import config as settings
+from . import errors
+from . import faults
+from .extensions import db
+from .views import airports
+from .views import api
+from .views import flights
+from .views import statistics
+
+__all__ = ["create_app"]
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Make the application.
+
+    Later settings win: the defaults of ``config.py``, the environment's
+    ``FLASK_…`` variables, then *config*.
+
+    Nothing here asks a database anything, so the application can be made (and
+    ``flask pool-status`` can run) while the database is down.
+    """
+    app = Flask(__name__, instance_path=os.environ.get("EXAMPLE_INSTANCE_PATH"))
+    app.config.from_mapping(settings.defaults())
+    app.config.from_prefixed_env()
+    app.config.from_mapping(config)
+
+    db.init_app(app)
+    commands.init_app(app)
+    errors.init_app(app)
+
+    app.register_blueprint(airports.bp)
+    app.register_blueprint(flights.bp)
+    app.register_blueprint(statistics.bp)
+    app.register_blueprint(api.bp)
+
+    if app.config["EXAMPLE_FAULTS"]:
+        app.register_blueprint(faults.bp)
+
+    return app

@@ -1,0 +1,233 @@
+"""The flight log: checking what people enter, and writing it down."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from .catalogue import find_airport
+from .extensions import db
+from .models import AuditEntry
+from .models import Flight
+from .models import utcnow
+from .paging import whole_number
+
+#: An airline's two- or three-character code, a number, perhaps a letter.
+FLIGHT_NUMBER = re.compile(r"([A-Z]{3}|[A-Z][A-Z0-9]|[0-9][A-Z])[0-9]{1,4}[A-Z]?")
+FIRST_FLIGHT = dt.date(1903, 12, 17)
+MAX_REMARKS = 500
+MAX_ID = 2**31 - 1
+
+
+class InvalidFlightError(Exception):
+    """The input cannot become an entry; *errors* has a message per field."""
+
+    def __init__(self, errors: dict[str, str]) -> None:
+        super().__init__("Not saved: please correct what is marked.")
+        self.errors = errors
+
+
+class ConflictError(Exception):
+    """The input is fine, but what is stored already contradicts it."""
+
+
+@dataclass(frozen=True)
+class FlightData:
+    """What a person enters about a flight, checked."""
+
+    number: str
+    date: dt.date
+    origin: str
+    destination: str
+    minutes: int | None
+    remarks: str
+
+
+def parse_flight(raw: Mapping[str, object]) -> FlightData:
+    """Check a form or a JSON object, and name everything that is wrong with it."""
+    values: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+
+    for name, parse in FIELDS.items():
+        try:
+            values[name] = parse(text_of(raw.get(name)))
+        except ValueError as error:
+            errors[name] = str(error)
+
+    if errors:
+        raise InvalidFlightError(errors)
+
+    return FlightData(**values)
+
+
+def parse_version(raw: Mapping[str, object]) -> int:
+    """Read the version that an edit is based on."""
+    try:
+        return whole_number(text_of(raw.get("version")), 1, MAX_ID)
+    except ValueError:
+        message = "Say which version you have edited: the 'version' of the entry."
+        raise InvalidFlightError({"version": message}) from None
+
+
+def add_flight(data: FlightData) -> Flight:
+    """Write a new entry."""
+    flight = Flight(**asdict(data))
+
+    with writing(data) as session:
+        session.add(flight)
+        record("created", flight, session)
+
+    return flight
+
+
+def change_flight(flight: Flight, data: FlightData, version: int) -> None:
+    """Correct an entry, unless it is no longer the *version* that was edited."""
+    if flight.version != version:
+        raise ConflictError("Somebody else has changed this flight in the meantime.")
+
+    with writing(data) as session:
+        for name, value in asdict(data).items():
+            setattr(flight, name, value)
+
+        if session.is_modified(flight):
+            record("changed", flight, session)
+
+
+@contextmanager
+def writing(data: FlightData) -> Iterator[Session]:
+    """Write in a transaction of its own, and explain the conflicts."""
+    session = db.session()
+    # End the transaction that the input was checked in. SQLite would refuse to
+    # write in it at once if any other worker has written since it began; in a
+    # new one, whose first statement is the write, SQLite waits for its turn.
+    # The unique constraint, the foreign keys and the version catch what may
+    # have changed in between, on every database.
+    session.commit()
+
+    try:
+        yield session
+        session.commit()
+    except IntegrityError as error:
+        session.rollback()
+        if is_taken(data):
+            message = f"Flight {data.number} on {data.date} is in the log already."
+            raise ConflictError(message) from error
+        raise
+    except StaleDataError as error:
+        session.rollback()
+        message = "Somebody else has changed this flight in the meantime."
+        raise ConflictError(message) from error
+    except BaseException:
+        session.rollback()
+        raise
+
+
+def is_taken(data: FlightData) -> bool:
+    """Tell whether the log has a flight of this number and date."""
+    found = select(Flight.id).where(
+        Flight.number == data.number, Flight.date == data.date
+    )
+    return db.session.scalar(found) is not None
+
+
+def record(action: str, flight: Flight, session: Session) -> None:
+    """Write down in the audit database what is about to be committed.
+
+    One session writes to both databases. Both have accepted their rows
+    before either commits, so only a crash between the two commits could leave
+    one without the other (two-phase commit, which SQLite lacks, closes that).
+    """
+    session.flush()  # gives the flight its id; conflicts show here
+    entry = AuditEntry(action=action, flight_id=flight.id, data=flight.to_dict())
+    session.add(entry)
+    session.flush()
+
+
+def text_of(value: object) -> str:
+    """Take text as a form has it, and numbers as JSON has them."""
+    if value is None:
+        return ""
+
+    if isinstance(value, str):
+        return value.strip()
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+
+    raise ValueError("Write this as text, or as a whole number.")
+
+
+def parse_number(text: str) -> str:
+    """Take ``lh 400`` for ``LH400``."""
+    number = text.upper().replace(" ", "")
+
+    if FLIGHT_NUMBER.fullmatch(number):
+        return number
+
+    raise ValueError("Enter a flight number: an airline's code and digits, as LH400.")
+
+
+def parse_date(text: str) -> dt.date:
+    """Take a day on which people flew, or plan to."""
+    try:
+        date = dt.datetime.strptime(text, "%Y-%m-%d").date()
+    except ValueError:
+        raise ValueError("Enter a date as year-month-day, as 2025-07-01.") from None
+
+    if not FIRST_FLIGHT <= date <= utcnow().date() + dt.timedelta(days=366):
+        raise ValueError("Enter a date between 1903-12-17 and a year from now.")
+
+    return date
+
+
+def parse_airport(text: str) -> str:
+    """Take either code of an airport, and return the ICAO code."""
+    if not text:
+        raise ValueError("Enter an airport's ICAO or IATA code, as EDDF or FRA.")
+
+    airport = find_airport(text)
+
+    if airport is None:
+        raise ValueError("No airport has this code. The search finds it by name.")
+
+    return airport.icao
+
+
+def parse_minutes(text: str) -> int | None:
+    """Take up to a day, or nothing."""
+    return whole_number(text, 1, 24 * 60) if text else None
+
+
+def parse_remarks(text: str) -> str:
+    """Take text of several lines. PostgreSQL could not store a NUL."""
+    lines = text.splitlines()
+
+    if not all(line.replace("\t", " ").isprintable() for line in lines):
+        raise ValueError("Leave out control characters.")
+
+    if len(text) > MAX_REMARKS:
+        raise ValueError(f"Use at most {MAX_REMARKS} characters, not {len(text)}.")
+
+    return "\n".join(lines)
+
+
+FIELDS: Mapping[str, Callable[[str], object]] = {
+    "number": parse_number,
+    "date": parse_date,
+    "origin": parse_airport,
+    "destination": parse_airport,
+    "minutes": parse_minutes,
+    "remarks": parse_remarks,
+}

@@ -1,0 +1,52 @@
+"""The documentation does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flask_scopedsession import _config
+from flask_scopedsession import cli
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+def python_blocks(page: str) -> str:
+    """Return the page's Python, each line where it stands in the page."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    lines = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines)
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("page", ["start.md", "scope.md"])
+def test_examples_run(page, run_script, short_tmp):
+    """The examples of a page run from the first to the last."""
+    run_script(python_blocks(page), cwd=short_tmp).check()
+
+
+def test_every_key_is_documented():
+    """The page on configuration has a section for each key, and for no other."""
+    text = (DOCS / "config.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^### `(SCOPEDSESSION_\w+)`$", text, re.MULTILINE))
+    assert documented == _config._KEYS - {"SCOPEDSESSION_FAIR_POOL"}
+
+
+@pytest.mark.parametrize(
+    "command", [cli.pool_status, cli.session_status, cli.db_ping], ids=lambda c: c.name
+)
+def test_every_option_is_documented(command):
+    """The page on the commands names every option."""
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    options = {name for param in command.params for name in param.opts}
+    missing = {name for name in options if name.startswith("--") and name not in text}
+    assert not missing

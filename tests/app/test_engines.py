@@ -1,0 +1,640 @@
+"""Engines: plain SQLAlchemy, SQLite's manners, and the ping outside the pool."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import create_engine
+from sqlalchemy import Engine
+from sqlalchemy import event
+from sqlalchemy import NullPool
+from sqlalchemy import QueuePool
+from sqlalchemy import SingletonThreadPool
+from sqlalchemy import StaticPool
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.errors import ConfigError
+from flask_scopedsession.errors import PingError
+
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def db() -> ScopedSession:
+    return ScopedSession()
+
+
+@contextmanager
+def engine_of(app: Flask, db: ScopedSession, name: str = "default") -> Iterator[Engine]:
+    with app.app_context():
+        yield db.engines[name]
+
+
+def rows(engine: Engine, statement: str) -> list[Any]:
+    with engine.connect() as connection:
+        return list(connection.execute(text(statement)).scalars())
+
+
+def in_thread(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(10)
+
+
+# Plain engines
+
+
+def test_two_apps_have_their_own_engines(make_app: MakeApp, db: ScopedSession) -> None:
+    """One extension object, one configuration dict, two databases of each."""
+    config = {"SQLALCHEMY_BINDS": {"audit": {"url": "sqlite://"}}}
+    first, second = make_app(db, **config), make_app(db, **config)
+    with first.app_context():
+        engine = db.engines["audit"]
+    with second.app_context():
+        assert db.engines["audit"] is not engine
+    assert config == {"SQLALCHEMY_BINDS": {"audit": {"url": "sqlite://"}}}
+
+
+def test_options_reach_the_engine(make_app: MakeApp, db: ScopedSession) -> None:
+    """Those of the constructor, the configuration and the bind."""
+    db = ScopedSession(engine_options={"pool_timeout": 7})
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///a.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": "3", "max_overflow": 1},
+        SQLALCHEMY_BINDS={"b": {"url": "sqlite:///b.db", "pool_size": 2}},
+    )
+    with app.app_context():
+        pools: list[Any] = [engine.pool for engine in db.engines.values()]
+    assert [pool.size() for pool in pools] == [3, 2]
+    assert [pool.timeout() for pool in pools] == [7.0, 7.0]
+    assert all(isinstance(pool, QueuePool) for pool in pools)
+
+
+def test_tracking_off_leaves_the_pool_class(
+    make_app: MakeApp, db: ScopedSession
+) -> None:
+    """Then the pool is the very class that SQLAlchemy chooses."""
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI="sqlite:///a.db", SCOPEDSESSION_TRACKING=False
+    )
+    with engine_of(app, db) as engine:
+        assert type(engine.pool) is QueuePool
+        assert db.ping() > 0
+
+
+def test_ready_made_pool(make_app: MakeApp, db: ScopedSession) -> None:
+    """A pool instance is used as it is."""
+    pool = QueuePool(lambda: sqlite3.connect(":memory:"), pool_size=1)
+    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"pool": pool})
+    with engine_of(app, db) as engine:
+        assert engine.pool is pool
+        assert rows(engine, "SELECT 1") == [1]
+
+
+def test_pool_class_by_name(make_app: MakeApp, db: ScopedSession) -> None:
+    """As from the environment."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///a.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"poolclass": "NullPool"},
+    )
+    with engine_of(app, db) as engine:
+        assert isinstance(engine.pool, NullPool)
+
+
+def test_own_pool_class(make_app: MakeApp, db: ScopedSession) -> None:
+    """A class of the user's keeps its behaviour, and its name in the log."""
+
+    class Narrow(QueuePool):
+        pass
+
+    options = {"poolclass": Narrow, "pool_size": 1}
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI="sqlite:///a.db", SQLALCHEMY_ENGINE_OPTIONS=options
+    )
+    with engine_of(app, db) as engine:
+        assert isinstance(engine.pool, Narrow)
+        assert type(engine.pool).__name__ == "Narrow"
+    assert options == {"poolclass": Narrow, "pool_size": 1}
+
+
+# Where SQLite files are
+
+
+def test_relative_path(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> None:
+    """In the instance folder, with its subfolder, both created."""
+    instance = short_tmp / "not" / "yet"
+    app = make_app(
+        db,
+        flask_options={"instance_path": str(instance)},
+        SQLALCHEMY_DATABASE_URI="sqlite:///data/app.db",
+    )
+    with engine_of(app, db) as engine:
+        assert rows(engine, "SELECT 1") == [1]
+    assert (instance / "data" / "app.db").is_file()
+
+
+@pytest.mark.parametrize("name", ["app.db", "sub/app.db"])
+def test_relative_uri(
+    make_app: MakeApp, db: ScopedSession, short_tmp: Path, name: str
+) -> None:
+    """One of SQLite's own URIs, whose path may hold what a URL may not."""
+    instance = short_tmp / "50% new?"
+    app = make_app(
+        db,
+        flask_options={"instance_path": str(instance)},
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///file:{name}?mode=rwc&uri=true",
+    )
+    with engine_of(app, db) as engine:
+        assert rows(engine, "SELECT 1") == [1]
+    assert (instance / name).is_file()
+
+
+def test_absolute_paths(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> None:
+    """They are the user's: used as they are, and no folder is created."""
+    there = short_tmp / "there.db"
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{short_tmp}/no/folder/app.db",
+        SQLALCHEMY_BINDS={
+            "plain": f"sqlite:///{there}",
+            "uri": f"sqlite:///file:{there}?mode=ro&uri=true",
+        },
+    )
+    with app.app_context():
+        assert rows(db.engines["plain"], "SELECT 1") == [1]
+        assert there.is_file()
+        assert rows(db.engines["uri"], "SELECT 1") == [1]
+        with pytest.raises(OperationalError, match="readonly"):
+            rows(db.engines["uri"], "CREATE TABLE t (a)")
+        with pytest.raises(OperationalError):
+            rows(db.engine, "SELECT 1")
+    assert not (short_tmp / "no").exists()
+
+
+def test_file_without_uri_is_a_name(
+    make_app: MakeApp, db: ScopedSession, short_tmp: Path
+) -> None:
+    """Without ``uri=true``, ``file:`` begins a file's name."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///file:app.db")
+    with engine_of(app, db) as engine:
+        rows(engine, "SELECT 1")
+    assert (short_tmp / "file:app.db").is_file()
+
+
+def test_folder_that_cannot_be_created(
+    make_app: MakeApp, db: ScopedSession, short_tmp: Path
+) -> None:
+    """The error names the key, the folder and the remedy."""
+    (short_tmp / "file").touch()
+    with pytest.raises(ConfigError) as info:
+        make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///file/app.db")
+    message = str(info.value)
+    assert message.startswith("SQLALCHEMY_DATABASE_URI: the folder of the SQLite file")
+    assert str(short_tmp / "file") in message
+    assert "cannot be created" in message
+
+
+# SQLite in memory
+
+IN_MEMORY = [
+    "sqlite://",
+    "sqlite:///:memory:",
+    "sqlite:///file::memory:?uri=true",
+    "sqlite:///file::memory:?cache=shared&uri=true",
+    "sqlite:///file:x?mode=memory&cache=shared&uri=true",
+]
+
+
+@pytest.mark.parametrize("url", IN_MEMORY)
+def test_memory_is_one_database(
+    make_app: MakeApp, db: ScopedSession, short_tmp: Path, url: str
+) -> None:
+    """For all threads; nothing is created in the instance folder."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=url)
+    with engine_of(app, db) as engine:
+        assert isinstance(engine.pool, StaticPool)
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE t (a)"))
+            connection.execute(text("INSERT INTO t VALUES (7)"))
+        assert in_thread(lambda: rows(engine, "SELECT a FROM t")) == [7]
+        db.dispose()
+    assert not list(short_tmp.glob("*x*"))
+
+
+@pytest.mark.parametrize("pool_class", [SingletonThreadPool, NullPool])
+def test_memory_with_own_pool_class(
+    make_app: MakeApp, db: ScopedSession, pool_class: type[Any]
+) -> None:
+    """What the user chooses is taken, with its consequences."""
+    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"poolclass": pool_class})
+    with engine_of(app, db) as engine:
+        assert isinstance(engine.pool, pool_class)
+        assert rows(engine, "SELECT 1") == [1]
+
+
+def test_memory_keeps_connect_args(make_app: MakeApp, db: ScopedSession) -> None:
+    """The user's arguments for the driver win over ours."""
+    options = {"connect_args": {"check_same_thread": True, "timeout": 2.5}}
+    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS=options)
+    seen: dict[str, Any] = {}
+    with engine_of(app, db) as engine:
+
+        @event.listens_for(engine, "do_connect")
+        def connecting(_: Any, __: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.update(kwargs)
+
+        rows(engine, "SELECT 1")
+    assert seen["check_same_thread"] is True
+    assert seen["timeout"] == 2.5
+    assert options == {"connect_args": {"check_same_thread": True, "timeout": 2.5}}
+
+
+def test_creator(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> None:
+    """Who connects himself is left alone, as are the folders of the URL."""
+    path = short_tmp / "own.db"
+    made: list[sqlite3.Connection] = []
+
+    def creator() -> sqlite3.Connection:
+        made.append(sqlite3.connect(path, check_same_thread=False))
+        return made[-1]
+
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///folder/unused.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"creator": creator},
+    )
+    with engine_of(app, db) as engine:
+        assert rows(engine, "SELECT 1") == [1]
+        assert len(made) == 1
+        assert db.ping() > 0
+        assert len(made) == 2
+    assert path.is_file()
+    assert not (short_tmp / "folder").exists()
+
+
+# SQLite's transactions and pragmas
+
+
+def sqlite_app(make_app: MakeApp, db: ScopedSession, **config: Any) -> Flask:
+    return make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///app.db", **config)
+
+
+def test_nothing_by_default(make_app: MakeApp, db: ScopedSession) -> None:
+    """Without our keys, every setting is that of a bare engine."""
+    app = sqlite_app(make_app, db)
+    with engine_of(app, db) as engine:
+        bare = create_engine(engine.url)
+        for pragma in ("foreign_keys", "journal_mode", "busy_timeout", "synchronous"):
+            assert rows(engine, f"PRAGMA {pragma}") == rows(bare, f"PRAGMA {pragma}")
+        with engine.connect() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            connection.execute(text("SELECT 1"))
+            assert not driver.in_transaction  # it begins before it writes, no sooner
+            assert driver.isolation_level == ""
+        bare.dispose()
+
+
+@pytest.mark.parametrize("begin", [None, "IMMEDIATE"])
+@pytest.mark.parametrize("autocommit", [None, False])
+def test_pragmas(
+    make_app: MakeApp, db: ScopedSession, begin: str | None, autocommit: bool | None
+) -> None:
+    """They are in force on every connection, also with Python 3.12's autocommit."""
+    options: dict[str, Any] = {}
+    if autocommit is not None:
+        if sys.version_info < (3, 12):
+            pytest.skip("autocommit came with Python 3.12")
+        options = {"connect_args": {"autocommit": autocommit}}
+    app = sqlite_app(
+        make_app,
+        db,
+        SQLALCHEMY_ENGINE_OPTIONS=options,
+        SCOPEDSESSION_SQLITE_BEGIN=begin,
+        SCOPEDSESSION_SQLITE_PRAGMAS={
+            "foreign_keys": True,
+            "journal_mode": "WAL",
+            "busy_timeout": 1234,
+        },
+    )
+    with engine_of(app, db) as engine, engine.connect(), engine.connect():
+        for pragma, value in (
+            ("foreign_keys", 1),
+            ("journal_mode", "wal"),
+            ("busy_timeout", 1234),
+        ):
+            assert rows(engine, f"PRAGMA {pragma}") == [value]
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE p (id INTEGER PRIMARY KEY)"))
+            connection.execute(text("CREATE TABLE c (p REFERENCES p)"))
+        with pytest.raises(Exception, match="FOREIGN KEY"), engine.begin() as writer:
+            writer.execute(text("INSERT INTO c VALUES (1)"))
+
+
+def locked(path: str) -> bool:
+    """Whether nobody else can begin to write."""
+    other = sqlite3.connect(path, timeout=0)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        other.rollback()
+    except sqlite3.OperationalError:
+        return True
+    finally:
+        other.close()
+    return False
+
+
+@pytest.mark.parametrize(
+    ("begin", "begun", "locks"),
+    [(None, False, False), ("DEFERRED", True, False), ("IMMEDIATE", True, True)],
+)
+def test_begin(
+    make_app: MakeApp,
+    db: ScopedSession,
+    begin: str | None,
+    begun: bool,
+    locks: bool,
+) -> None:
+    """A transaction begins with the first statement; IMMEDIATE locks at once."""
+    app = sqlite_app(make_app, db, SCOPEDSESSION_SQLITE_BEGIN=begin)
+    with engine_of(app, db) as engine:
+        path = str(engine.url.database)
+        with engine.connect() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            connection.execute(text("SELECT 1"))
+            assert driver.in_transaction is begun
+            assert locked(path) is locks
+            connection.commit()
+            assert not driver.in_transaction
+            assert not locked(path)
+        # And again, on the pooled connection.
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            assert locked(path) is locks
+
+
+def test_begin_makes_reads_repeatable(make_app: MakeApp, db: ScopedSession) -> None:
+    """Two reads in one transaction see the same state."""
+    app = sqlite_app(
+        make_app,
+        db,
+        SCOPEDSESSION_SQLITE_BEGIN="DEFERRED",
+        SCOPEDSESSION_SQLITE_PRAGMAS={"journal_mode": "WAL"},
+    )
+    with engine_of(app, db) as engine:
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE t (a)"))
+        with engine.connect() as reader, engine.connect() as writer:
+            assert reader.scalar(text("SELECT count(*) FROM t")) == 0
+            writer.execute(text("INSERT INTO t VALUES (1)"))
+            writer.commit()
+            assert reader.scalar(text("SELECT count(*) FROM t")) == 0
+            reader.rollback()
+            assert reader.scalar(text("SELECT count(*) FROM t")) == 1
+
+
+@pytest.mark.parametrize("begin", ["DEFERRED", "IMMEDIATE"])
+def test_savepoints(make_app: MakeApp, db: ScopedSession, begin: str) -> None:
+    """What a savepoint wrote is rolled back, the rest is kept; DDL too."""
+    app = sqlite_app(make_app, db, SCOPEDSESSION_SQLITE_BEGIN=begin)
+    with app.app_context():
+        db.session.execute(text("CREATE TABLE t (a)"))
+        db.session.execute(text("INSERT INTO t VALUES (1)"))
+        with db.session.begin_nested() as savepoint:
+            db.session.execute(text("INSERT INTO t VALUES (2)"))
+            savepoint.rollback()
+        db.session.commit()
+        assert rows(db.engine, "SELECT a FROM t") == [1]
+        db.session.execute(text("CREATE TABLE u (a)"))
+        db.session.rollback()
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        assert rows(db.engine, tables) == ["t"]
+
+
+def test_autocommit_does_not_begin(make_app: MakeApp, db: ScopedSession) -> None:
+    """By a connection, an engine of options, or the bind; and it is undone after."""
+    app = sqlite_app(
+        make_app,
+        db,
+        SCOPEDSESSION_SQLITE_BEGIN="IMMEDIATE",
+        SQLALCHEMY_BINDS={
+            "auto": {"url": "sqlite:///auto.db", "isolation_level": "AUTOCOMMIT"}
+        },
+    )
+
+    def begins(engine: Engine, **options: Any) -> bool:
+        with engine.connect().execution_options(**options) as connection:
+            connection.execute(text("SELECT 1"))
+            return bool(connection.connection.dbapi_connection.in_transaction)  # type: ignore[union-attr]
+
+    with app.app_context():
+        auto = {"isolation_level": "AUTOCOMMIT"}
+        real = {"isolation_level": "SERIALIZABLE"}
+        assert not begins(db.engine, **auto)
+        assert begins(db.engine)
+        assert not begins(db.engine.execution_options(**auto))
+        assert begins(db.engine)
+        assert not begins(db.engines["auto"])
+        assert begins(db.engines["auto"], **real)
+        # VACUUM refuses to run in a transaction.
+        with db.engine.connect().execution_options(**auto) as connection:
+            connection.execute(text("VACUUM"))
+
+
+# Ping
+
+
+def counts(db: ScopedSession, name: str = "default") -> tuple[Any, ...]:
+    pool = next(pool for pool in db.snapshot().pools if pool.bind == name)
+    return (
+        *(pool.open, pool.used, pool.idle, pool.connects_total, pool.checkouts_total),
+        *(pool.invalidated_total, pool.hold_s.count, pool.create_s.count),
+    )
+
+
+OPTIONS: list[Callable[[], dict[str, Any]]] = [
+    dict,
+    lambda: {"poolclass": NullPool},
+    lambda: {"poolclass": StaticPool},
+    lambda: {"poolclass": SingletonThreadPool},
+    lambda: {
+        "pool": QueuePool(
+            lambda: sqlite3.connect(":memory:", check_same_thread=False), pool_size=1
+        )
+    },
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("used", [False, True])
+def test_ping_is_outside_pool_and_ledger(
+    make_app: MakeApp,
+    db: ScopedSession,
+    options: Callable[[], dict[str, Any]],
+    used: bool,
+) -> None:
+    """Whatever the pool, also while its connections are out: nothing is counted."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS=options(),
+    )
+    with app.app_context():
+        if used:
+            db.session.execute(text("SELECT 1"))
+        before = counts(db)
+        assert 0 < db.ping() < 5
+        assert counts(db) == before
+
+
+def test_ping_when_the_pool_is_exhausted(make_app: MakeApp, db: ScopedSession) -> None:
+    """It does not wait for the pool."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0},
+    )
+    with app.app_context():
+        db.session.execute(text("SELECT 1"))
+        assert db.ping(timeout=2) < 2
+
+
+def test_ping_connects_as_the_engine_does(make_app: MakeApp, db: ScopedSession) -> None:
+    """With its arguments, and through listeners that rotate credentials."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 3.5}},
+    )
+    seen: list[Any] = []
+    opened: list[Any] = []
+    with engine_of(app, db) as engine:
+
+        @event.listens_for(engine, "do_connect")
+        def connecting(_: Any, __: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen.append(kwargs["timeout"])
+
+        @event.listens_for(engine, "connect")
+        def connected(connection: Any, _: Any) -> None:
+            opened.append(connection)
+
+        db.ping()
+        assert seen == [3.5]
+        (connection,) = opened
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+def test_ping_of_a_bind(make_app: MakeApp, db: ScopedSession) -> None:
+    """By its name; an unknown one is an error that lists the known."""
+    app = make_app(db, SQLALCHEMY_BINDS={"audit": "sqlite:///audit.db"})
+    with app.app_context():
+        assert db.ping("audit") > 0
+        with pytest.raises(LookupError, match=r"no bind 'nil'.*\['audit'\]"):
+            db.ping("nil")
+
+
+def test_ping_fails(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> None:
+    """By class and known words; what a driver says beside that may hold the URL."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=f"sqlite:///{short_tmp}/no/swordfish")
+    with app.app_context(), pytest.raises(PingError) as info:
+        db.ping()
+    assert str(info.value) == (
+        "bind 'default': OperationalError (unable to open database file)"
+    )
+    assert info.value.__cause__ is None
+    assert info.value.__context__ is None
+
+
+def test_ping_timeout(make_app: MakeApp, db: ScopedSession) -> None:
+    """Whether or not the driver can time out."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///app.db")
+    gate = threading.Event()
+    with engine_of(app, db) as engine:
+
+        @event.listens_for(engine, "do_connect")
+        def connecting(*_: Any) -> None:
+            gate.wait(10)
+
+        before = counts(db)
+        with pytest.raises(PingError, match=r"bind 'default': no answer within 0.05 s"):
+            db.ping(timeout=0.05)
+        gate.set()
+        assert counts(db) == before
+
+
+# PostgreSQL
+
+
+def test_ping_postgresql(make_app: MakeApp, db: ScopedSession, pg_url: str) -> None:
+    """A real server answers, and has one connection less than it had."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=pg_url)
+    with app.app_context():
+        before = counts(db)
+        assert 0 < db.ping() < 5
+        assert counts(db) == before
+        mine = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        )
+        assert rows(db.engine, mine) == [1]
+
+
+def test_ping_postgresql_with_sqlstate(
+    make_app: MakeApp, db: ScopedSession, pg_url: str
+) -> None:
+    """The server's code is told where there is one, the URL never."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=pg_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"options": "-c swordfish=1"}},
+    )
+    with app.app_context(), pytest.raises(PingError) as info:
+        db.ping()
+    assert "swordfish" not in str(info.value)
+    assert "OperationalError" in str(info.value)
+
+
+def test_ping_refused(make_app: MakeApp, db: ScopedSession) -> None:
+    """A server that is not there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    url = f"postgresql+psycopg://app:swordfish@127.0.0.1:{port}/app"
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=url)
+    with app.app_context(), pytest.raises(PingError) as info:
+        db.ping()
+    assert str(info.value) == "bind 'default': OperationalError (connection refused)"
+
+
+def test_idle_ping_only_where_networked(
+    make_app: MakeApp, db: ScopedSession, pg_url: str
+) -> None:
+    """A rested connection is tested on PostgreSQL, and replaced when it is dead."""
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI=pg_url, SCOPEDSESSION_PING_IDLE_AFTER=0.0
+    )
+    with engine_of(app, db) as engine:
+        (pid,) = rows(engine, "SELECT pg_backend_pid()")
+        other = create_engine(pg_url)
+        rows(other, f"SELECT pg_terminate_backend({pid})")
+        other.dispose()
+        assert rows(engine, "SELECT 1") == [1]
+
+
+def test_no_environment_needed(make_app: MakeApp, db: ScopedSession) -> None:
+    """The working directory plays no part."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///app.db")
+    with engine_of(app, db) as engine:
+        assert Path(str(engine.url.database)).is_absolute()

@@ -1,0 +1,231 @@
+"""A scope that ends well, with changes that nobody committed."""
+
+from __future__ import annotations
+
+import pytest
+from flask import abort
+from sqlalchemy import exc as sa_exc
+from sqlalchemy import insert
+from sqlalchemy import select
+from sqlalchemy import text
+from sqlalchemy import update
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import mapped_column
+
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.errors import LostWork
+from flask_scopedsession.errors import ScopedSessionError
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+@pytest.fixture
+def db():
+    return ScopedSession(model_class=Base)
+
+
+@pytest.fixture
+def make(db, make_app, sqlite_url):
+    def make(**config):
+        app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url, **config)
+        with app.app_context():
+            db.create_all()
+            db.session.add(User(id=1, name="ed"))
+            db.session.commit()
+        return app
+
+    return make
+
+
+def visit(app, work):
+    """Do some work in a view, and return the response's status."""
+    app.add_url_rule("/work", view_func=lambda: work() or "fine", endpoint="work")
+    return app.test_client().get("/work").status_code
+
+
+LOSING = {
+    "added": lambda db: db.session.add(User(name="x")),
+    "flushed": lambda db: (db.session.add(User(name="x")), db.session.flush()),
+    "changed": lambda db: setattr(db.session.get(User, 1), "name", "x"),
+    "deleted": lambda db: db.session.delete(db.session.get(User, 1)),
+    "orm dml": lambda db: db.session.execute(update(User).values(name="x")),
+    "core dml": lambda db: db.session.execute(
+        insert(User.__table__).values(name="x")
+    ),
+    "returning": lambda db: db.session.scalars(
+        insert(User).returning(User.id), [{"name": "x"}]
+    ).all(),
+    "scalar": lambda db: db.session.scalar(
+        insert(User).values(name="x").returning(User.id)
+    ),
+    "query": lambda db: db.session.query(User).update({"name": "x"}),
+    "bulk": lambda db: db.session.bulk_save_objects([User(name="x")]),
+    "bulk insert": lambda db: db.session.bulk_insert_mappings(User, [{"name": "x"}]),
+    "bulk update": lambda db: db.session.bulk_update_mappings(
+        User, [{"id": 1, "name": "x"}]
+    ),
+    "after a commit": lambda db: (
+        db.session.commit(),
+        db.session.execute(update(User).values(name="x")),
+    ),
+}
+
+SILENT = {
+    "nothing": lambda db: None,
+    "read": lambda db: db.session.scalars(select(User)).all(),
+    "for update": lambda db: db.session.scalars(select(User).with_for_update()).all(),
+    "same value": lambda db: setattr(db.session.get(User, 1), "name", "ed"),
+    "committed": lambda db: (db.session.add(User(name="x")), db.session.commit()),
+    "rolled back": lambda db: (
+        db.session.add(User(name="x")),
+        db.session.flush(),
+        db.session.rollback(),
+    ),
+    "closed": lambda db: (db.session.add(User(name="x")), db.session.close()),
+    "no rows": lambda db: db.session.bulk_insert_mappings(User, []),
+    "abort": lambda db: (db.session.add(User(name="x")), abort(400)),
+    "status": lambda db: (db.session.add(User(name="x")), ("no", 409))[1],
+    "handled flush error": lambda db: handled(db),
+}
+
+
+def handled(db):
+    db.session.add(User(id=1, name="x"))
+    with pytest.raises(sa_exc.IntegrityError):
+        db.session.flush()
+
+
+@pytest.mark.parametrize("work", LOSING.values(), ids=LOSING)
+def test_lost_work_is_reported(db, make, caplog, work):
+    """The log says which view, how many, of what kind, and what to do."""
+    assert visit(make(), lambda: work(db) and None) == 200
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    message = record.getMessage()
+    assert "GET /work -> work ended without commit()" in message
+    assert "1 User" in message or "1 user" in message
+    assert "db.session.commit()" in message
+
+
+@pytest.mark.parametrize("work", SILENT.values(), ids=SILENT)
+def test_no_false_alarm(db, make, caplog, work):
+    visit(make(), lambda: work(db) if work in ANSWERS else work(db) and None)
+    assert caplog.records == []
+
+
+ANSWERS = (SILENT["status"],)
+
+
+def test_an_error_is_no_lost_work(db, make, caplog):
+    """A view that raises loses its work on purpose."""
+    app = make(PROPAGATE_EXCEPTIONS=False)
+
+    def work():
+        db.session.add(User(name="x"))
+        raise RuntimeError("on purpose")
+
+    caplog.set_level("WARNING", "flask_scopedsession")
+    assert visit(app, work) == 500
+    assert [r for r in caplog.records if r.name == "flask_scopedsession"] == []
+
+
+def test_once_per_view(db, make, caplog):
+    app = make()
+    for name in ("one", "two"):
+        app.add_url_rule(
+            f"/{name}",
+            view_func=lambda: db.session.add(User(name="x")) or "",
+            endpoint=name,
+        )
+    for path in ("/one", "/one", "/two", "/one"):
+        app.test_client().get(path)
+    assert [r.getMessage().split()[3] for r in caplog.records] == ["one", "two"]
+
+
+def test_kinds_are_counted(db, make, caplog):
+    def work():
+        db.session.add_all([User(name="x"), User(name="y")])
+        db.session.flush()
+        db.session.add(User(name="z"))
+
+    visit(make(), work)
+    assert "(3 User)" in caplog.text
+
+
+def test_outside_requests(db, make, caplog):
+    """A script's context is a scope like any other."""
+    with make().app_context():
+        db.session.add(User(name="x"))
+    assert "ended without commit()" in caplog.text
+
+
+def test_no_values_in_the_log(db, make, caplog):
+    visit(make(), lambda: db.session.add(User(name="canary")))
+    assert "canary" not in caplog.text
+
+
+def test_raise(db, make):
+    """``"raise"`` fails the request, after the session was removed."""
+    app = make(SCOPEDSESSION_LOST_WORK="raise")
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        visit(app, lambda: db.session.add(User(name="x")))
+    found = caught.value
+    # Flask 3.2 raises what teardowns raise in a group.
+    found = getattr(found, "exceptions", (found,))[0]
+    assert isinstance(found, LostWork)
+    assert "GET /work -> work" in str(found)
+    with app.app_context():
+        assert db.snapshot().sessions == ()
+
+
+def test_raise_is_not_for_production(db, make):
+    with pytest.raises(ScopedSessionError, match="SCOPEDSESSION_LOST_WORK"):
+        make(SCOPEDSESSION_LOST_WORK="raise", TESTING=False, DEBUG=False)
+
+
+def test_ignore(db, make, caplog):
+    visit(make(SCOPEDSESSION_LOST_WORK="ignore"), lambda: db.session.add(User(name="x")))
+    assert caplog.records == []
+
+
+def test_changes_that_cannot_be_compared(db, make, caplog):
+    """A type whose values refuse to be compared does not keep the session open."""
+
+    class Odd(str):
+        __slots__ = ()
+
+        def __eq__(self, other):
+            raise ValueError("ambiguous")
+
+        __hash__ = str.__hash__
+
+    app = make()
+    visit(app, lambda: setattr(db.session.get(User, 1), "name", Odd("x")))
+    assert "cannot tell what it changed" in caplog.text
+    with app.app_context():
+        assert db.snapshot().sessions == ()
+        assert db.snapshot().pools[0].used == 0
+
+
+def test_two_binds(make_app, short_tmp, caplog):
+    """The session of another bind is looked at as well."""
+    db = ScopedSession()
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{short_tmp}/a.db",
+        SQLALCHEMY_BINDS={"b": f"sqlite:///{short_tmp}/b.db"},
+    )
+    with app.app_context():
+        Base.metadata.create_all(db.get_engine("b"))
+        db.session.execute(text("SELECT 1"))
+        db.get_session("b").add(User(name="x"))
+    assert "1 User" in caplog.text

@@ -1,0 +1,92 @@
+"""With pytest-flask, which pushes a request context around every test.
+
+The extension's scope is the application context: on Flask 3.1 the test client's
+requests share the test's, and so its session; on Flask 3.2 they have their own.
+"""
+
+from __future__ import annotations
+
+import pytest
+from flask import url_for
+from flask.globals import app_ctx
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import mapped_column
+
+from flask_scopedsession import ScopedSession
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+db = ScopedSession(model_class=Base)
+
+
+@pytest.fixture
+def app(make_app, sqlite_url):
+    """What pytest-flask looks for."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    with app.app_context():
+        db.create_all()
+
+    @app.post("/users/<name>")
+    def add(name):
+        db.session.add(User(name=name))
+        db.session.commit()
+        return ""
+
+    @app.get("/whose")
+    def whose():
+        context = id(app_ctx._get_current_object())
+        return {"context": context, "session": db.session().info.get("context")}
+
+    @app.get("/holder")
+    def holder():
+        db.session.execute(select(1))
+        return {"endpoint": db.snapshot().pools[0].holders[0].endpoint}
+
+    return app
+
+
+def test_the_pushed_context_has_a_session(app):
+    """A test may use ``db.session`` as it is; ``url_for`` works beside it."""
+    assert db.session() is db.session()
+    assert url_for("add", name="ed") == "/users/ed"
+
+
+def test_what_a_request_wrote(app, client):
+    client.post(url_for("add", name="ed"))
+    assert db.session.scalars(select(User.name)).all() == ["ed"]
+
+
+def test_one_session_per_context(app, client):
+    """A request shares the test's session just when it shares its context."""
+    db.session().info["context"] = id(app_ctx._get_current_object())
+    answer = client.get("/whose").json
+    assert answer["session"] in (None, answer["context"])
+    shares_context = answer["context"] == db.session().info["context"]
+    assert (answer["session"] is not None) == shares_context
+
+
+def test_nothing_of_another_test(app):
+    """The test before left neither a session nor an object behind."""
+    assert not db.session.registry.has()
+    assert db.snapshot().sessions == ()
+
+
+def test_each_request_is_its_own_owner(app, client):
+    """In a shared context, a second request is not taken for the first."""
+    db.session.rollback()
+    assert client.get("/holder").json == {"endpoint": "holder"}
+    db.session.remove()
+    client.post("/users/ed")
+    db.session.remove()
+    assert client.get("/holder").json == {"endpoint": "holder"}

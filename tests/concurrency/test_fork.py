@@ -1,0 +1,385 @@
+"""What a fork inherits: the child never touches the parent's sockets.
+
+Each script runs in a fresh interpreter, with warnings as errors.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.subprocess
+
+HEAD = """
+import os, sys
+from flask import Flask
+from sqlalchemy import select, text
+from flask_scopedsession import ScopedSession
+
+db = ScopedSession()
+app = Flask("forks")
+app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
+app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 2}
+db.init_app(app)
+
+def child(work):
+    "Run `work` in a fork; return what it wrote."
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(read)
+            os.write(write, str(work()).encode())
+            code = 0
+        finally:
+            os.close(write)
+            if EXIT_NICELY:
+                sys.exit(code)
+            os._exit(code)
+    os.close(write)
+    with open(read) as answer:
+        found = answer.read()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, status
+    return found
+
+EXIT_NICELY = False
+"""
+
+PID = 'text("SELECT pg_backend_pid()")'
+
+
+@pytest.fixture
+def fork(run_script, pg_url):
+    def run(body, *, url=pg_url, **kwargs):
+        source = HEAD + textwrap.dedent(body)
+        result = run_script(source, url, python_args=("-W", "error"), **kwargs)
+        assert result.code == 0, result.stderr
+        return result.stdout.split()
+
+    return run
+
+
+def test_the_child_opens_its_own_connection(fork):
+    """Pooled connections of the parent are not used in the child, nor closed."""
+    mine, childs, mine_again = fork(
+        f"""
+        def backend():
+            with app.app_context():
+                return db.session.scalar({PID})
+        print(backend(), child(backend), backend())
+        """
+    )
+    assert mine == mine_again != childs
+
+
+@pytest.mark.parametrize("nicely", [True, False], ids=["sys.exit", "os._exit"])
+def test_the_parents_transaction_goes_on(fork, nicely):
+    """A fork in the middle of a transaction: the parent's ends as it would have."""
+    (answer,) = fork(
+        f"""
+        EXIT_NICELY = {nicely}
+        with app.app_context():
+            db.session.execute(text("CREATE TABLE t (x int)"))
+            session = db.session()
+            def work():
+                assert not db.session.registry.has()
+                assert db.session() is not session
+                db.session.execute(text("SELECT 1"))
+                db.session.remove()
+                import gc; gc.collect()
+                return "fine"
+            assert child(work) == "fine"
+            db.session.execute(text("INSERT INTO t VALUES (42)"))
+            db.session.commit()
+            print(db.session.scalar(text("SELECT x FROM t")))
+        """
+    )
+    assert answer == "42"
+
+
+def test_without_tracking(fork):
+    """The same with the ledger switched off."""
+    (answer,) = fork(
+        """
+        EXIT_NICELY = True
+        app = Flask("untracked")
+        app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
+        app.config["SCOPEDSESSION_TRACKING"] = False
+        db.init_app(app)
+        with app.app_context():
+            session = db.session()
+            session.execute(text("CREATE TABLE t (x int)"))
+            def work():
+                assert db.session() is not session
+                return db.session.scalar(text("SELECT 1"))
+            assert child(work) == "1"
+            session.execute(text("INSERT INTO t VALUES (42)"))
+            session.commit()
+            print(session.scalar(text("SELECT x FROM t")))
+        """
+    )
+    assert answer == "42"
+
+
+def test_the_childs_ledger_is_its_own(fork):
+    """What the parent holds is no holding of the child, and the other way round."""
+    answers = fork(
+        f"""
+        def counts():
+            with app.app_context():
+                pool = db.snapshot().pools[0]
+                return f"{{pool.used}},{{pool.open}},{{pool.checkouts_total}}"
+        def work():
+            before = counts()
+            with app.app_context():
+                db.session.execute(text("SELECT 1"))
+                return before + "|" + counts()
+        with app.app_context():
+            db.session.execute(text("SELECT 1"))
+            print(child(work), counts())
+        """
+    )
+    assert answers == ["0,0,0|1,1,1", "1,1,1"]
+
+
+def test_nested_contexts(fork):
+    """Also the sessions of outer contexts are dropped in the child."""
+    (answer,) = fork(
+        """
+        with app.app_context():
+            outer = db.session()
+            outer.execute(text("SELECT 1"))
+            inner_context = app.app_context()
+            inner_context.push()
+            db.session.execute(text("SELECT 1"))
+            def work():
+                assert not db.session.registry.has()
+                inner_context.pop()
+                assert not db.session.registry.has()
+                return db.session() is not outer
+            print(child(work))
+            inner_context.pop()
+            assert db.session() is outer
+            assert outer.scalar(text("SELECT 1")) == 1
+        """
+    )
+    assert answer == "True"
+
+
+def test_thread_scope(fork):
+    """Thread-local sessions are the parent's, too."""
+    (answer,) = fork(
+        """
+        db = ScopedSession(scopefunc="thread")
+        app = Flask("threads")
+        app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
+        db.init_app(app)
+        with app.app_context():
+            session = db.session()
+            session.execute(text("SELECT 1"))
+            print(child(lambda: db.session() is not session))
+            assert db.session() is session
+            assert session.scalar(text("SELECT 1")) == 1
+        """
+    )
+    assert answer == "True"
+
+
+def test_a_fork_that_runs_no_hook(fork):
+    """As uWSGI's: each checkout and each new session compares the process id."""
+    mine, childs, mine_again = fork(
+        f"""
+        import ctypes
+        libc = ctypes.PyDLL(None)
+        def backend():
+            with app.app_context():
+                return db.session.scalar({PID})
+        def raw_fork():
+            "fork() without Python's hooks."
+            read, write = os.pipe()
+            pid = libc.fork()
+            if pid == 0:
+                try:
+                    os.write(write, str(backend()).encode())
+                finally:
+                    os._exit(0)
+            os.close(write)
+            with open(read) as answer:
+                found = answer.read()
+            os.waitpid(pid, 0)
+            return found
+        print(backend(), raw_fork(), backend())
+        """
+    )
+    assert childs.isdigit()
+    assert mine == mine_again != childs
+
+
+def test_a_fork_that_runs_no_hook_and_core(fork):
+    """The same without a session: the pool itself notices."""
+    mine, childs, mine_again = fork(
+        f"""
+        import ctypes
+        libc = ctypes.PyDLL(None)
+        with app.app_context():
+            engine = db.engine
+        def backend():
+            with engine.connect() as connection:
+                return connection.scalar({PID})
+        def raw_fork():
+            read, write = os.pipe()
+            pid = libc.fork()
+            if pid == 0:
+                try:
+                    os.write(write, str(backend()).encode())
+                finally:
+                    os._exit(0)
+            os.close(write)
+            with open(read) as answer:
+                found = answer.read()
+            os.waitpid(pid, 0)
+            return found
+        print(backend(), raw_fork(), backend())
+        """
+    )
+    assert childs.isdigit()
+    assert mine == mine_again != childs
+
+
+def test_a_fork_that_runs_no_hook_without_tracking(fork):
+    """Without our pool class, each new session still notices."""
+    mine, childs, mine_again = fork(
+        f"""
+        import ctypes
+        libc = ctypes.PyDLL(None)
+        app = Flask("untracked")
+        app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
+        app.config["SCOPEDSESSION_TRACKING"] = False
+        db.init_app(app)
+        def backend():
+            with app.app_context():
+                return db.session.scalar({PID})
+        print(backend())
+        sys.stdout.flush()
+        pid = libc.fork()
+        if pid == 0:
+            print(backend())
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(backend())
+        """
+    )
+    assert mine == mine_again != childs
+
+
+@pytest.mark.parametrize(
+    ("out", "tracking"),
+    [("session", True), ("session", False), ("raw", True), ("nothing", True)],
+)
+@pytest.mark.parametrize("nicely", [True, False], ids=["sys.exit", "os._exit"])
+def test_nothing_inherited_is_ever_closed(fork, short_tmp, nicely, out, tracking):
+    """Not by the collector, nor at exit: a driver may tell the server goodbye."""
+    log = short_tmp / "touched"
+    (parent, child), touched = (
+        fork(
+            f"""
+            import gc, sqlite3
+            class Connection(sqlite3.Connection):
+                def touched(self):
+                    with open({str(log)!r}, "a") as file:
+                        file.write(f"{{os.getpid()}}\\n")
+                def rollback(self):
+                    self.touched()
+                    super().rollback()
+                def close(self):
+                    self.touched()
+                    super().close()
+                def __del__(self):
+                    self.touched()
+            EXIT_NICELY = {nicely}
+            app = Flask("touches")
+            app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
+            app.config["SCOPEDSESSION_TRACKING"] = {tracking}
+            app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {{
+                "connect_args": {{"factory": Connection}}
+            }}
+            db.init_app(app)
+            with app.app_context():
+                db.engine.connect().close()
+                raw = None
+                if {out!r} == "session":
+                    db.session.execute(text("SELECT 1"))
+                elif {out!r} == "raw":
+                    raw = db.engine.raw_connection()
+                os.unlink({str(log)!r})
+                def work():
+                    global raw
+                    raw = None
+                    db.session.remove()
+                    gc.collect()
+                    return os.getpid()
+                print(os.getpid(), child(work))
+                raw = None
+            db.dispose(app)
+            """,
+            url=f"sqlite:///{short_tmp}/x.db",
+        ),
+        log.read_text().split(),
+    )
+    assert parent in touched
+    assert child not in touched
+
+
+def test_forking_while_another_thread_is_in_the_ledger(fork):
+    """A lock that another thread holds at the fork does not stop the child."""
+    (answer,) = fork(
+        """
+        import threading, warnings
+        # The threads are this test's, not ours.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        with app.app_context():
+            state = db._states[app]
+        account = state.ledger.pools["default"]
+        inside, leave = threading.Event(), threading.Event()
+        def hold_the_locks():
+            with account.held._lock, account.waits._lock:
+                inside.set()
+                leave.wait(20)
+        thread = threading.Thread(target=hold_the_locks)
+        thread.start()
+        assert inside.wait(10)
+        def work():
+            with app.app_context():
+                db.session.execute(text("SELECT 1"))
+                return db.snapshot().pools[0].checkouts_total
+        print(child(work))
+        leave.set()
+        thread.join()
+        """,
+        timeout=30,
+    )
+    assert answer == "1"
+
+
+def test_multiprocessing(fork):
+    """A pool of forked processes works, and the parent's session goes on."""
+    answers = fork(
+        f"""
+        import multiprocessing
+        def backend(_):
+            with app.app_context():
+                return db.session.scalar({PID})
+        with app.app_context():
+            mine = db.session.scalar({PID})
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                others = pool.map(backend, range(4))
+                pool.close(); pool.join()
+            assert db.session.scalar({PID}) == mine
+            print(mine in others, len(set(others)))
+        """
+    )
+    assert answers[0] == "False"

@@ -1,0 +1,97 @@
+"""The example application, with the airports in SQLite files of the test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The example is not a part of the distribution. At the end of the path, so that
+# an installed flask_scopedsession is the one that is tested.
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from example_app import create_app  # noqa: E402
+from example_app import faults  # noqa: E402
+from example_app.extensions import db  # noqa: E402
+
+
+def files_in(folder: Path) -> dict[str, Any]:
+    """Configure both databases as files in ``folder``."""
+    return {
+        "TESTING": True,
+        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{folder / 'airports.sqlite3'}",
+        "SQLALCHEMY_BINDS": {"audit": f"sqlite:///{folder / 'audit.sqlite3'}"},
+    }
+
+
+@pytest.fixture(autouse=True)
+def own_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the instance folder, and the settings of whoever runs the tests, out."""
+    for name in list(os.environ):
+        if name.startswith(("EXAMPLE_", "FLASK_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("EXAMPLE_INSTANCE_PATH", str(tmp_path / "instance"))
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the databases as the import leaves them."""
+    folder = tmp_path_factory.mktemp("imported")
+    app = create_app(files_in(folder))
+    result = app.test_cli_runner().invoke(args=["import-airports"])
+    assert result.exit_code == 0, result.output
+    db.dispose(app)
+    return folder
+
+
+@pytest.fixture
+def make_example(imported: Path, tmp_path: Path) -> Iterator[Callable[..., Flask]]:
+    """Make the application; ``make_example(EXAMPLE_FAULTS=True, ...)``."""
+    shutil.copytree(imported, tmp_path, dirs_exist_ok=True)
+    apps = []
+
+    def make(**config: Any) -> Flask:
+        app = create_app({**files_in(tmp_path), **config})
+        apps.append(app)
+        return app
+
+    yield make
+    wait_until(lambda: not jobs(), what="the background jobs' end")
+    while faults.kept:
+        faults.kept.pop().close()
+    for app in apps:
+        db.dispose(app)
+
+
+def jobs() -> list[threading.Thread]:
+    """Find the threads of background jobs."""
+    return [t for t in threading.enumerate() if t.name.startswith("recount-")]
+
+
+@pytest.fixture
+def example(make_example: Callable[..., Flask]) -> Flask:
+    """The application, without faults.
+
+    It is not called ``app``, for which pytest-flask would push a request context
+    around the test: all its requests would share one session then.
+    """
+    return make_example()
+
+
+@pytest.fixture
+def browser(example: Flask) -> FlaskClient:
+    """A client of ``example``."""
+    return example.test_client()
