@@ -1,12 +1,27 @@
-"""``python -m flask_scopedsession``: the commands, without Flask's others."""
+"""``python -m flask_scopedsession``: the commands, without anybody else's."""
 
 from __future__ import annotations
 
+import click
 from flask.cli import FlaskGroup
 
 from .cli import COMMANDS
 
-main = FlaskGroup(
+
+class _Commands(FlaskGroup):
+    """Flask's options; but neither plugins nor the application add commands.
+
+    So no application is loaded to list them.
+    """
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return click.Group.get_command(self, ctx, name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return click.Group.list_commands(self, ctx)
+
+
+main = _Commands(
     name="flask_scopedsession",
     help="Show what every database pool and session of a Flask application does.",
     add_default_commands=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typing as t
 
-from .snapshot import PoolSnapshot
 from .snapshot import Survey
 
 EXIT_OK = 0
@@ -18,6 +17,8 @@ EXIT_PARTIAL = 5
 EXIT_UNAVAILABLE = 69
 #: The workers belong to somebody else (``EX_NOPERM``).
 EXIT_NO_PERMISSION = 77
+#: ``--watch`` was interrupted, as shells have it.
+EXIT_INTERRUPTED = 130
 
 WARN_DEFAULT = "held_long=1,used_pct=90"
 CRIT_DEFAULT = "pending=1,max_wait_s=5,timeouts_60s=1"
@@ -32,6 +33,7 @@ class Verdict(t.NamedTuple):
 
     code: int
     reasons: tuple[str, ...]
+    """The worst first."""
 
 
 def parse_thresholds(text: str) -> dict[str, float]:
@@ -41,7 +43,7 @@ def parse_thresholds(text: str) -> dict[str, float]:
     """
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        metric, _, value = part.partition("=")
+        metric, _, value = (word.strip() for word in part.partition("="))
         if metric not in METRICS:
             raise ValueError(
                 f"{metric!r} is not a metric. There are {', '.join(METRICS)}."
@@ -58,41 +60,45 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 def check(survey: Survey, warn: Thresholds, crit: Thresholds) -> Verdict:
     """Return the exit code of ``--check``, and why."""
+    denied = [
+        *(f"critical: no permission: {s.dir}" for s in survey.searched if s.denied),
+        *(
+            f"critical: pid {s.pid}: {s.reason}"
+            for s in survey.silent
+            if s.reason == "permission denied" and not survey.live
+        ),
+    ]
+    critical = [
+        *(
+            f"critical: pid {worker.pid}, bind {pool.bind}: wedged"
+            for worker in survey.live
+            for pool in worker.pools
+            if pool.wedged
+        ),
+        *(f"critical: {reason}" for reason in _reached(survey, crit)),
+    ]
+    silent = [f"silent: pid {s.pid}: {s.reason}" for s in survey.silent]
+    warnings = [f"warning: {reason}" for reason in _reached(survey, warn)]
+    reasons = (*critical, *silent, *warnings)
+    if denied:
+        return Verdict(EXIT_NO_PERMISSION, (*denied, *reasons))
     if not survey.live:
-        denied = [s for s in survey.searched if s.denied]
-        if denied:
-            return Verdict(EXIT_NO_PERMISSION, (f"no permission: {denied[0].dir}",))
-        if not survey.silent:
-            return Verdict(EXIT_UNAVAILABLE, ("no worker has answered",))
-    critical = [reason for found in _reached(survey, crit) for reason in found]
-    for worker in survey.live:
-        for pool in worker.pools:
-            if pool.wedged:
-                critical.append(f"{worker.pid}/{pool.bind}: wedged")
-    silent = [f"{s.pid}: {s.reason}" for s in survey.silent]
-    warnings = [reason for found in _reached(survey, warn) for reason in found]
-    reasons = tuple(critical + silent + warnings)
+        return Verdict(EXIT_UNAVAILABLE, ("critical: no worker has answered", *reasons))
     if critical:
         return Verdict(EXIT_CRITICAL, reasons)
-    if not survey.live:
-        return Verdict(EXIT_UNAVAILABLE, reasons)
     if silent:
         return Verdict(EXIT_PARTIAL, reasons)
     return Verdict(EXIT_WARNING if warnings else EXIT_OK, reasons)
 
 
-def _reached(survey: Survey, thresholds: Thresholds) -> t.Iterator[list[str]]:
+def _reached(survey: Survey, thresholds: Thresholds) -> t.Iterator[str]:
     for worker in survey.live:
         for pool in worker.pools:
-            yield [
-                f"{worker.pid}/{pool.bind}: {metric} {value:g} >= {thresholds[metric]:g}"
-                for metric, value in _values(pool)
-                if metric in thresholds and value >= thresholds[metric]
-            ]
-
-
-def _values(pool: PoolSnapshot) -> t.Iterator[tuple[str, float]]:
-    for metric in METRICS:
-        value = getattr(pool, metric)
-        if value is not None:
-            yield metric, float(value)
+            for metric, threshold in thresholds.items():
+                value = getattr(pool, metric)
+                # What the pool's class cannot know reaches nothing.
+                if value is not None and value >= threshold:
+                    yield (
+                        f"pid {worker.pid}, bind {pool.bind}:"
+                        f" {metric} {value:.4g} >= {threshold:g}"
+                    )

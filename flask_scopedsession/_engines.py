@@ -10,6 +10,7 @@ import typing as t
 import weakref
 from collections.abc import Callable
 from collections.abc import Mapping
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -19,13 +20,22 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool import StaticPool
 
 from ._config import BindSettings
-from ._ledger import bind_engine
 from ._ledger import PoolAccount
 from ._pool import attach
 from ._pool import tracked
 from ._pool import TrackedPool
+from ._urls import in_memory
+from ._urls import is_sqlite
+from ._urls import is_sqlite_uri
+from ._values import attempt
+from ._values import seconds
+from ._watch import watch_engine
 from .errors import ConfigError
 from .errors import PingError
+from .snapshot import DatabaseURL
+
+#: ``sqlite3.LEGACY_TRANSACTION_CONTROL``, where Python has it.
+_LEGACY_TRANSACTIONS = -1
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -48,9 +58,11 @@ def make_engine(
     """
     options = dict(bind.options)
     url = bind.url
-    if url.get_backend_name() == "sqlite":
+    if is_sqlite(url) and "creator" not in options:
         url = _sqlite(bind, url, options, instance_path)
-    engine = _create(bind, url, options, track=account is not None)
+    if account is not None and options.get("pool") is None:
+        options["poolclass"] = tracked(options.get("poolclass") or _pool_class(url))
+    engine = _create(bind, url, options)
     if bind.pragmas or bind.begin:
         _listen_sqlite(bind, engine)
     if account is not None:
@@ -61,51 +73,49 @@ def make_engine(
             return t.cast("Engine", reference()).pool
 
         attach(engine.pool, account, own_pool)
-        bind_engine(account, engine)
+        watch_engine(engine, account)
     return engine
 
 
-def _create(
-    bind: BindSettings, url: URL, options: dict[str, t.Any], *, track: bool
-) -> Engine:
-    try:
-        if track and options.get("pool") is None:
-            chosen = options.get("poolclass")
-            base = chosen or url.get_dialect().get_pool_class(url)
-            options["poolclass"] = tracked(base)
-        return sa.create_engine(url, **options)
-    except ImportError as error:
-        missing = error.name or "its driver"
+def _pool_class(url: URL) -> t.Any:
+    """Return what SQLAlchemy would choose."""
+    dialect: t.Any = attempt(url.get_dialect, ImportError)
+    if isinstance(dialect, ImportError):
+        return sa.QueuePool  # the engine cannot be created, and says why
+    return dialect.get_pool_class(url)
+
+
+def _create(bind: BindSettings, url: URL, options: Mapping[str, t.Any]) -> Engine:
+    made = attempt(
+        lambda: sa.create_engine(url, **options),
+        *(ImportError, TypeError, ValueError, sa_exc.ArgumentError),
+    )
+    if isinstance(made, ImportError):
+        missing = f" ({made.name!r} is not installed)" if made.name else ""
         raise ConfigError(
-            f"{bind.key} needs the driver of {url.drivername!r}, but {missing!r} is not"
-            " installed. Install it, or name another driver in the URL."
-        ) from None
-    except (TypeError, ValueError, sa_exc.ArgumentError) as error:
-        raise ConfigError(_option_problem(bind, options, error)) from None
-
-
-def _option_problem(
-    bind: BindSettings, options: Mapping[str, t.Any], error: Exception
-) -> str:
-    """Say which engine option was refused; never show a value."""
-    text = str(error)
-    unknown = [
-        name
-        for name in re.findall(r"'(\w+)'", text.partition(" sent to ")[0])
-        if name in options
-    ]
-    if isinstance(error, TypeError) and unknown:
-        pool = options.get("poolclass")
-        using = f", which uses {pool.__name__}" if isinstance(pool, type) else ""
-        return (
-            f"{bind.key}: create_engine() does not accept {', '.join(unknown)} for"
-            f" {bind.url.drivername!r}{using}. Check SQLALCHEMY_ENGINE_OPTIONS and the"
-            " bind's own options."
+            f"{bind.key} needs the driver of {url.drivername!r}, which cannot be"
+            f" imported{missing}. Install it, or name another driver in the URL."
         )
+    if isinstance(made, Exception):
+        raise ConfigError(_option_problem(bind, made))
+    return made
+
+
+def _option_problem(bind: BindSettings, error: Exception) -> str:
+    """Say which engine option was refused; never show a value."""
+    listed, found, using = str(error).partition(" sent to create_engine(), using ")
+    unknown = [name for name in re.findall(r"'(\w+)'", listed) if name in bind.options]
+    where = (
+        f"Check SQLALCHEMY_ENGINE_OPTIONS, the options in {bind.key}, and"
+        " ScopedSession(engine_options=...)."
+    )
+    if not (found and unknown):
+        refused = ", ".join(sorted(bind.options))
+        return f"{bind.key}: create_engine() refused one of {refused}. {where}"
+    pool = re.search(r"/(\w+)/", using)
     return (
-        f"{bind.key}: create_engine() refused an option of {sorted(options)}"
-        f" ({type(error).__name__}). Check SQLALCHEMY_ENGINE_OPTIONS and the bind's"
-        " own options."
+        f"{bind.key}: create_engine() does not accept {', '.join(unknown)} for"
+        f" {bind.url.drivername!r}{f' with {pool[1]}' if pool else ''}. {where}"
     )
 
 
@@ -115,52 +125,94 @@ def _option_problem(
 def _sqlite(
     bind: BindSettings, url: URL, options: dict[str, t.Any], instance_path: str
 ) -> URL:
-    if bind.in_memory:
-        if options.get("pool") is None and options.get("poolclass") is None:
-            # SQLAlchemy's default gives every thread an empty database of its own.
-            options["poolclass"] = StaticPool
-        connect_args = dict(options.get("connect_args") or {})
-        connect_args.setdefault("check_same_thread", False)
-        options["connect_args"] = connect_args
+    """Return the URL with an absolute path; one in memory is made one for all."""
+    if not in_memory(url):
+        return _in_instance_folder(bind, url, instance_path)
+    if options.get("pool") is None and options.get("poolclass") is None:
+        # SQLAlchemy's default gives every thread an empty database of its own.
+        options["poolclass"] = StaticPool
+    options["connect_args"] = {
+        "check_same_thread": False,
+        **options.get("connect_args", {}),
+    }
+    return url
+
+
+def _in_instance_folder(bind: BindSettings, url: URL, instance_path: str) -> URL:
+    path = t.cast(str, url.database)
+    uri = is_sqlite_uri(url) and path.startswith("file:")
+    if uri:
+        path = path.removeprefix("file:")
+    if os.path.isabs(path):
         return url
-    database = t.cast(str, url.database)
-    if database.startswith("file:"):
-        return url  # SQLite's own URI: the user's words, to the letter
-    if not os.path.isabs(database):
-        database = os.path.join(instance_path, database)
-    try:
-        os.makedirs(os.path.dirname(database), exist_ok=True)
-    except OSError as error:
+    folder = os.path.dirname(os.path.join(instance_path, path))
+    error = attempt(lambda: os.makedirs(folder, exist_ok=True), OSError)
+    if isinstance(error, OSError):
         raise ConfigError(
-            f"{bind.key}: the folder of the SQLite file cannot be created"
+            f"{bind.key}: the folder of the SQLite file, {folder}, cannot be created"
             f" ({error.strerror}). Create it, or use an absolute path."
-        ) from None
-    return url.set(database=database)
+        )
+    if uri:
+        return url.set(database="file:" + os.path.join(quote(instance_path), path))
+    return url.set(database=os.path.join(instance_path, path))
 
 
 def _listen_sqlite(bind: BindSettings, engine: Engine) -> None:
-    def connected(connection: DBAPIConnection, _: object) -> None:
-        if bind.begin:
-            # Else the driver begins by itself, and only before it writes.
-            t.cast(t.Any, connection).isolation_level = None
-        cursor = connection.cursor()
-        try:
-            for name, value in bind.pragmas.items():
-                cursor.execute(f"PRAGMA {name} = {value}")
-        finally:
-            cursor.close()
+    def connected(connection: t.Any, _: object) -> None:
+        # From Python 3.12 on; False is a transaction that is always open, in which
+        # some pragmas do nothing, and which cannot begin in another way.
+        always_open = getattr(connection, "autocommit", None) is False
+        if always_open:
+            connection.autocommit = True
+        _execute_pragmas(connection, bind.pragmas)
+        if always_open:
+            connection.autocommit = _LEGACY_TRANSACTIONS if bind.begin else False
 
     def begin(connection: sa.Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":
+        level = connection.get_execution_options().get(
+            "isolation_level", bind.options.get("isolation_level")
+        )
+        if level != "AUTOCOMMIT":
             connection.exec_driver_sql(f"BEGIN {bind.begin}")
 
     event.listen(engine, "connect", connected)
-    if bind.begin and bind.options.get("isolation_level") != "AUTOCOMMIT":
+    if bind.begin:
         event.listen(engine, "begin", begin)
 
 
+def _execute_pragmas(connection: DBAPIConnection, pragmas: Mapping[str, str]) -> None:
+    cursor = connection.cursor()
+    try:
+        for name, value in pragmas.items():
+            cursor.execute(f"PRAGMA {name} = {value}")
+    finally:
+        cursor.close()
+
+
 # -- outside the pool ----------------------------------------------------------
+
+#: What drivers say when they cannot connect. Only these words of a driver's text are
+#: repeated: the rest may hold the URL.
+_KNOWN_WORDS = (
+    *("connection refused", "connection reset", "connection timed out"),
+    *("timeout expired", "no such file or directory", "permission denied"),
+    *("name or service not known", "temporary failure in name resolution"),
+    *("could not translate host name", "unknown host", "network is unreachable"),
+    *("authentication failed", "access denied", "no password supplied"),
+    *("does not exist", "unknown database", "unable to open database file"),
+    *("too many clients", "too many connections", "remaining connection slots"),
+    *("starting up", "shutting down", "in recovery mode"),
+)
+
+
+class PingResult(t.NamedTuple):
+    """How one database answered."""
+
+    bind: str
+    url: DatabaseURL
+    latency_s: float | None
+    version: str | None
+    error: str | None
 
 
 def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) -> float:
@@ -171,24 +223,24 @@ def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) ->
     :param wait: Seconds to wait for the answer.
     :return: Seconds from connecting to the answer.
     :raises PingError: No answer; the message says why, without the URL.
+    :raises ConfigError: `wait` is no number of seconds.
     """
-    outcome: list[float | BaseException] = []
+    wait = seconds("ping(timeout=...)", wait, least=0.001)
+    outcome: list[float | str] = []
 
     def visit() -> None:
         try:
             outcome.append(_visit(engine, account))
-        except BaseException as error:
-            outcome.append(error)
+        except BaseException as error:  # noqa: BLE001  # the caller is told
+            outcome.append(_reason(error))
 
     # Drivers differ in whether and how a connection attempt can be timed out.
     thread = threading.Thread(target=visit, name="scopedsession-ping", daemon=True)
     thread.start()
     thread.join(wait)
-    if not outcome:
-        raise PingError(f"bind {name!r}: no answer within {wait:g} s")
-    result = outcome[0]
-    if isinstance(result, BaseException):
-        raise PingError(f"bind {name!r}: {_reason(result)}") from None
+    result = outcome[0] if outcome else f"no answer within {wait:g} s"
+    if isinstance(result, str):
+        raise PingError(f"bind {name!r}: {result}")
     return result
 
 
@@ -213,10 +265,14 @@ def _visit(engine: Engine, account: PoolAccount | None) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """Say what went wrong by class and SQLSTATE; a driver's text may hold the URL."""
+    """Say what went wrong by class, SQLSTATE and words that are known to be safe."""
     origin = getattr(error, "orig", None) or error
     state = getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None)
-    return type(origin).__name__ + (f" (SQLSTATE {state})" if state else "")
+    said = str(origin).lower()
+    words = [phrase for phrase in _KNOWN_WORDS if phrase in said]
+    details = [f"SQLSTATE {state}"] if state else []
+    details += words[:1]
+    return type(origin).__name__ + (f" ({', '.join(details)})" if details else "")
 
 
 def server_version(engine: Engine) -> str | None:

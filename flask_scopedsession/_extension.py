@@ -11,9 +11,7 @@ from collections.abc import Hashable
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import sqlalchemy as sa
-from flask import current_app
-from flask.globals import app_ctx
+from flask import Flask
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
@@ -22,6 +20,8 @@ from sqlalchemy.orm import sessionmaker
 from . import _fork
 from ._config import DEFAULT_BIND
 from ._config import read_settings
+from ._context import app_context
+from ._context import has_context
 from ._control.server import SERVER
 from ._engines import make_engine
 from ._engines import ping
@@ -29,17 +29,21 @@ from ._ledger import Ledger
 from ._ledger import PoolAccount
 from ._live import LiveView
 from ._live import ROLES
+from ._models import Models
 from ._reading import Reader
-from ._scope import app_context
 from ._scope import ContextScopes
 from ._scope import KeyedScopes
 from ._scope import OUTSIDE
+from ._scope import scope_context
 from ._scope import Scopes
 from ._scope import Sessions
 from ._scope import ThreadScopes
 from ._session import AppSessionmaker
+from ._session import refuse_unknown_options
 from ._session import watched
 from ._state import AppState
+from ._values import kind
+from ._values import mapping
 from .cli import add_commands
 from .errors import AppNotInitialized
 from .errors import ConfigError
@@ -48,7 +52,6 @@ from .errors import SetupError
 from .errors import UnknownBind
 
 if t.TYPE_CHECKING:
-    from flask import Flask
     from sqlalchemy import Engine
     from sqlalchemy import MetaData
     from sqlalchemy import Table
@@ -86,7 +89,7 @@ class _Factory(sessionmaker[t.Any]):
         self._state_of = state_of
 
     def __call__(self, **local_kw: t.Any) -> t.Any:
-        state = self._state_of(app_context().app)
+        state = self._state_of(scope_context().app)
         return state.sessionmakers[""](**{**self.kw, **local_kw})
 
 
@@ -121,20 +124,9 @@ class ScopedSession(t.Generic[S]):
         session_options: Mapping[str, t.Any] | None = None,
         scopefunc: t.Literal["thread"] | Callable[[], Hashable] | None = None,
     ) -> None:
-        if model_class is not None and not hasattr(model_class, "metadata"):
-            raise ConfigError(
-                "model_class must be a declarative base: a subclass of"
-                " sqlalchemy.orm.DeclarativeBase."
-            )
-        self._model_class = model_class
-        self._binds = dict(binds or {})
-        for target, name in self._binds.items():
-            if not isinstance(name, str) or not hasattr(target, "metadata"):
-                raise ConfigError(
-                    "binds must map a base, a model or a table to a bind's name."
-                )
-        self._engine_options = dict(engine_options or {})
-        self._session_options = dict(session_options or {})
+        self._models = Models(model_class, {} if binds is None else binds)
+        self._engine_options = mapping("engine_options", engine_options)
+        self._session_options = mapping("session_options", session_options)
         for taken in ("bind", "binds"):
             if taken in self._session_options:
                 raise ConfigError(
@@ -176,6 +168,8 @@ class ScopedSession(t.Generic[S]):
         :raises ConfigError: A key is missing or wrong; the message says which.
         :raises SetupError: The application has been initialised before.
         """
+        if not isinstance(t.cast(object, app), Flask):
+            raise SetupError(f"init_app() needs a Flask application, not {kind(app)}.")
         if EXTENSION in app.extensions:
             mine = app.extensions[EXTENSION] is self
             raise SetupError(
@@ -188,7 +182,7 @@ class ScopedSession(t.Generic[S]):
             default_name=f"{app.name}:{os.path.realpath(app.root_path)}",
             engine_options=self._engine_options,
         )
-        for target, name in self._binds.items():
+        for name in self._models.binds.values():
             if name not in settings.binds:
                 raise ConfigError(
                     f"ScopedSession(binds=...) names the bind {name!r}, which"
@@ -206,7 +200,7 @@ class ScopedSession(t.Generic[S]):
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
-            scopes.end(app_ctx._get_current_object(), error)
+            scopes.end(app_context(), error)
 
         app.teardown_appcontext(remove_sessions)
         app.shell_context_processor(lambda: {"db": self})
@@ -246,15 +240,15 @@ class ScopedSession(t.Generic[S]):
     ) -> dict[str, AppSessionmaker]:
         """Return one sessionmaker per bind, and under ``""`` that of all of them."""
         options = {**self._session_options, **settings.session_options}
-        tracked = ledger if settings.tracking else None
-        binds = {target: engines[name] for target, name in self._binds.items()}
+        refuse_unknown_options(self._class, options)
+        binds = {target: engines[name] for target, name in self._models.binds.items()}
         makers = {
-            name: AppSessionmaker(self._class, tracked, **{**options, "bind": engine})
+            name: AppSessionmaker(self._class, ledger, **{**options, "bind": engine})
             for name, engine in engines.items()
         }
         makers[""] = AppSessionmaker(
             self._class,
-            tracked,
+            ledger,
             **{**options, "bind": engines.get(DEFAULT_BIND), "binds": binds},
         )
         return makers
@@ -274,9 +268,9 @@ class ScopedSession(t.Generic[S]):
         return state
 
     def _state(self, what: str) -> AppState:
-        if not app_ctx:
+        if not has_context():
             raise OutsideContext(f"'db.{what}' {OUTSIDE}")
-        return self._state_of(current_app._get_current_object())  # type: ignore[attr-defined]
+        return self._state_of(app_context().app)
 
     # -- sessions and engines --------------------------------------------------
 
@@ -335,12 +329,7 @@ class ScopedSession(t.Generic[S]):
     @property
     def Model(self) -> type[t.Any]:  # noqa: N802
         """The declarative base given as `model_class`."""
-        if self._model_class is None:
-            raise SetupError(
-                "There is no model class. Create ScopedSession(model_class=Base) with"
-                " your DeclarativeBase."
-            )
-        return self._model_class
+        return self._models.model_class
 
     @property
     def metadata(self) -> MetaData:
@@ -350,75 +339,35 @@ class ScopedSession(t.Generic[S]):
     @property
     def metadatas(self) -> Mapping[str | None, MetaData]:
         """The metadata of each bind that has one; ``None`` is the default bind."""
-        found: dict[str | None, MetaData] = {}
-        if self._model_class is not None:
-            found[None] = self._model_class.metadata
-        for target, name in self._binds.items():
-            metadata = target.metadata
-            if metadata is not found.get(None):
-                found[None if name == DEFAULT_BIND else name] = metadata
-        return MappingProxyType(found)
+        return self._models.metadatas
 
     def create_all(self, bind: str | None = None) -> None:
         """Create the tables that do not exist yet.
 
         :param bind: The tables of one bind; ``None`` for those of all binds.
+        :raises UnknownBind: No such bind is configured.
         """
-        for metadata, engine, tables in self._tables(bind):
+        for metadata, engine, tables in self._tables("create_all()", bind):
             metadata.create_all(engine, tables=tables)
 
     def drop_all(self, bind: str | None = None) -> None:
         """Drop the tables.
 
         :param bind: The tables of one bind; ``None`` for those of all binds.
+        :raises UnknownBind: No such bind is configured.
         """
-        for metadata, engine, tables in self._tables(bind):
+        for metadata, engine, tables in self._tables("drop_all()", bind):
             metadata.drop_all(engine, tables=tables)
 
     def _tables(
-        self, bind: str | None
+        self, what: str, bind: str | None
     ) -> t.Iterator[tuple[MetaData, Engine, list[Table]]]:
-        """Yield each metadata with each engine, and its tables that live there."""
-        state = self._state("create_all()")
+        state = self._state(what)
         if bind is not None:
             self._engine(state, bind)
-        metadatas = [target.metadata for target in self._binds]
-        if self._model_class is not None:
-            metadatas.insert(0, self._model_class.metadata)
-        elif not metadatas:
-            self.Model  # raises, and says how to have one
-        home = self._homes()
-        for metadata in {id(each): each for each in metadatas}.values():
-            by_bind: dict[str, list[Table]] = {}
-            for table in metadata.sorted_tables:
-                by_bind.setdefault(home.get(table, DEFAULT_BIND), []).append(table)
-            for name, tables in by_bind.items():
-                if bind in (None, name):
-                    yield metadata, self._engine(state, name), tables
-
-    def _homes(self) -> dict[Table, str]:
-        """Return the bind of every table that is not in the default one."""
-        homes: dict[Table, str] = {}
-        for target, name in self._binds.items():
-            if isinstance(target, sa.Table):
-                homes[target] = name
-            elif hasattr(target, "__table__"):
-                homes[target.__table__] = name
-            else:
-                for table in self._tables_of_base(target):
-                    homes.setdefault(table, name)
-        return homes
-
-    def _tables_of_base(self, base: t.Any) -> list[Table]:
-        """Return the tables of a base: all its metadata's, or if shared, its models'."""
-        main = self._model_class
-        if main is None or base.metadata is not main.metadata:
-            return list(base.metadata.sorted_tables)
-        return [
-            mapper.local_table
-            for mapper in base.registry.mappers
-            if issubclass(mapper.class_, base)
-        ]
+        for metadata, name, tables in self._models.tables():
+            if bind in (None, name):
+                yield metadata, self._engine(state, name), tables
 
     # -- the live view ---------------------------------------------------------
 
@@ -477,4 +426,6 @@ class ScopedSession(t.Generic[S]):
 
     def __repr__(self) -> str:
         names = ", ".join(sorted(app.name for app in self._states))
-        return f"<{type(self).__name__} {names}>" if names else f"<{type(self).__name__}>"
+        return (
+            f"<{type(self).__name__} {names}>" if names else f"<{type(self).__name__}>"
+        )

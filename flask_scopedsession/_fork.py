@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import typing as t
 import weakref
 
 from ._control.server import SERVER
+
+log = logging.getLogger("flask_scopedsession")
 
 #: Called in a child, once per application.
 _callbacks: weakref.WeakSet[t.Any] = weakref.WeakSet()
@@ -22,7 +25,10 @@ def after_fork_in_child() -> None:
     """Make everything in this process its own."""
     SERVER.after_fork_in_child()
     for owner in list(_callbacks):
-        owner.after_fork()
+        try:
+            owner.after_fork()
+        except Exception:
+            log.warning("%r: not ready after the fork", owner, exc_info=True)
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
 import typing as t
 import weakref
@@ -28,11 +27,8 @@ from .snapshot import Histogram
 from .snapshot import Holder
 
 if t.TYPE_CHECKING:
-    from sqlalchemy import Engine
-    from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import ConnectionPoolEntry
-    from sqlalchemy.pool import Pool
     from sqlalchemy.pool import PoolProxiedConnection
 
     from ._config import BindSettings
@@ -345,134 +341,3 @@ class Ledger:
         self.started = time.time()
         for account in self.pools.values():
             account.reset()
-
-
-def bind_engine(account: PoolAccount, engine: Engine) -> None:
-    """Let an engine's pool and dialect feed `account`.
-
-    The listeners fire only when a connection is made or ends. The dialect's
-    public methods tell when a statement runs and a transaction ends: on the
-    instance, since events on the engine would slow every execution down.
-    """
-    from sqlalchemy import event
-
-    def connected(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        if threading.get_ident() in account.pinging:
-            return
-        began = getattr(entry, "last_connect_time", None)
-        took = 0.0 if began is None else time.time() - began
-        account.connected(entry, backend_pid(connection), took)
-
-    def closed(_: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        account.closed(entry)
-
-    def invalidated(
-        _: DBAPIConnection, entry: ConnectionPoolEntry, error: BaseException | None
-    ) -> None:
-        slot = account.open.get(entry)
-        account.invalidated.add(0.0 if slot is None else perf_counter() - slot.opened)
-
-    def connecting(*_: t.Any) -> None:
-        waiting = account.waiting.get(threading.get_ident())
-        if waiting is not None:
-            waiting.connecting = True
-
-    event.listen(engine, "connect", connected, insert=True)
-    event.listen(engine, "close", closed)
-    event.listen(engine, "detach", closed)
-    event.listen(engine, "invalidate", invalidated)
-    event.listen(engine, "do_connect", connecting)
-    if account.listens_only:
-        _listen_to_pool(account, engine)
-    _watch_statements(account, engine)
-
-
-def _listen_to_pool(account: PoolAccount, engine: Engine) -> None:
-    from sqlalchemy import event
-
-    from ._owner import current_owner
-
-    def checked_out(
-        _: DBAPIConnection, entry: ConnectionPoolEntry, proxied: PoolProxiedConnection
-    ) -> None:
-        account.check_out(proxied, current_owner(), 0.0)
-
-    def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-        account.check_in(entry)
-
-    event.listen(engine, "checkout", checked_out)
-    event.listen(engine, "checkin", checked_in)
-    event.listen(engine, "detach", checked_in)
-
-
-def _watch_statements(account: PoolAccount, engine: Engine) -> None:
-    dialect = engine.dialect
-    holds = account.holds
-
-    def running(context: t.Any, statement: str) -> Hold | None:
-        if context is None:
-            return None
-        hold = holds.get(id(context.root_connection.connection))
-        if hold is not None:
-            hold.in_transaction = True
-            hold.execution_options = context.execution_options
-            hold.running_since = perf_counter()
-            if account.show_sql:
-                hold.statement = statement
-        return hold
-
-    def finished(hold: Hold | None) -> None:
-        if hold is not None:
-            hold.running_since = None
-            hold.idle_since = perf_counter()
-
-    def watch_execute(name: str) -> None:
-        original = getattr(dialect, name)
-
-        def execute(cursor: t.Any, statement: str, *args: t.Any, **kw: t.Any) -> None:
-            context = kw.get("context") if "context" in kw else (args or (None,))[-1]
-            hold = running(context, statement)
-            try:
-                original(cursor, statement, *args, **kw)
-            finally:
-                finished(hold)
-
-        setattr(dialect, name, execute)
-
-    def watch_end(name: str) -> None:
-        original = getattr(dialect, name)
-
-        def end(connection: PoolProxiedConnection) -> None:
-            hold = holds.get(id(connection))
-            if hold is not None:
-                hold.in_transaction = False
-            original(connection)
-
-        setattr(dialect, name, end)
-
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        watch_execute(name)
-    for name in ("do_commit", "do_rollback"):
-        watch_end(name)
-
-
-def backend_pid(connection: t.Any) -> int | None:
-    """Return the server's process id of a connection, if the driver knows it.
-
-    No query is sent: psycopg has it in ``info``, psycopg2 and pg8000 in methods,
-    the MySQL drivers as a thread id.
-    """
-    info = getattr(connection, "info", None)
-    for source, name in (
-        (info, "backend_pid"),
-        (connection, "get_backend_pid"),
-        (connection, "thread_id"),
-    ):
-        value = getattr(source, name, None)
-        try:
-            found = value() if callable(value) else value
-        except Exception:
-            continue
-        if isinstance(found, int):
-            return found
-    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -12,6 +11,7 @@ import time
 import typing as t
 import weakref
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 
@@ -20,10 +20,12 @@ from flask import request_tearing_down
 
 from ._control import client
 from ._control import directory
+from ._control.endpoint import Endpoint
+from ._control.endpoint import Source
+from ._control.protocol import CREDENTIALS
+from ._control.protocol import encode
 from ._control.protocol import PROTOCOL
-from ._control.server import Endpoint
 from ._control.server import SERVER
-from ._control.server import Source
 from ._native import allocate_lock
 from ._reading import MOST
 from ._reading import parent_pid
@@ -45,7 +47,7 @@ if t.TYPE_CHECKING:
 log = logging.getLogger("flask_scopedsession")
 
 #: Whether this platform has what the control socket is made of.
-SUPPORTED = hasattr(socket, "AF_UNIX") and directory.fcntl is not None
+SUPPORTED = hasattr(socket, "AF_UNIX") and directory.LOCKS and CREDENTIALS
 
 ROLES: tuple[Role, ...] = t.get_args(Role)
 
@@ -59,11 +61,17 @@ class LiveView:
         self._app = weakref.ref(app)
         self._app_name = app.name
         self._settings = settings
+        # As relative SQLite paths: from wherever the process or command is started.
+        self._control_dir = settings.control_dir and os.path.join(
+            os.path.realpath(app.instance_path), settings.control_dir
+        )
+        self._deployment = directory.deployment_id(settings.name)
         self._reader = reader
         self._started = started
         self._role: Role = "command"
         self._server: str | None = None
         self._endpoint: Endpoint | None = None
+        self._warned = False
         self._lock = allocate_lock()
         self._arm()
 
@@ -81,39 +89,53 @@ class LiveView:
             return "SCOPEDSESSION_TRACKING is off"
         if self._settings.control is False:
             return "SCOPEDSESSION_CONTROL is off"
-        if not SUPPORTED:
-            return f"there are no unix sockets on {platform.system() or 'this system'}"
-        return None
+        return None if SUPPORTED else _unsupported()
 
     def _first_request(self, sender: Flask, **_: t.Any) -> None:
         if self._settings.control is None and sender.testing:
             return
-        request_tearing_down.disconnect(self._first_request, sender)
+        request_tearing_down.disconnect(self._first_request)
         self.start("web", request.environ.get("SERVER_SOFTWARE"))
 
     def start(self, role: Role, server: str | None = None) -> None:
         """Answer from now on; a failure is one warning, and the app goes on."""
+        problem: Exception | None = None
         with self._lock:
             if self._endpoint is not None or self.problem() is not None:
                 return
             self._role = role
             self._server = server
             try:
-                path = directory.prepare(
-                    self._settings.control_dir, self._settings.name
-                )
-                wanted = self._settings.snapshot_file
-                source = Source(self.reply, self.last_snapshot if wanted else None)
-                self._endpoint = Endpoint(path, source)
-                SERVER.add(self._endpoint)
+                self._endpoint = SERVER.open(self._source())
             except (ControlError, OSError) as error:
-                log.warning("the live view is off in this process: %s", error)
+                problem = error
+        # Outside of the lock: under gevent, logging lets other greenlets run.
+        if problem is not None and not self._warned:
+            self._warned = True
+            log.warning("the live view is off in this process: %s", problem)
+
+    def _source(self) -> Source:
+        return Source(
+            prepare=partial(directory.prepare, self._control_dir, self._settings.name),
+            deployment=self._deployment,
+            reply=self.reply,
+            last_snapshot=self.last_snapshot if self._settings.snapshot_file else None,
+            paused=self._paused,
+        )
+
+    def _paused(self) -> None:
+        """Go on at the end of the next request, if no other work comes first."""
+        app = self._app()
+        if app is not None:
+            request_tearing_down.connect(self._next_request, app)
+
+    def _next_request(self, _: Flask, **__: t.Any) -> None:
+        request_tearing_down.disconnect(self._next_request)
+        SERVER.resume()
 
     def stop(self) -> None:
         """Stop answering, and remove the socket."""
-        app = self._app()
-        if app is not None:
-            request_tearing_down.disconnect(self._first_request, app)
+        request_tearing_down.disconnect(self._first_request)
         with self._lock:
             endpoint, self._endpoint = self._endpoint, None
             if endpoint is not None:
@@ -125,6 +147,7 @@ class LiveView:
         self._endpoint = None
         self._started = time.time()
         self._role = "command"
+        self._warned = False
         self._arm()
 
     def worker(self, id: str | None = None) -> WorkerSnapshot:
@@ -149,84 +172,91 @@ class LiveView:
             host=socket.gethostname(),
         )
 
-    def reply(self, id: str) -> dict[str, t.Any]:
-        """Return what goes over the socket."""
-        return self._envelope(self.worker(id))
-
-    def _envelope(self, worker: WorkerSnapshot) -> dict[str, t.Any]:
-        return {
-            "protocol": PROTOCOL,
-            "deployment": directory.deployment_id(self._settings.name),
-            "app": self._app_name,
-            "worker": worker.to_dict(),
-        }
+    def reply(self, id: str, limit: int) -> bytes:
+        """Return what goes over the socket, cut down to at most `limit` bytes."""
+        worker = self.worker(id)
+        return self._envelope(worker, limit) or self._fitting(worker, limit)
 
     def last_snapshot(self, id: str, limit: int) -> bytes | None:
         """Return what is to survive this process if there is trouble, without SQL."""
         if not self._reader.in_trouble():
             return None
-        worker = self.worker(id)
+        return self._fitting(self.worker(id), limit)
+
+    def _fitting(self, worker: WorkerSnapshot, limit: int) -> bytes:
+        """Return as much as fits of a worker, the longest first."""
         keep = MOST
-        while True:
-            content = json.dumps(self._envelope(_shortened(worker, keep))).encode()
-            if len(content) <= limit or keep == 0:
-                return content if len(content) <= limit else None
+        while keep:
+            content = self._envelope(_shortened(worker, keep), limit)
+            if content is not None:
+                return content
             keep //= 2
+        return t.cast(bytes, self._envelope(_shortened(worker, 0), sys.maxsize))
+
+    def _envelope(self, worker: WorkerSnapshot, limit: int) -> bytes | None:
+        content = encode(
+            {
+                "protocol": PROTOCOL,
+                "deployment": self._deployment,
+                "app": self._app_name,
+                "worker": worker.to_dict(),
+            }
+        )
+        return content if len(content) <= limit else None
 
     # -- asking ----------------------------------------------------------------
 
-    def survey(self, timeout: float, control_dir: str | None = None) -> Survey:
+    def survey(self, timeout: float) -> Survey:
         """Ask every live worker of this deployment on this host."""
         if not SUPPORTED:
-            where = SearchedDirectory("", self.problem())
-            return self._survey(client.Answers(searched=[where]))
-        name = self._settings.name
-        chosen = control_dir or self._settings.control_dir
-        answers = client.ask(
-            [os.path.abspath(chosen)] if chosen else default_directories(name),
-            timeout,
-            deployment=None if control_dir else directory.deployment_id(name),
-            own=SERVER.ids(),
-            host=socket.gethostname(),
-        )
-        return self._survey(answers)
-
-    def _survey(self, answers: client.Answers) -> Survey:
+            answers = client.Answers(
+                searched=[SearchedDirectory("", self.problem() or _unsupported())]
+            )
+        else:
+            answers = client.ask(
+                _places(self._control_dir, self._settings.name),
+                timeout,
+                deployment=self._deployment,
+                own=SERVER.ids(),
+                host=socket.gethostname(),
+            )
+            problem = self.problem()
+            if problem is not None and not answers.workers:
+                answers.searched.append(SearchedDirectory("", problem))
         configured = () if answers.workers else self._reader.configured()
         return replace(make_survey(self._app_name, answers), configured=configured)
+
+
+def _unsupported() -> str:
+    system = platform.system() or "this system"
+    return (
+        f"there is no live view on {system}, which lacks what it needs of unix sockets"
+    )
 
 
 def survey_directory(path: str, timeout: float) -> Survey:
     """Ask every worker in a directory, whatever its application."""
     host = socket.gethostname()
     if not SUPPORTED:
-        where = SearchedDirectory(path, "there are no unix sockets on this system")
+        where = SearchedDirectory(path, _unsupported())
         return make_survey("", client.Answers(searched=[where]))
-    answers = client.ask([os.path.abspath(path)], timeout, own=SERVER.ids(), host=host)
+    place = directory.Place(os.path.abspath(path), None)
+    answers = client.ask([place], timeout, own=SERVER.ids(), host=host)
     return make_survey(", ".join(sorted(answers.apps)), answers)
 
 
-def default_directories(name: str) -> list[str]:
+def _places(control_dir: str | None, name: str) -> list[directory.Place]:
     """Return where a deployment's sockets may be: one's own; for root, everybody's."""
-    found = [directory.default_path(name)]
-    if os.geteuid() == 0:
-        base = os.path.dirname(directory.base_path())
-        prefix = os.path.basename(directory.base_path(0))[:-1]
-        for entry in sorted(os.listdir(base)):
-            uid = entry.removeprefix(prefix)
-            if entry.startswith(prefix) and uid.isdigit() and uid != "0":
-                path = directory.default_path(name, int(uid))
-                if _is_of(os.path.dirname(path), int(uid)) and os.path.lexists(path):
-                    found.append(path)
-    return found
-
-
-def _is_of(path: str, uid: int) -> bool:
-    try:
-        directory.check(path, uid)
-    except (OSError, ControlError):
-        return False
-    return True
+    if control_dir:
+        return [directory.Place(control_dir, None)]
+    me = os.geteuid()
+    places = [directory.Place(directory.default_path(name), me)]
+    if me == 0:
+        for uid in directory.other_users():
+            path = directory.default_path(name, uid)
+            if os.path.lexists(path):
+                places.append(directory.Place(path, uid))
+    return places
 
 
 def make_survey(app: str, answers: client.Answers) -> Survey:
@@ -282,9 +312,7 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
         )
         for pool in worker.pools
     )
-    longest = max(
-        (len(p.holders) for p in worker.pools), default=0
-    )
+    longest = max((len(p.holders) for p in worker.pools), default=0)
     return replace(
         worker,
         pools=pools,

@@ -13,9 +13,9 @@ import weakref
 from contextlib import suppress
 
 import click
-from flask.globals import app_ctx
-from flask.globals import request
 
+from ._context import app_context
+from ._context import current_request
 from ._native import current_greenlet
 from ._native import native_thread_id
 
@@ -98,13 +98,12 @@ class Owner:
 def current_owner() -> Owner:
     """Return the owner of what the calling thread does right now."""
     try:
-        # The documented way to the object behind the proxy; None would not raise.
-        context = app_ctx._get_current_object()
+        context = app_context()
     except RuntimeError:
         return Owner(None, None)
     current: Request | None = None
     with suppress(RuntimeError):
-        current = request._get_current_object()  # type: ignore[attr-defined]
+        current = current_request()
     owner = context.__dict__.get(KEY)
     if owner is None or not owner.serves(current):
         owner = context.__dict__[KEY] = Owner(context, current)
@@ -121,14 +120,14 @@ def end_owner(context: t.Any) -> None:
 def frame_of(
     owner: Owner, frames: t.Mapping[int, types.FrameType]
 ) -> types.FrameType | None:
-    """Return the innermost frame of the owner's thread or greenlet."""
+    """Return the innermost frame of a living owner's thread or greenlet.
+
+    :param frames: :func:`sys._current_frames`, from before the owner was found to be
+        alive: an ident is reused once its thread is gone.
+    """
     if owner.greenlet is not None:
-        greenlet = t.cast(t.Any, owner.greenlet())
-        if greenlet is None or greenlet.dead:
-            return None
-        # A greenlet that runs this instant has no frame of its own to show.
-        return t.cast(
-            "types.FrameType | None", greenlet.gr_frame or frames.get(owner.native_id)
-        )
-    # An ident is reused once its thread is gone; the Thread object is not.
-    return frames.get(owner.native_id) if owner.thread.is_alive() else None
+        # None for one that runs this very instant: then the thread's is its frame.
+        suspended: types.FrameType | None = getattr(owner.greenlet(), "gr_frame", None)
+        if suspended is not None:
+            return suspended
+    return frames.get(owner.native_id)

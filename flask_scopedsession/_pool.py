@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import typing as t
-from functools import lru_cache
+from functools import cache
 from time import perf_counter
 
 from sqlalchemy import event
@@ -33,7 +33,6 @@ log = logging.getLogger("flask_scopedsession")
 
 #: Seconds between two log records about timeouts of the same pool.
 _LOG_EVERY = 10.0
-_PING_ATTEMPTS = 3
 
 
 class TrackedPool(Pool):
@@ -59,8 +58,9 @@ class TrackedPool(Pool):
         try:
             proxied = super().connect()
             waited = perf_counter() - began
-            if account.settings.ping_idle_after is not None:
-                proxied = self._usable(proxied, account)
+            idle_after = account.settings.ping_idle_after
+            if idle_after is not None:
+                proxied = self._usable(proxied, account, idle_after)
         except sa_exc.TimeoutError as error:
             explain(error, account, account.timed_out(waiting))
             raise
@@ -70,12 +70,11 @@ class TrackedPool(Pool):
         return proxied
 
     def _usable(
-        self, proxied: PoolProxiedConnection, account: PoolAccount
+        self, proxied: PoolProxiedConnection, account: PoolAccount, idle_after: float
     ) -> PoolProxiedConnection:
         """Return this connection, or another if it had rested and is dead."""
-        for _ in range(_PING_ATTEMPTS):
-            if not self._rested(proxied, account) or self._answers(proxied):
-                return proxied
+        # Ends: each dead one leaves the pool, and a fresh one is not tested.
+        while self._rested(proxied, account, idle_after) and not self._answers(proxied):
             # Its neighbours likely died with it: test them however short they rested.
             account.suspect_since = perf_counter()
             proxied.invalidate()
@@ -83,22 +82,23 @@ class TrackedPool(Pool):
         return proxied
 
     @staticmethod
-    def _rested(proxied: PoolProxiedConnection, account: PoolAccount) -> bool:
+    def _rested(
+        proxied: PoolProxiedConnection, account: PoolAccount, idle_after: float
+    ) -> bool:
         info = proxied.record_info
         slot = None if info is None else info.get(SLOT)
         if slot is None or slot.returned is None:
             return False  # fresh
-        idle_after = account.settings.ping_idle_after
+        returned: float = slot.returned
         return (
-            slot.returned < account.suspect_since
-            or perf_counter() - slot.returned > t.cast(float, idle_after)
+            returned < account.suspect_since or perf_counter() - returned > idle_after
         )
 
     def _answers(self, proxied: PoolProxiedConnection) -> bool:
         dialect = t.cast(t.Any, self)._dialect
         connection = proxied.dbapi_connection
         try:
-            return bool(dialect.do_ping(connection))
+            return dialect.do_ping(connection) is True
         except BaseException as error:
             if isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(
                 error, connection, None
@@ -133,7 +133,7 @@ class TrackedPool(Pool):
         super()._do_return_conn(record)
 
 
-@lru_cache(maxsize=None)
+@cache
 def tracked(base: type[Pool]) -> type[TrackedPool]:
     """Return the subclass of `base` that keeps an account.
 
@@ -181,9 +181,9 @@ def explain(
 ) -> None:
     """Add to a timeout who held the connections; its message stays SQLAlchemy's."""
     error.holders = timeout.holders  # type: ignore[attr-defined]
+    name, held = account.settings.name, len(timeout.holders)
     lines = [
-        f"Bind {account.settings.name!r}: waited {timeout.waited:.1f} s;"
-        f" {len(timeout.holders)} connections are held, the longest by:"
+        f"Bind {name!r}: waited {timeout.waited:.1f} s; held are {held}, longest by:"
     ]
     for holder in timeout.holders[:5]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"

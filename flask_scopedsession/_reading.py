@@ -1,5 +1,8 @@
-"""Ledger to snapshot. It looks, and touches nothing: no query, no lazy attribute,
-no lock of a pool, no strong reference that outlives the reading."""
+"""Ledger to snapshot. It looks, and touches nothing.
+
+No query, no lazy attribute, no lock of a pool, and no reference that outlives the
+reading. What is iterated over is copied first, in one step of the interpreter.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +152,7 @@ class Reader:
         # Who has returned it meanwhile may have shown us another request's line.
         found = [(hold, holder) for hold, holder in found if hold.out]
         holders = tuple(holder for _, holder in found)
-        holding = {id(hold.owner.thread) for hold, _ in found}
+        holding = {id(h.owner.thread) for h, _ in found if not h.owner.over}
         waiters = tuple(
             self._waiter(waiter, frames, now, holding) for waiter in waiting
         )
@@ -200,9 +203,8 @@ class Reader:
         Most calls of ``connect()`` that we catch are just passing. A slot is
         either held or asked for; whoever asks beyond the last one has to wait.
         """
-        asking = sorted(
-            list(account.waiting.values()), key=lambda w: (w.connecting, w.since)
-        )
+        asking = list(account.waiting.values())
+        asking.sort(key=lambda waiting: (waiting.connecting, waiting.since))
         bounds = limits(self._engines[account.settings.name].pool)
         if bounds.max is not None:
             held = sum(hold.generation == account.generation for hold in live)
@@ -236,6 +238,7 @@ class Reader:
             held_s=max(0.0, now - hold.since),
             thread=owner.thread.name,
             thread_alive=owner.thread_alive,
+            request_over=owner.over,
             in_transaction=in_transaction,
             idle_in_transaction_s=idle,
             at=self._at(owner, frames, hold),
@@ -255,9 +258,7 @@ class Reader:
         )
         return hold.in_transaction and level != "AUTOCOMMIT"
 
-    def _at(
-        self, owner: Owner, frames: Frames, hold: Hold | None = None
-    ) -> str | None:
+    def _at(self, owner: Owner, frames: Frames, hold: Hold | None = None) -> str | None:
         """Return the line where the owner is, or where its view is defined."""
         if not owner.over and owner.thread_alive:
             return self._places.current(frame_of(owner, frames))
@@ -294,25 +295,36 @@ class Reader:
 
     def sessions(self) -> tuple[SessionSnapshot, ...]:
         """Read every open session, oldest first."""
+        if not self._ledger.pools:
+            return ()  # tracking is off
         holds: dict[int, list[tuple[PoolAccount, Hold]]] = {}
         for account in self._ledger.pools.values():
             for hold in account.live():
                 if hold.session is not None:
-                    holds.setdefault(hold.session.key, []).append((account, hold))
+                    holds.setdefault(id(hold.session), []).append((account, hold))
+        waiting = {
+            id(waiting.owner)
+            for account in self._ledger.pools.values()
+            for waiting in list(account.waiting.values())
+        }
         now = perf_counter()
         entries = sorted(self._ledger.sessions.copy().values(), key=lambda e: e.since)
         found = (
-            self._session(entry, holds.get(entry.key, []), now)
+            self._session(entry, holds.get(id(entry), []), waiting, now)
             for entry in entries[:MOST]
         )
         return tuple(session for session in found if session is not None)
 
     def _session(
-        self, entry: SessionEntry, holds: list[tuple[PoolAccount, Hold]], now: float
+        self,
+        entry: SessionEntry,
+        holds: list[tuple[PoolAccount, Hold]],
+        waiting: set[int],
+        now: float,
     ) -> SessionSnapshot | None:
         session = entry()
-        if session is None:
-            return None
+        if session is None or (entry.scope == "none" and not session.in_transaction()):
+            return None  # gone, or closed while somebody still refers to it
         idle = [
             now - hold.idle_since
             for account, hold in holds
@@ -327,7 +339,9 @@ class Reader:
             thread=entry.owner.thread.name,
             thread_alive=entry.owner.thread_alive,
             age_s=max(0.0, now - entry.since),
-            state=_session_state(session, bool(holds), bool(idle)),
+            state=_session_state(
+                session, bool(holds), bool(idle), id(entry.owner) in waiting
+            ),
             connections=tuple(
                 hold.slot.number for _, hold in holds if hold.slot is not None
             ),
@@ -339,9 +353,12 @@ class Reader:
         )
 
 
-def _session_state(session: Session, holds: bool, idle: bool) -> SessionState:
+def _session_state(
+    session: Session, holds: bool, idle: bool, waits: bool
+) -> SessionState:
+    # SQLAlchemy calls a session inactive, too, while it waits for a connection.
     if not session.is_active:
-        return "needs rollback"
+        return "begun" if waits else "needs rollback"
     if idle:
         return "idle in transaction"
     if holds:
@@ -359,7 +376,7 @@ def _responsible(owner: Owner) -> dict[str, t.Any]:
     }
 
 
-def _count(collection: t.Callable[[], t.Collection[t.Any]]) -> int | None:
+def _count(collection: t.Callable[[], t.Sized]) -> int | None:
     """Count what its own thread may be changing meanwhile."""
     for _ in range(3):
         try:

@@ -1,455 +1,238 @@
-"""Tables for people. All text comes from other processes: no markup, no escapes."""
+"""What ``session-status`` and ``db-ping`` print, and what all commands have."""
 
 from __future__ import annotations
 
-import sys
-import typing as t
 from collections.abc import Iterable
 from collections.abc import Sequence
+from datetime import datetime
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from .snapshot import clean
+from ._engines import PingResult
+from ._page import Column
+from ._page import count
+from ._page import duration
+from ._page import number
+from ._page import Page
+from ._page import some
 from .snapshot import ConfiguredPool
 from .snapshot import Holder
-from .snapshot import PoolSnapshot
 from .snapshot import SessionSnapshot
 from .snapshot import Survey
 from .snapshot import Waiter
 from .snapshot import WorkerSnapshot
 
-#: Healthy workers are one line beyond so many.
-_COLLAPSE_BEYOND = 10
-
-#: Groups of holders and waiters that are shown without ``--verbose``.
-_GROUPS = 10
-
-_STYLES = {
-    "ok": "green",
-    "saturated": "yellow",
-    "wedged": "bold red",
-    "stopped": "red",
-    "unresponsive": "red",
-    "gone": "dim",
-    "idle in transaction": "yellow",
-    "needs rollback": "red",
-}
-
-
-class _Page:
-    """Standard output: as wide as it takes when it is no terminal."""
-
-    def __init__(self) -> None:
-        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-        self._plain = not encoding.lower().replace("-", "").startswith("utf")
-        self._console = Console(
-            markup=False,
-            highlight=False,
-            emoji=False,
-            soft_wrap=True,
-            legacy_windows=False,
-        )
-        if not self._console.is_terminal:
-            self._console = Console(
-                markup=False, highlight=False, emoji=False, width=10_000
-            )
-
-    def line(self, text: str = "", style: str = "") -> None:
-        self._console.print(
-            Text(self._encodable(text), style=style), soft_wrap=True, no_wrap=True
-        )
-
-    def table(
-        self,
-        columns: Sequence[tuple[str, bool]],
-        rows: Iterable[Sequence[str]],
-        *,
-        styled: int | None = None,
-    ) -> None:
-        """Print rows under columns of a name and whether numbers stand in them."""
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, expand=False)
-        for name, number in columns:
-            table.add_column(
-                Text(name, style="bold"),
-                justify="right" if number else "left",
-                overflow="fold",
-                no_wrap=number,
-            )
-        for row in rows:
-            style = "" if styled is None else _STYLES.get(row[styled], "")
-            table.add_row(
-                *(
-                    Text(self._encodable(cell), style=style if at == styled else "")
-                    for at, cell in enumerate(row)
-                )
-            )
-        self._console.print(table)
-
-    def _encodable(self, text: str) -> str:
-        text = clean(text)
-        if self._plain:
-            text = text.replace("→", "->").replace("×", "x").replace("·", "|")
-            text = text.encode("ascii", "replace").decode()
-        return text
+#: From what needs no eye to what needs it most, which stands nearest the prompt.
+_SESSION_STATES: tuple[str, ...] = (
+    *("idle", "begun", "holding", "idle in transaction", "needs rollback"),
+)
+_SESSION_STYLES = {"idle in transaction": "yellow", "needs rollback": "red"}
+_SESSION_COLUMNS = (
+    *(Column("PID", True), Column("SCOPE"), Column("BIND"), Column("AGE", True)),
+    *(Column("STATE"), Column("CONN", True), Column("NEW", True), Column("DEL", True)),
+    *(Column("IDENTITY", True), Column("IDLE-TX", True)),
+)
+_CONFIGURED_COLUMNS = (
+    *(Column("BIND"), Column("POOL"), Column("SIZE", True), Column("MAX", True)),
+    *(Column("TIMEOUT", True), Column("DATABASE")),
+)
+_PING_COLUMNS = (
+    *(Column("BIND"), Column("LATENCY", True), Column("VERSION"), Column("DATABASE")),
+)
 
 
-# -- pool-status ---------------------------------------------------------------
-
-
-def render_pools(survey: Survey, *, verbose: bool = False) -> None:
-    """Print ``pool-status``."""
-    page = _Page()
-    _header(page, survey)
+def render_sessions(survey: Survey, *, verbose: bool = False) -> str:
+    """Return what ``session-status`` prints."""
+    page = Page()
+    header(page, survey)
     if not survey.workers and not survey.silent:
-        _nobody(page, survey)
-        return
-    rows, healthy = _pool_rows(survey, verbose)
-    columns = (
-        *(("PID", True), ("STATE", False), ("BIND", False), ("POOL", False)),
-        *(("USED/MAX", True), ("IDLE", True), ("WAITING", True), ("MAXWAIT", True)),
-        *(("HOLD95", True), ("TIMEOUTS", True)),
-    )
-    if rows:
-        page.table(columns, rows, styled=1)
-    if healthy:
-        page.line(f"{healthy} workers ok", style="green")
-    _totals(page, survey)
-    _problems(page, survey, verbose)
-
-
-def _pool_rows(survey: Survey, verbose: bool) -> tuple[list[list[str]], int]:
-    collapse = len(survey.workers) > _COLLAPSE_BEYOND and not verbose
-    rows = []
-    healthy = 0
-    for worker in survey.workers:
-        if collapse and worker.state == "ok" and not _needs_an_eye(worker):
-            healthy += 1
-            continue
-        rows += [_pool_row(worker, pool) for pool in worker.pools]
-    shown = {worker.id for worker in survey.workers}
-    rows += [
-        [str(s.pid), s.reason, *("-" for _ in range(8))]
-        for s in survey.silent
-        if s.id not in shown
-    ]
-    return rows, healthy
-
-
-def _pool_row(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[str]:
-    most = "∞" if pool.unlimited else _number(pool.max)
-    return [
-        str(worker.pid),
-        worker.state,
-        pool.bind,
-        pool.pool_class,
-        f"{pool.used}/{most}",
-        _number(pool.idle),
-        _number(pool.pending),
-        _seconds(pool.max_wait_s) if pool.pending else "-",
-        _seconds(pool.hold_s.p95),
-        _number(pool.timeouts_total),
-    ]
-
-
-def _totals(page: _Page, survey: Survey) -> None:
-    if not survey.totals:
-        return
-    page.line()
-    for total in survey.totals:
-        most = "no limit" if total.max is None else f"at most {total.max}"
-        waiting = f", {total.pending} waiting" if total.pending else ""
-        plural = "" if total.workers == 1 else "s"
-        page.line(
-            f"{total.url}: {total.used} used, {_number(total.idle)} idle{waiting};"
-            f" {total.workers} worker{plural} may open {most}"
-        )
-
-
-def _needs_an_eye(worker: WorkerSnapshot) -> bool:
-    return any(p.pending or p.held_long or p.timeouts_60s for p in worker.pools)
-
-
-def _problems(page: _Page, survey: Survey, verbose: bool) -> None:
-    """Print, last and so nearest the prompt, what needs a person's eye."""
-    holders: list[tuple[WorkerSnapshot, PoolSnapshot, Holder]] = []
-    waiters: list[tuple[WorkerSnapshot, PoolSnapshot, Waiter]] = []
-    for worker in survey.workers:
-        for pool in worker.pools:
-            crowded = bool(pool.pending) or bool(pool.held_long) or pool.wedged
-            if verbose or crowded or worker.source == "last":
-                holders += [(worker, pool, holder) for holder in pool.holders]
-            waiters += [(worker, pool, waiter) for waiter in pool.waiters]
-    _grouped_holders(page, holders, verbose)
-    _grouped_waiters(page, waiters, verbose)
-    _timeouts(page, survey)
-    for silent in survey.silent:
-        page.line(f"Worker {silent.pid} {_why_silent(silent.reason)}", style="red")
-    if any(worker.truncated for worker in survey.workers):
-        page.line("Some workers have more than they told; see --json.")
-
-
-def _why_silent(reason: str) -> str:
-    if reason == "stopped":
-        return "is stopped (SIGSTOP, or a debugger)"
-    if reason == "unresponsive":
-        return (
-            "is unresponsive: it did not answer in time."
-            " 'py-spy dump --pid' shows what it does"
-        )
-    return f"is silent: {reason}"
-
-
-def _grouped_holders(
-    page: _Page,
-    found: list[tuple[WorkerSnapshot, PoolSnapshot, Holder]],
-    verbose: bool,
-) -> None:
-    if not found:
-        return
-    page.line()
-    page.line("Held connections, longest first", style="bold")
-    groups: dict[t.Any, list[tuple[WorkerSnapshot, PoolSnapshot, Holder]]] = {}
-    for worker, pool, holder in sorted(found, key=lambda item: -item[2].held_s):
-        key: t.Any = (pool.bind, _who(holder), holder.at, _doing(holder))
-        if verbose:
-            key = (*key, worker.id, holder.connection, holder.held_s)
-        groups.setdefault(key, []).append((worker, pool, holder))
-    for members in list(groups.values())[: None if verbose else _GROUPS]:
-        worker, pool, holder = members[0]
-        where = f" {holder.at}" if holder.at else ""
-        held = _seconds(holder.held_s)
-        longest = f"longest {held}" if len(members) > 1 else f"held {held}"
-        pids = sorted({str(worker.pid) for worker, _, _ in members})
-        page.line(
-            f"  {len(members)}× {_who(holder)}{where}, {longest}, {_doing(holder)}"
-            f" · bind {pool.bind} · pid {_some(pids)}"
-        )
-        if verbose:
-            _holder_details(page, holder)
-    _more(page, len(groups), verbose)
-
-
-def _holder_details(page: _Page, holder: Holder) -> None:
-    known = [
-        ("connection", holder.connection),
-        ("backend pid", holder.backend_pid),
-        ("session", holder.session),
-        ("thread", holder.thread),
-    ]
-    page.line(
-        "     " + ", ".join(f"{name} {value}" for name, value in known if value)
-    )
-    if holder.stack:
-        page.line("     checked out at " + " < ".join(holder.stack))
-    if holder.sql:
-        page.line("     last statement: " + " ".join(holder.sql.split()))
-
-
-def _doing(holder: Holder) -> str:
-    state = "in transaction" if holder.in_transaction else "not in transaction"
-    if holder.in_transaction is None:
-        state = "transaction unknown"
-    elif holder.idle_in_transaction_s is not None:
-        state = "idle in transaction"
-    if holder.thread_alive is False:
-        state += ", its thread is dead"
-    return state
-
-
-def _grouped_waiters(
-    page: _Page,
-    found: list[tuple[WorkerSnapshot, PoolSnapshot, Waiter]],
-    verbose: bool,
-) -> None:
-    if not found:
-        return
-    page.line()
-    page.line("Waiting for a connection, longest first", style="bold")
-    groups: dict[t.Any, list[tuple[WorkerSnapshot, PoolSnapshot, Waiter]]] = {}
-    for worker, pool, waiter in sorted(found, key=lambda item: -item[2].waited_s):
-        key: t.Any = (pool.bind, _who(waiter), waiter.at, waiter.self_deadlock)
-        if verbose:
-            key = (*key, worker.id, waiter.waited_s)
-        groups.setdefault(key, []).append((worker, pool, waiter))
-    for members in list(groups.values())[: None if verbose else _GROUPS]:
-        worker, pool, waiter = members[0]
-        where = f" {waiter.at}" if waiter.at else ""
-        deadlock = (
-            ", while its own thread holds one: a self-deadlock"
-            if waiter.self_deadlock
-            else ""
-        )
-        pids = sorted({str(worker.pid) for worker, _, _ in members})
-        page.line(
-            f"  {len(members)}× {_who(waiter)}{where},"
-            f" waiting {_seconds(waiter.waited_s)}{deadlock}"
-            f" · bind {pool.bind} · pid {_some(pids)}"
-        )
-    _more(page, len(groups), verbose)
-
-
-def _timeouts(page: _Page, survey: Survey) -> None:
-    for worker in survey.workers:
-        for pool in worker.pools:
-            if pool.timeouts_60s:
-                page.line(
-                    f"Worker {worker.pid}, bind {pool.bind}: {pool.timeouts_60s}"
-                    " checkouts timed out in the last minute",
-                    style="red",
-                )
-
-
-def _more(page: _Page, groups: int, verbose: bool) -> None:
-    if groups > _GROUPS and not verbose:
-        page.line(f"  and {groups - _GROUPS} more: --verbose")
-
-
-# -- session-status ------------------------------------------------------------
-
-
-def render_sessions(survey: Survey, *, verbose: bool = False) -> None:
-    """Print ``session-status``."""
-    page = _Page()
-    _header(page, survey)
-    if not survey.workers and not survey.silent:
-        _nobody(page, survey)
-        return
+        nobody(page, survey)
+        return str(page)
     found = [(w, s) for w in survey.workers for s in w.sessions]
-    # Within a worker the oldest is told first; what needs an eye goes to the end.
-    rows = [_session_row(worker, session, verbose) for worker, session in found]
-    columns = (
-        *(("PID", True), ("SCOPE", False), ("BIND", False), ("AGE", True)),
-        *(("STATE", False), ("CONN", False), ("NEW", True), ("DEL", True)),
-        *(("IDENTITY", True), ("IDLE-TX", True)),
-    )
-    if rows:
-        page.table(columns, rows, styled=4)
+    found.sort(key=lambda item: (_rank(item[1]), item[1].age_s))
+    if found:
+        page.table(
+            _SESSION_COLUMNS,
+            [_session_row(worker, session, verbose) for worker, session in found],
+            styles=_SESSION_STYLES,
+            below="SCOPE",
+        )
     else:
         page.line("No session is open.")
     page.line()
-    page.line(f"{len(found)} open in {len(survey.live)} workers")
-    for silent in survey.silent:
-        page.line(f"Worker {silent.pid} {_why_silent(silent.reason)}", style="red")
+    live = sum(len(worker.sessions) for worker in survey.live)
+    page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
+    absent(page, survey)
+    return str(page)
+
+
+def _rank(session: SessionSnapshot) -> tuple[bool, int]:
+    return session.thread_alive is False, _SESSION_STATES.index(session.state)
 
 
 def _session_row(
     worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool
 ) -> list[str]:
-    dead = " (dead thread)" if session.thread_alive is False else ""
-    thread = f" [{session.thread}]" if verbose and session.thread else ""
+    scope = responsible(session)
+    if verbose and session.thread and session.thread not in scope:
+        scope += f" (thread {session.thread})"
+    if session.thread_alive is False:
+        scope += ", its thread is dead"
+    if worker.source == "last":
+        scope += f" (worker {worker.state})"
     return [
         str(worker.pid),
-        _who(session) + thread + dead,
+        scope,
         session.name or "-",
-        _seconds(session.age_s),
+        duration(session.age_s),
         session.state,
         ",".join(map(str, session.connections)) or "-",
-        _number(session.new),
-        _number(session.deleted),
-        _number(session.identity),
-        _seconds(session.idle_in_transaction_s),
+        number(session.new),
+        number(session.deleted),
+        number(session.identity),
+        duration(session.idle_in_transaction_s),
     ]
 
 
-# -- db-ping -------------------------------------------------------------------
-
-
-def render_pings(rows: list[dict[str, t.Any]]) -> None:
-    """Print ``db-ping``."""
-    page = _Page()
-    columns = (("BIND", False), ("DATABASE", False), ("LATENCY", True), ("VERSION", False))
-    cells = [
-        [
-            row["bind"],
-            str(row["url"]),
-            _seconds(row.get("latency_s")),
-            row.get("version") or "-",
-        ]
-        for row in rows
+def render_pings(results: Sequence[PingResult]) -> str:
+    """Return what ``db-ping`` prints."""
+    page = Page()
+    rows = [
+        [each.bind, duration(each.latency_s), each.version or "-", str(each.url)]
+        for each in results
     ]
-    page.table(columns, cells)
-    for row in rows:
-        if "error" in row:
-            page.line(row["error"], style="red")
+    page.table(_PING_COLUMNS, rows, spare=["DATABASE"])
+    for each in results:
+        if each.error is not None:
+            page.line(each.error, "red")
+    return str(page)
 
 
-# -- shared --------------------------------------------------------------------
+# -- what all commands have ----------------------------------------------------
 
 
-def _header(page: _Page, survey: Survey) -> None:
+def header(page: Page, survey: Survey) -> None:
+    """Say whose pools these are, where and when."""
     app = f"{survey.app} on " if survey.app else ""
-    page.line(f"{app}{survey.host} · {survey.collected_at} · this host only", "dim")
-    if len({worker.uid for worker in survey.workers}) > 1:
-        for uid in sorted({worker.uid or 0 for worker in survey.workers}):
+    at = _moment(survey.collected_at)
+    time = at.strftime("%Y-%m-%d %H:%M:%S UTC") if at else survey.collected_at
+    page.line(f"{app}{survey.host} · {time} · this host only", "dim")
+    owners = sorted({worker.uid or 0 for worker in survey.workers})
+    if len(owners) > 1:
+        for uid in owners:
             pids = [str(w.pid) for w in survey.workers if (w.uid or 0) == uid]
-            page.line(f"uid {uid}: {len(pids)} workers, pid {_some(pids)}", "dim")
+            page.line(f"uid {uid}: {count(len(pids), 'worker')}, pid {some(pids)}")
+    page.line()
 
 
-def _nobody(page: _Page, survey: Survey) -> None:
-    where = ", ".join(s.dir for s in survey.searched if s.dir) or "nowhere"
-    page.line(f"No worker has answered (looked in {where}).")
+def nobody(page: Page, survey: Survey) -> None:
+    """Say that no worker has answered, why, and how to have one that does."""
+    places = [searched.dir for searched in survey.searched if searched.dir]
+    where = ", ".join(places) or "nowhere"
+    page.parts(["No worker has answered", f"(looked in {where})."])
     for searched in survey.searched:
         if searched.error:
-            place = f"{searched.dir}: " if searched.dir else ""
-            page.line(f"  {place}{searched.error}")
+            several = searched.dir and len(places) > 1
+            place = [f"{searched.dir}:"] if several else []
+            page.parts([*place, searched.error], indent=2)
+    page.line()
     page.line(
-        "A worker answers once it has served a request, as the same user on the same"
-        " host; one that serves none calls db.serve_control()."
+        "A worker answers from its first request on, to its own user and to root."
     )
-    page.line("Start one with: gunicorn 'yourapp:create_app()'")
+    page.line(
+        "Start one, and visit a page:   flask run   or   gunicorn 'app:create_app()'"
+    )
+    page.line("A process without requests, as a job, calls db.serve_control().")
     if survey.configured:
         page.line()
-        page.line("Pools as this process is configured (not in use)", "bold")
-        columns = (
-            *(("BIND", False), ("POOL", False), ("SIZE", True), ("MAX", True)),
-            *(("TIMEOUT", True), ("DATABASE", False)),
+        page.line(
+            "Pools as they are configured; this process uses none of them:", "bold"
         )
-        page.table(columns, [_configured_row(pool) for pool in survey.configured])
+        page.table(
+            _CONFIGURED_COLUMNS,
+            [_configured_row(pool) for pool in survey.configured],
+            spare=["DATABASE"],
+        )
 
 
 def _configured_row(pool: ConfiguredPool) -> list[str]:
     return [
         pool.bind,
         pool.pool_class,
-        _number(pool.size),
-        "∞" if pool.unlimited else _number(pool.max),
-        _seconds(pool.pool_timeout),
+        number(pool.size),
+        "∞" if pool.unlimited else number(pool.max),
+        duration(pool.pool_timeout),
         str(pool.url),
     ]
 
 
-def _who(one: Holder | Waiter | SessionSnapshot) -> str:
-    """Name the request, command or thread that is responsible."""
+_ABSENT = {
+    "gone": ("is gone, killed", "are gone, killed"),
+    "stopped": (
+        "is stopped, by SIGSTOP or a debugger",
+        "are stopped, by SIGSTOP or a debugger",
+    ),
+    "unresponsive": ("did not answer in time", "did not answer in time"),
+}
+
+
+def absent(page: Page, survey: Survey) -> None:
+    """Say which workers gave no answer, and how old their last snapshots are."""
+    ages = {
+        worker.id: _age(survey, worker)
+        for worker in survey.workers
+        if worker.source == "last"
+    }
+    groups: dict[str, list[str]] = {}
+    for worker in survey.workers:
+        if worker.state == "gone":
+            groups.setdefault("gone", []).append(f"{worker.pid}{ages[worker.id]}")
+    for silent in survey.silent:
+        pid = f"{silent.pid}{ages.get(silent.id, '')}"
+        groups.setdefault(silent.reason, []).append(pid)
+    for reason, pids in groups.items():
+        one, many = _ABSENT.get(reason, (reason, reason))
+        said = one if len(pids) == 1 else many
+        page.parts(
+            [f"{count(len(pids), 'worker')} {said}:", f"pid {some(pids)}"], style="red"
+        )
+        if reason == "unresponsive":
+            page.line("  'py-spy dump --pid PID' shows what such a worker does.")
+
+
+def _age(survey: Survey, worker: WorkerSnapshot) -> str:
+    """Say how old a worker's last snapshot is."""
+    now, then = _moment(survey.collected_at), _moment(worker.snapshot_at)
+    if now is None or then is None:
+        return ""
+    return f" (as of {duration(max(0.0, (now - then).total_seconds()))} ago)"
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
+
+
+def responsible(one: Holder | Waiter | SessionSnapshot) -> str:
+    """Name the request with its view, the command or the thread."""
     if one.rule is not None or one.endpoint is not None:
         return f"{one.method} {one.rule} → {one.endpoint}"
+    return doer(one)
+
+
+def doer(one: Holder | Waiter | SessionSnapshot) -> str:
+    """Name the view, the command or the thread."""
+    if one.endpoint is not None:
+        return one.endpoint
     if one.method is not None:
         return f"{one.method} (no rule matched)"
     if one.command is not None:
         return f"command {one.command}"
-    return f"thread {one.thread}"
+    return f"thread {one.thread or 'unknown'}"
 
 
-def _some(items: Sequence[str]) -> str:
-    shown = ", ".join(items[:5])
-    return shown if len(items) <= 5 else f"{shown} and {len(items) - 5} more"
-
-
-def _number(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _seconds(value: float | None) -> str:
-    """Write a duration as people say it: ``3 ms``, ``4.1 s``, ``2 min``, ``3 h``."""
-    if value is None:
-        return "-"
-    if value < 0.0095:
-        return f"{value * 1000:.1f} ms"
-    if value < 0.9995:
-        return f"{value * 1000:.0f} ms"
-    if value < 99.95:
-        return f"{value:.1f} s"
-    if value < 5400:
-        return f"{value / 60:.0f} min"
-    return f"{value / 3600:.1f} h"
+def pids_of(workers: Iterable[WorkerSnapshot]) -> Sequence[str]:
+    """Return the process ids of some workers, each once, and who is not there."""
+    found = {(w.pid, "" if w.source == "live" else f" ({w.state})") for w in workers}
+    return [f"{pid}{absence}" for pid, absence in sorted(found)]

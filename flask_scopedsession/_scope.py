@@ -15,12 +15,13 @@ from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import MutableMapping
 
-from flask.globals import app_ctx
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
 
 from ._config import DEFAULT_BIND
+from ._context import app_context
+from ._context import has_context
 from ._owner import current_owner
 from ._owner import end_owner
 from ._owner import KEY as OWNER
@@ -84,8 +85,9 @@ class Scopes(ScopedRegistry[t.Any]):
         self.scopefunc = self._key
         self._state_of = state_of
 
-    def _key(self) -> Hashable:
-        return app_context()
+    @staticmethod
+    def _key() -> Hashable:
+        return t.cast(Hashable, scope_context())
 
     # -- SQLAlchemy's interface ------------------------------------------------
 
@@ -98,7 +100,7 @@ class Scopes(ScopedRegistry[t.Any]):
 
     def has(self) -> bool:
         """Whether the current scope has a session."""
-        return bool(app_ctx) and self.named(DEFAULT_BIND) is not None
+        return has_context() and self.named(DEFAULT_BIND) is not None
 
     def set(self, obj: t.Any) -> None:
         """Make `obj` the session of the current scope, in place of any other."""
@@ -109,10 +111,10 @@ class Scopes(ScopedRegistry[t.Any]):
 
     def clear(self) -> None:
         """Forget the current scope's sessions without closing them."""
-        scope = self.current() if app_ctx else None
+        scope = self.current() if has_context() else None
         if scope is not None:
             scope.sessions.clear()
-            self._drop(app_context(), scope)
+            self._drop(scope_context(), scope)
 
     # -- ours ------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class Scopes(ScopedRegistry[t.Any]):
 
     def adopt(self, name: str, session: Session) -> Session:
         """Make a new session the scope's own, unless another thread was faster."""
-        context = app_context()
+        context = scope_context()
         state = self._state_of(context.app)
         owner = current_owner()
         scope = self.current()
@@ -136,37 +138,41 @@ class Scopes(ScopedRegistry[t.Any]):
             close_session(session)
             return kept
         self._stored(context, name, session)
-        if state.settings.tracking:
-            entry = state.ledger.opened(session, name, self.kind, owner, context)
-            session._scopedsession_entry = entry  # type: ignore[attr-defined]
+        # Without tracking, too: a fork has to find the sessions that it inherits.
+        entry = state.ledger.opened(session, name, self.kind, owner, context)
+        own = t.cast(t.Any, session)
+        own._scopedsession_entry, own._scopedsession_ledger = entry, state.ledger
         return session
 
     def remove(self) -> None:
         """Close and forget all sessions of the current scope."""
-        scope = self.current() if app_ctx else None
+        scope = self.current() if has_context() else None
         if scope is not None:
-            self._drop(app_context(), scope)
+            self._drop(scope_context(), scope)
             for failure in scope.close():
                 raise failure
 
     def end(self, context: t.Any, error: BaseException | None) -> None:
         """Close what `context` created, at its teardown. May be called twice."""
-        lost = []
+        raising: list[BaseException] = []
         for scope in self._created(context):
-            lost += self._lost_work(context, error, scope)
+            try:
+                raising += self._lost_work(context, error, scope)
+            except Exception:  # a comparison of the user's own types, maybe
+                log.warning("session: cannot tell what it changed", exc_info=True)
             self._drop(context, scope)
             for failure in scope.close():
                 log.warning("session: close() failed in teardown", exc_info=failure)
                 if not isinstance(failure, Exception):
-                    raise failure
+                    raising.insert(0, failure)
         if OWNER in context.__dict__:
             end_owner(context)
-        if lost:
-            raise LostWork(lost[0])
+        if raising:
+            raise raising[0]
 
     def _lost_work(
         self, context: t.Any, error: BaseException | None, scope: Scope
-    ) -> list[str]:
+    ) -> list[LostWork]:
         """Report changes that are about to be lost; return what is to be raised."""
         if not ended_well(context, error):
             return []
@@ -174,13 +180,13 @@ class Scopes(ScopedRegistry[t.Any]):
         policy = state.settings.lost_work
         if policy == "ignore":
             return []
-        raising = []
+        raising: list[LostWork] = []
         for session in scope.sessions.values():
             lost = unsaved_work(session)
             if lost:
                 message = describe_lost_work(context.__dict__.get(OWNER), lost)
                 if policy == "raise":
-                    raising.append(message)
+                    raising.append(LostWork(message))
                 elif state.first_report(message.partition(" ended ")[0]):
                     log.warning("%s", message)
         return raising
@@ -229,10 +235,7 @@ class ContextScopes(Scopes):
         self._scope_name = f"{self._session_name}_scope"
 
     def __call__(self) -> t.Any:
-        try:
-            context = app_ctx._get_current_object()
-        except RuntimeError:
-            raise OutsideContext(f"'db.session' {OUTSIDE}") from None
+        context = scope_context()
         # A miss by .get() and None: raising would cost more than a hit saves.
         session = context.__dict__.get(self._session_name)
         if session is None:
@@ -240,7 +243,7 @@ class ContextScopes(Scopes):
         return session
 
     def current(self) -> Scope | None:
-        return t.cast("Scope | None", app_context().__dict__.get(self._scope_name))
+        return t.cast("Scope | None", scope_context().__dict__.get(self._scope_name))
 
     def _create(self, context: t.Any) -> Scope:
         # setdefault: a context may be shared with another thread.
@@ -251,8 +254,9 @@ class ContextScopes(Scopes):
         return [] if scope is None else [scope]
 
     def _drop(self, context: t.Any, scope: Scope) -> None:
-        context.__dict__.pop(self._session_name, None)
-        context.__dict__.pop(self._scope_name, None)
+        if context.__dict__.get(self._scope_name) is scope:
+            del context.__dict__[self._scope_name]
+            context.__dict__.pop(self._session_name, None)
 
     def _stored(self, context: t.Any, name: str, session: Session) -> None:
         if name == DEFAULT_BIND:
@@ -278,7 +282,7 @@ class KeyedScopes(Scopes):
         self.scopefunc = key
 
     def _kept(self) -> MutableMapping[Hashable, Scope]:
-        return self._state_of(app_context().app).scopes
+        return self._state_of(scope_context().app).scopes
 
     def current(self) -> Scope | None:
         return self._kept().get(self.scopefunc())
@@ -312,23 +316,24 @@ class ThreadScopes(KeyedScopes):
         super().__init__(createfunc, state_of, lambda: None)
 
     def _kept(self) -> MutableMapping[Hashable, Scope]:
-        local = self._state_of(app_context().app).local
-        return t.cast("MutableMapping[Hashable, Scope]", local.__dict__)
+        return _of_thread(self._state_of(scope_context().app))
 
     def _drop(self, context: t.Any, scope: Scope) -> None:
-        kept = self._state_of(context.app).local.__dict__
+        kept = _of_thread(self._state_of(context.app))
         if kept.get(None) is scope:
             del kept[None]
+
+
+def _of_thread(state: AppState) -> MutableMapping[Hashable, Scope]:
+    return t.cast("MutableMapping[Hashable, Scope]", state.local.__dict__)
 
 
 class Sessions(scoped_session[t.Any]):
     """A real ``scoped_session`` whose ``remove()`` forgets whatever happens."""
 
-    registry: Scopes
-
     def __init__(self, session_factory: t.Any, registry: Scopes) -> None:
         super().__init__(session_factory)
-        self.registry = registry
+        self.registry = self._scopes = registry
 
     def remove(self) -> None:
         """Close the current scope's sessions; the next call makes a new one.
@@ -336,15 +341,15 @@ class Sessions(scoped_session[t.Any]):
         Does nothing without a context. When ``close()`` raises, the sessions are
         invalidated and forgotten all the same, then the error goes on.
         """
-        self.registry.remove()
+        self._scopes.remove()
 
 
-def app_context() -> t.Any:
-    """Return the current application context.
+def scope_context() -> t.Any:
+    """Return the application context that the scope belongs to.
 
     :raises OutsideContext: There is none.
     """
     try:
-        return app_ctx._get_current_object()
+        return app_context()
     except RuntimeError:
         raise OutsideContext(f"'db.session' {OUTSIDE}") from None

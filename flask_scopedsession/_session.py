@@ -6,17 +6,20 @@ cost 7 to 8 % of a request; an override of ``execute()`` costs a call.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import typing as t
 from collections import Counter
 
 from flask import after_this_request
-from flask.globals import app_ctx
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
 
+from ._context import app_context
 from ._owner import current_owner
+from .errors import ConfigError
 from .errors import SessionRemoved
 
 if t.TYPE_CHECKING:
@@ -105,6 +108,27 @@ class AppSessionmaker(sessionmaker[t.Any]):
         return session
 
 
+def refuse_unknown_options(class_: type[Session], options: t.Iterable[str]) -> None:
+    """Refuse what no session of this class takes, rather than at its first use.
+
+    :raises ConfigError: An option is not known.
+    """
+    known: set[str] = set()
+    for each in (class_, Session):
+        for parameter in inspect.signature(each).parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                return  # the user's own class may take anything
+            known.add(parameter.name)
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"SQLALCHEMY_SESSION_OPTIONS or session_options: {name!r} is no option"
+                f" of {class_.__name__}.{hint}"
+            )
+
+
 def watched(class_: type[Session]) -> type[Session]:
     """Return a subclass of `class_` whose sessions feed the ledger."""
     found = t.cast(
@@ -171,7 +195,7 @@ def note_status_later() -> None:
 
 
 def _note_status(response: Response) -> Response:
-    app_ctx._get_current_object().__dict__[_STATUS] = response.status_code
+    app_context().__dict__[_STATUS] = response.status_code
     return response
 
 
@@ -188,9 +212,10 @@ def unsaved_work(session: Session) -> Counter[str]:
         return found  # a flush failed, and somebody handled that
     for one in (*session.new, *session.deleted):
         found[type(one).__name__] += 1
-    for one in session.dirty:
-        if session.is_modified(one):
-            found[type(one).__name__] += 1
+    if session.identity_map.check_modified():
+        for one in session.dirty:
+            if session.is_modified(one):
+                found[type(one).__name__] += 1
     return found
 
 
@@ -222,7 +247,7 @@ def close_session(session: Session) -> BaseException | None:
     entry = getattr(session, "_scopedsession_entry", None)
     try:
         session.close()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
         _discard_connections(session, ledger, entry)
     finally:

@@ -7,12 +7,12 @@ import threading
 import typing as t
 from collections.abc import Hashable
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
 
     from ._config import Settings
     from ._ledger import Ledger
@@ -26,7 +26,18 @@ if t.TYPE_CHECKING:
 _inherited: list[object] = []
 
 
-@dataclass(frozen=True, eq=False)
+def _keep_for_ever() -> None:
+    """Let what is inherited outlive the interpreter, too.
+
+    Else it is freed in the end, and some drivers then say goodbye to the server.
+    """
+    with suppress(ImportError, AttributeError):
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
+
+
+@dataclass(frozen=True, eq=False, repr=False)  # an engine's shows its URL
 class AppState:
     """One application's settings, engines, sessions and ledger."""
 
@@ -60,8 +71,10 @@ class AppState:
         if not self.inherited:
             return
         self._pid[0] = os.getpid()
+        if not _inherited:
+            _keep_for_ever()
         for entry in list(self.ledger.sessions.values()):
-            session = t.cast("Session | None", entry())
+            session = entry()
             context = None if entry.context is None else entry.context()
             _inherited.append(session)
             if context is not None:

@@ -4,171 +4,82 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+import traceback
 import typing as t
 from collections.abc import Callable
 from dataclasses import replace
 
 import click
+from flask.cli import NoAppException
 from flask.cli import ScriptInfo
 
 from ._check import check
-from ._check import CRIT_DEFAULT
 from ._check import EXIT_CRITICAL
-from ._check import parse_thresholds
-from ._check import WARN_DEFAULT
+from ._check import EXIT_INTERRUPTED
+from ._check import EXIT_OK
+from ._options import PING_HELP
+from ._options import POOL_HELP
+from ._options import SESSION_HELP
+from ._options import status_options
+from ._options import WAIT
 from .errors import PingError
+from .errors import ScopedSessionError
+from .snapshot import SCHEMA
 from .snapshot import Survey
 
 if t.TYPE_CHECKING:
     from flask import Flask
 
+    from ._engines import PingResult
     from ._extension import ScopedSession
 
 __all__ = ["COMMANDS", "add_commands", "db_ping", "pool_status", "session_status"]
 
-Renderer = t.Callable[..., None]
+#: Cursor home; to the end of a line; to the end of the screen.
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-class _Thresholds(click.ParamType):
-    name = "metric=number,..."
-
-    def convert(
-        self,
-        value: t.Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> t.Any:
-        try:
-            return parse_thresholds(value) if isinstance(value, str) else value
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _status_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what both status commands understand."""
-    thresholds = _Thresholds()
-    for option in reversed(
-        (
-            click.option(
-                "--json", "as_json", is_flag=True, help="Print one JSON document."
-            ),
-            click.option(
-                "--watch",
-                type=click.FloatRange(min=0.1),
-                is_flag=False,
-                flag_value=2.0,
-                default=None,
-                metavar="[SECONDS]",
-                help="Look again every SECONDS (2) until interrupted; with --json,"
-                " one document a line.",
-            ),
-            click.option("--bind", metavar="NAME", help="Only this bind."),
-            click.option("--pid", type=int, help="Only the worker of this process id."),
-            click.option(
-                "--timeout",
-                type=click.FloatRange(min=0, min_open=True),
-                default=2.0,
-                show_default=True,
-                metavar="SECONDS",
-                help="How long to wait for each worker.",
-            ),
-            click.option(
-                "--control-dir",
-                metavar="DIR",
-                help="Look for workers here, and do not load the application.",
-            ),
-            click.option(
-                "--verbose", "-v", is_flag=True, help="Show everything, row by row."
-            ),
-            click.option(
-                "--check",
-                "checking",
-                is_flag=True,
-                help="Say by the exit code whether all is well: 0 yes, 3 warning,"
-                " 4 critical, 5 some workers are silent, 69 no worker, 77 no"
-                " permission.",
-            ),
-            click.option(
-                "--warn",
-                type=thresholds,
-                default=WARN_DEFAULT,
-                show_default=True,
-                help="Warn when a metric reaches its number.",
-            ),
-            click.option(
-                "--crit",
-                type=thresholds,
-                default=CRIT_DEFAULT,
-                show_default=True,
-                help="Critical when a metric reaches its number.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-@click.command("pool-status")
-@_status_options
+@click.command(
+    "pool-status",
+    help=POOL_HELP,
+    short_help="Show all database pools, and who holds connections.",
+)
+@status_options
 @click.pass_context
 def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
-    """Show every database connection pool of every running worker, and who holds
-    its connections.
+    """Show every pool of every live worker."""
 
-    Asks the live workers on this host; opens no connection of its own.
+    def draw(survey: Survey, verbose: bool) -> str:
+        from ._render_pools import render_pools
 
-    \b
-    PID      the worker's process id
-    STATE    ok; saturated: every connection is in use; wedged: somebody
-             waits, and nothing came back for as long; stopped by a signal;
-             unresponsive; gone: killed, this is its last snapshot
-    BIND     which of the application's databases
-    POOL     the pool's class
-    USED     connections that are checked out, of at most MAX
-    IDLE     connections that are open and free
-    WAITING  threads that wait for a connection
-    MAXWAIT  how long the first of them has been waiting
-    HOLD95   95 % of all checkouts lasted no longer than this
-    TIMEOUTS checkouts that gave up, since the worker started
+        return render_pools(survey, verbose=verbose)
 
-    Below: totals per database, with the most its workers may open; then what
-    needs an eye: who holds connections (by view and line) and who waits.
-    """
-    from ._render import render_pools
-
-    _status(ctx, render_pools, **options)
+    _status(ctx, draw, **options)
 
 
-@click.command("session-status")
-@_status_options
+@click.command(
+    "session-status",
+    help=SESSION_HELP,
+    short_help="Show all open database sessions, and whose they are.",
+)
+@status_options
 @click.pass_context
 def session_status(ctx: click.Context, /, **options: t.Any) -> None:
-    """Show every open database session of every running worker, and which request,
-    command or thread it belongs to.
+    """Show every open session of every live worker."""
 
-    Asks the live workers on this host; opens no connection of its own.
+    def draw(survey: Survey, verbose: bool) -> str:
+        from ._render import render_sessions
 
-    \b
-    PID      the worker's process id
-    SCOPE    the request (method, rule and endpoint), command or thread
-    BIND     the bind the session was opened for
-    AGE      how long the session has been open
-    STATE    idle; begun: a transaction without a connection yet; holding: a
-             connection is at work; idle in transaction; needs rollback
-    CONN     the connections it holds, by number
-    NEW, DEL objects to be inserted, and to be deleted, at the next flush
-    IDENTITY objects it has loaded
-    IDLE-TX  how long it has been idle in its transaction
-    """
-    from ._render import render_sessions
+        return render_sessions(survey, verbose=verbose)
 
-    _status(ctx, render_sessions, **options)
+    _status(ctx, draw, **options)
 
 
 def _status(
     ctx: click.Context,
-    render: Renderer,
+    draw: Callable[[Survey, bool], str],
     *,
     as_json: bool,
     watch: float | None,
@@ -181,58 +92,98 @@ def _status(
     warn: dict[str, float],
     crit: dict[str, float],
 ) -> None:
-    ask = _inquirer(ctx, timeout, control_dir)
+    if checking and watch is not None:
+        raise click.UsageError("--check looks once, --watch again and again: use one.")
+    ask = _inquirer(ctx, timeout, control_dir, bind)
 
-    def look() -> Survey:
-        return narrowed(ask(), bind, pid)
-
-    def show(survey: Survey) -> None:
+    def show(everything: Survey) -> str:
+        survey = narrowed(everything, bind, pid)
         if as_json:
-            indent = None if watch else 2
-            click.echo(json.dumps(survey.to_dict(), indent=indent))
-        else:
-            render(survey, verbose=verbose)
+            indent = 2 if watch is None else None
+            return json.dumps(survey.to_dict(), indent=indent) + "\n"
+        if everything.live and not survey.workers and not survey.silent:
+            pids = ", ".join(str(worker.pid) for worker in everything.live)
+            return f"No worker of pid {pid} has answered. There are: {pids}.\n"
+        return draw(survey, verbose)
 
-    if watch is not None and not checking:
-        _watch(look, show, watch, clear=not as_json)
-        return
-    survey = look()
-    show(survey)
+    if watch is not None:
+        try:
+            _watch(lambda: show(ask()), watch, as_json)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+    survey = ask()
+    click.echo(show(survey), nl=False)
     if checking:
-        verdict = check(survey, warn, crit)
+        verdict = check(narrowed(survey, bind, pid), warn, crit)
         for reason in verdict.reasons:
             click.echo(reason, err=True)
         ctx.exit(verdict.code)
 
 
-def _watch(
-    look: Callable[[], Survey],
-    show: Callable[[Survey], None],
-    seconds: float,
-    *,
-    clear: bool,
-) -> None:
-    try:
-        while True:
-            survey = look()
-            if clear and os.isatty(1):
-                click.clear()
-            show(survey)
-            time.sleep(seconds)
-    except KeyboardInterrupt:
-        return
+def _watch(show: Callable[[], str], seconds: float, as_json: bool) -> t.NoReturn:
+    """Show again and again; on a terminal, in place."""
+    screen = not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    separator = ""
+    if screen:
+        click.clear()
+    while True:
+        text = show()
+        click.echo(_frame(text) if screen else separator + text, nl=False)
+        separator = "" if as_json else "\n"
+        time.sleep(seconds)
+
+
+def _frame(text: str) -> str:
+    """Return what replaces the screen's content line by line, so without flicker."""
+    lines = text.splitlines()
+    height = max(os.get_terminal_size(sys.stdout.fileno()).lines - 1, 3)
+    if len(lines) > height:
+        # The problems are at the end.
+        lines = [lines[0], "...", *lines[2 - height :]]
+    return _HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW
+
+
+def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
+    """Return only one bind's pools and sessions, or one process's, of a survey."""
+    workers = survey.workers
+    silent = survey.silent
+    if pid is not None:
+        workers = tuple(w for w in workers if w.pid == pid)
+        silent = tuple(s for s in silent if s.pid == pid)
+    configured = survey.configured
+    if bind is not None:
+        workers = tuple(
+            replace(
+                worker,
+                pools=tuple(p for p in worker.pools if p.bind == bind),
+                sessions=tuple(s for s in worker.sessions if s.name == bind),
+            )
+            for worker in workers
+        )
+        configured = tuple(p for p in configured if p.bind == bind)
+    return replace(survey, workers=workers, silent=silent, configured=configured)
+
+
+# -- the application -----------------------------------------------------------
 
 
 def _inquirer(
-    ctx: click.Context, timeout: float, control_dir: str | None
+    ctx: click.Context, timeout: float, control_dir: str | None, bind: str | None
 ) -> Callable[[], Survey]:
     """Return what asks the workers; with a directory, the app is not loaded."""
-    from ._live import survey_directory
-
     if control_dir is not None:
-        return lambda: survey_directory(control_dir, timeout)
+        from ._live import survey_directory
+
+        def ask_directory() -> Survey:
+            survey = survey_directory(control_dir, timeout)
+            _refuse_unknown(bind, {p.bind for w in survey.workers for p in w.pools})
+            return survey
+
+        return ask_directory
     app = _load_app(ctx)
     db = _extension_of(app)
+    with app.app_context():
+        _refuse_unknown(bind, db.engines)
 
     def ask() -> Survey:
         with app.app_context():
@@ -241,17 +192,49 @@ def _inquirer(
     return ask
 
 
+def _refuse_unknown(bind: str | None, known: t.Collection[str]) -> None:
+    if bind is not None and known and bind not in known:
+        raise click.UsageError(
+            f"There is no bind {bind!r}; there are {', '.join(sorted(known))}."
+        )
+
+
 def _load_app(ctx: click.Context) -> Flask:
-    info = ctx.ensure_object(ScriptInfo)
+    """Load the application; an error is one line, with the way out."""
     try:
-        return info.load_app()
+        return ctx.ensure_object(ScriptInfo).load_app()
+    except NoAppException as error:
+        # Flask adds the traceback of an import that failed.
+        problem = error.format_message().partition("\n")[0].rstrip(":")
+        raise click.UsageError(f"{problem}\n{_way_out(ctx)}") from None
     except click.ClickException:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the factory is the user's
+        # The text of an error may hold a URL, unless it is one of ours.
+        said = f": {error}" if isinstance(error, ScopedSessionError) else ""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise click.ClickException(
-            f"The application could not be loaded ({type(error).__name__})."
-            " The workers can be asked without it: --control-dir DIR."
-        ) from error
+            f"The application could not be loaded: {type(error).__name__}{said}"
+            f" (in {frame.filename}, line {frame.lineno})\n{_way_out(ctx)}"
+        ) from None
+
+
+def _way_out(ctx: click.Context) -> str:
+    """Say how to ask the workers without the application."""
+    if ctx.command is db_ping:
+        return "db-ping needs the application's configuration."
+    from ._control.directory import base_path
+
+    base = base_path()
+    try:
+        found = sorted(entry.path for entry in os.scandir(base) if entry.is_dir())
+    except OSError:
+        found = []
+    where = f", such as {' or '.join(found[:3])}" if found else f", below {base}"
+    return (
+        f"The workers can be asked without it: {ctx.info_name} --control-dir DIR"
+        f" (SCOPEDSESSION_CONTROL_DIR{where})"
+    )
 
 
 def _extension_of(app: Flask) -> ScopedSession:
@@ -264,30 +247,18 @@ def _extension_of(app: Flask) -> ScopedSession:
     return t.cast("ScopedSession", db)
 
 
-def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
-    """Return only one bind's pools and sessions, or one process's, of a survey."""
-    workers = survey.workers
-    silent = survey.silent
-    if pid is not None:
-        workers = tuple(w for w in workers if w.pid == pid)
-        silent = tuple(s for s in silent if s.pid == pid)
-    if bind is not None:
-        workers = tuple(
-            replace(
-                worker,
-                pools=tuple(p for p in worker.pools if p.bind == bind),
-                sessions=tuple(s for s in worker.sessions if s.name == bind),
-            )
-            for worker in workers
-        )
-    return replace(survey, workers=workers, silent=silent)
+# -- db-ping -------------------------------------------------------------------
 
 
-@click.command("db-ping")
+@click.command(
+    "db-ping",
+    help=PING_HELP,
+    short_help="Test whether every database answers, and how fast.",
+)
 @click.option("--bind", metavar="NAME", help="Only this bind.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=WAIT,
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -298,47 +269,37 @@ def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
 def db_ping(
     ctx: click.Context, /, bind: str | None, timeout: float, as_json: bool
 ) -> None:
-    """Test whether every database answers, with one connection outside the pool.
-
-    \b
-    BIND     which of the application's databases
-    LATENCY  from connecting to the answer
-    VERSION  the server's version
-
-    Exits with 0 when all have answered, else with 4.
-    """
-    from ._engines import server_version
-    from ._reading import safe_url
-
+    """Test every database with a connection of its own."""
     app = _load_app(ctx)
     db = _extension_of(app)
-    failed = False
-    rows = []
     with app.app_context():
-        if bind is not None and bind not in db.engines:
-            raise click.UsageError(
-                f"There is no bind {bind!r}; there are {sorted(db.engines)}."
-            )
-        for name, engine in db.engines.items():
-            if bind not in (None, name):
-                continue
-            row: dict[str, t.Any] = {"bind": name, "url": safe_url(engine.url)}
-            try:
-                row["latency_s"] = round(db.ping(name, timeout), 6)
-                row["version"] = server_version(engine)
-            except PingError as error:
-                row["error"] = str(error)
-                failed = True
-            rows.append(row)
+        _refuse_unknown(bind, db.engines)
+        names = db.engines if bind is None else (bind,)
+        results = [_ping(db, name, timeout) for name in names]
     if as_json:
-        click.echo(
-            json.dumps([{**row, "url": row["url"].to_dict()} for row in rows], indent=2)
-        )
+        pings = [{**each._asdict(), "url": each.url.to_dict()} for each in results]
+        document = {"schema": SCHEMA, "pings": pings}
+        click.echo(json.dumps(document, indent=2))
     else:
         from ._render import render_pings
 
-        render_pings(rows)
-    ctx.exit(EXIT_CRITICAL if failed else 0)
+        click.echo(render_pings(results), nl=False)
+    failed = any(each.error is not None for each in results)
+    ctx.exit(EXIT_CRITICAL if failed else EXIT_OK)
+
+
+def _ping(db: ScopedSession, name: str, timeout: float) -> PingResult:
+    from ._engines import PingResult
+    from ._engines import server_version
+    from ._reading import safe_url
+
+    engine = db.get_engine(name)
+    url = safe_url(engine.url)
+    try:
+        latency = db.ping(name, timeout)
+    except PingError as error:
+        return PingResult(name, url, None, None, str(error))
+    return PingResult(name, url, round(latency, 6), server_version(engine), None)
 
 
 COMMANDS: tuple[click.Command, ...] = (pool_status, session_status, db_ping)

@@ -20,7 +20,6 @@ __all__ = [
     "SetupError",
     "UnknownBind",
     "UnsafeDirectory",
-    "WorkerSilent",
 ]
 
 
@@ -66,11 +65,3 @@ class ControlError(ScopedSessionError):
 
 class UnsafeDirectory(ControlError):
     """The control directory could be read or replaced by somebody else."""
-
-
-class WorkerSilent(ControlError):
-    """A worker is there, but gave no usable answer before the deadline."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason

@@ -15,7 +15,7 @@ import typing as t
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 if t.TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,8 +25,8 @@ __all__ = [
     "ConfiguredPool",
     "DatabaseTotal",
     "DatabaseURL",
-    "Holder",
     "Histogram",
+    "Holder",
     "PoolSnapshot",
     "PoolTimeout",
     "SearchedDirectory",
@@ -45,9 +45,7 @@ BUCKET_BOUNDS: tuple[float, ...] = (
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0),
 )
 
-WorkerState = t.Literal[
-    "ok", "saturated", "wedged", "stopped", "unresponsive", "gone"
-]
+WorkerState = t.Literal["ok", "saturated", "wedged", "stopped", "unresponsive", "gone"]
 Role = t.Literal["web", "job", "shell", "command", "test"]
 SessionState = t.Literal[
     "idle", "begun", "holding", "idle in transaction", "needs rollback"
@@ -73,9 +71,9 @@ class _Reading:
         :raises ValueError: A field is missing or of another type.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"{cls.__name__} is not an object")
+            raise ValueError(f"{cls.__name__} is not an object")  # noqa: TRY004
         values = {}
-        for name, (kind, required) in _fields(cls).items():
+        for name, (kind, required) in _fields(t.cast(t.Any, cls)).items():
             if name in data:
                 values[name] = _typed(kind, data[name], f"{cls.__name__}.{name}")
             elif required:
@@ -136,6 +134,8 @@ class Holder(_Reading):
     command: str | None = None
     thread: str | None = None
     thread_alive: bool | None = None
+    request_over: bool | None = None
+    """The request, command or context that checked it out has ended."""
     in_transaction: bool | None = None
     idle_in_transaction_s: float | None = None
     at: str | None = None
@@ -392,7 +392,7 @@ def clean(text: str) -> str:
     return _UNPRINTABLE.sub("", text)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(cls: type) -> dict[str, tuple[t.Any, bool]]:
     hints = t.get_type_hints(cls)
     return {

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import selectors
 import socket
 import time
 import typing as t
+from collections import deque
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 
+from ..errors import ControlError
 from ..errors import UnsafeDirectory
 from ..snapshot import clean
 from ..snapshot import SearchedDirectory
 from ..snapshot import Silent
 from ..snapshot import WorkerSnapshot
+from ..snapshot import WorkerState
 from . import directory
+from .protocol import decode
 from .protocol import Malformed
 from .protocol import pack
 from .protocol import peer_credentials
 from .protocol import PROTOCOL
 from .protocol import REPLY_LIMIT
 from .protocol import REQUEST
+from .protocol import TooLarge
 from .protocol import unpack
 
 #: Conversations at a time; a process may have 1,024 descriptors by default.
-_AT_ONCE = 256
+_AT_ONCE = 512
 
-_LAST_LIMIT = 64 * 1024
+#: Seconds until one whose queue was full is asked again.
+_SOON = 0.02
 
 
 @dataclass
@@ -43,71 +48,84 @@ class Answers:
     apps: set[str] = field(default_factory=set)
 
 
-@dataclass
+class _Unusable(Exception):
+    """The worker gave no usable answer; the reason is the text."""
+
+
 class _Question:
     """One worker that is being asked."""
 
-    path: str
-    id: str
-    pid: int
-    socket: socket.socket
-    deadline: float
-    received: bytearray = field(default_factory=bytearray)
-    to_send: bytes = field(default_factory=lambda: pack(REQUEST))
+    def __init__(self, found: directory.Found, deadline: float) -> None:
+        self.found = found
+        self.deadline = deadline
+        self.pid = found.pid
+        """As this process sees it; a container's is another one."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.setblocking(False)
+        self._to_send = pack(REQUEST)
+        self._received = bytearray()
 
+    def connect(self, path: str, owner: int) -> None:
+        self.socket.connect(directory.file(path, self.found.id, "sock"))
+        peer = peer_credentials(self.socket)
+        if peer is None or peer[1] != owner:
+            raise _Unusable("not a process of the directory's owner")
+        self.pid = peer[0] or self.pid
 
-class _Gone(Exception):
-    """The worker is not there (any more)."""
-
-
-class _Silent(Exception):
-    """The worker is there, but gave no usable answer; the reason is the text."""
+    def step(self, selector: selectors.BaseSelector) -> dict[str, t.Any] | None:
+        """Send or receive what can be; return the reply once it is complete."""
+        if self._to_send:
+            self._to_send = self._to_send[self.socket.send(self._to_send) :]
+            if not self._to_send:
+                selector.modify(self.socket, selectors.EVENT_READ, self)
+            return None
+        chunk = self.socket.recv(1 << 18)
+        if not chunk:
+            raise ConnectionResetError
+        self._received += chunk
+        return unpack(self._received, REPLY_LIMIT)
 
 
 def ask(
-    paths: t.Iterable[str],
+    places: t.Iterable[directory.Place],
     timeout: float,
     *,
     deployment: str | None = None,
     own: t.Collection[str] = (),
     host: str = "",
 ) -> Answers:
-    """Ask all workers whose sockets are in `paths`.
+    """Ask all workers whose sockets are in `places`.
 
     :param timeout: Seconds to wait for each worker.
     :param deployment: Ignore workers of any other.
     :param own: Ids of this very process: its locks must not be opened.
     """
     answers = Answers()
-    for path in paths:
+    for place in places:
+        error = None
+        denied = False
         try:
-            owner = _owner(path)
+            owner = place.examine()
+            _Inquiry(place.path, owner, timeout, deployment, own, host, answers).run()
         except FileNotFoundError:
-            answers.searched.append(SearchedDirectory(path, "does not exist"))
+            error = "does not exist" + place.obstacle()
         except PermissionError:
-            answers.searched.append(SearchedDirectory(path, "permission denied", True))
-        except UnsafeDirectory as error:
-            denied = os.geteuid() not in (0, _uid_of(path))
-            answers.searched.append(SearchedDirectory(path, str(error), denied))
-        else:
-            answers.searched.append(SearchedDirectory(path))
-            _Inquiry(path, owner, timeout, deployment, own, host, answers).run()
+            error = f"uid {os.geteuid()} may not look into it"
+            denied = True
+        except OSError as problem:
+            error = problem.strerror or type(problem).__name__
+        except ControlError as problem:
+            error = str(problem)
+            denied = isinstance(problem, UnsafeDirectory) and _is_strangers(place.path)
+        answers.searched.append(SearchedDirectory(place.path, error, denied))
     return answers
 
 
-def _owner(path: str) -> int:
-    """Return whose workers may answer in a directory: ours, or for root its owner's."""
-    me = os.geteuid()
-    owner = os.lstat(path).st_uid if me == 0 else me
-    directory.check(path, owner)
-    return owner
-
-
-def _uid_of(path: str) -> int:
+def _is_strangers(path: str) -> bool:
     try:
-        return os.lstat(path).st_uid
+        return os.geteuid() not in (0, os.lstat(path).st_uid)
     except OSError:
-        return -1
+        return False
 
 
 class _Inquiry:
@@ -131,198 +149,177 @@ class _Inquiry:
         self._host = host
         self._answers = answers
         self._done: set[str] = set()
-        self._vanished: set[str] = set()
+        self._vanished = False
+        self._last_round = False
+        self._asked: dict[int, _Question] = {}  # who has waited longest first
 
     def run(self) -> None:
         self._round()
         if self._vanished:
             # A worker came or went while we looked: look once more, then believe it.
-            self._vanished.clear()
-            self._round(last=True)
+            time.sleep(_SOON)
+            self._last_round = True
+            self._round()
 
-    def _round(self, last: bool = False) -> None:
-        waiting = [f for f in directory.listing(self._path) if f.id not in self._done]
-        open_now: dict[int, _Question] = {}
-        selector = selectors.DefaultSelector()
+    def _round(self) -> None:
+        found = directory.listing(self._path)
+        waiting = deque(each for each in found if each.id not in self._done)
+        began = time.monotonic()
+        self._selector = selectors.DefaultSelector()
         try:
-            while waiting or open_now:
-                while waiting and len(open_now) < _AT_ONCE:
-                    self._begin(waiting.pop(), selector, open_now, last)
-                self._wait(selector, open_now, last)
+            while waiting or self._asked:
+                self._begin_some(waiting, began)
+                if self._asked:
+                    self._wait(_SOON if waiting else self._timeout)
+                elif waiting:
+                    time.sleep(_SOON)
         finally:
-            for question in open_now.values():
+            for question in self._asked.values():
                 question.socket.close()
-            selector.close()
+            self._asked.clear()
+            self._selector.close()
 
-    def _begin(
-        self,
-        found: directory.Found,
-        selector: selectors.BaseSelector,
-        open_now: dict[int, _Question],
-        last: bool,
-    ) -> None:
+    def _begin_some(self, waiting: deque[directory.Found], began: float) -> None:
+        """Ask as many as there is room for; once all of them had their turn, return."""
+        for _ in range(min(len(waiting), _AT_ONCE - len(self._asked))):
+            found = waiting.popleft()
+            now = time.monotonic()
+            try:
+                self._begin(found, now + self._timeout)
+            except BlockingIOError as error:
+                # Its queue is full: many ask at once, or it is stuck.
+                if now - began < self._timeout:
+                    waiting.append(found)
+                else:
+                    self._settle(found, found.pid, TimeoutError(*error.args))
+            except (OSError, _Unusable) as error:
+                if self._asked and getattr(error, "errno", 0) == errno.EMFILE:
+                    waiting.appendleft(found)
+                    return
+                self._settle(found, found.pid, error)
+
+    def _begin(self, found: directory.Found, deadline: float) -> None:
         if "sock" not in found.kinds:
-            if "json" in found.kinds and "lock" not in found.kinds:
-                self._gone(found.id, found.pid)
+            # Not yet, not any more, or nothing but a last snapshot.
+            if found.id not in self._own:
+                self._settle(found, found.pid, FileNotFoundError(errno.ENOENT, ""))
             return
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        question = _Question(found, deadline)
         try:
-            connection.setblocking(False)
-            connection.connect(os.path.join(self._path, f"{found.id}.sock"))
-            peer = peer_credentials(connection)
-            if peer is None or peer[1] != self._owner:
-                raise _Silent("not a process of the directory's owner")
-        except (OSError, _Silent) as error:
-            connection.close()
-            self._settle(found.id, found.pid, error, last)
-            return
-        question = _Question(
-            self._path,
-            found.id,
-            peer[0] or found.pid,
-            connection,
-            time.monotonic() + self._timeout,
-        )
-        open_now[connection.fileno()] = question
-        selector.register(connection, selectors.EVENT_WRITE, question)
+            question.connect(self._path, self._owner)
+            self._selector.register(question.socket, selectors.EVENT_WRITE, question)
+        except BaseException:
+            question.socket.close()
+            raise
+        self._asked[question.socket.fileno()] = question
 
-    def _wait(
-        self,
-        selector: selectors.BaseSelector,
-        open_now: dict[int, _Question],
-        last: bool,
-    ) -> None:
-        if not open_now:
-            return
-        now = time.monotonic()
-        soonest = min(question.deadline for question in open_now.values())
-        for key, _ in selector.select(max(0.0, soonest - now)):
+    def _wait(self, most: float) -> None:
+        first = next(iter(self._asked.values()))
+        until_due = max(0.0, first.deadline - time.monotonic())
+        for key, _ in self._selector.select(min(most, until_due)):
             question: _Question = key.data
             try:
-                reply = self._step(question, selector)
-            except (OSError, Malformed, ValueError, _Silent) as error:
-                self._end(question, selector, open_now)
-                self._settle(question.id, question.pid, error, last)
+                reply = question.step(self._selector)
+            except BlockingIOError:
+                continue
+            except (OSError, Malformed) as error:
+                self._end(question)
+                self._settle(question.found, question.pid, error)
             else:
                 if reply is not None:
-                    self._end(question, selector, open_now)
+                    self._end(question)
                     self._accept(question, reply)
         now = time.monotonic()
-        for question in [q for q in open_now.values() if now >= q.deadline]:
-            self._end(question, selector, open_now)
-            self._settle(question.id, question.pid, TimeoutError(), last)
+        for question in list(self._asked.values()):
+            if question.deadline > now:
+                break
+            self._end(question)
+            self._settle(question.found, question.pid, TimeoutError())
 
-    @staticmethod
-    def _end(
-        question: _Question,
-        selector: selectors.BaseSelector,
-        open_now: dict[int, _Question],
-    ) -> None:
-        del open_now[question.socket.fileno()]
-        selector.unregister(question.socket)
+    def _end(self, question: _Question) -> None:
+        del self._asked[question.socket.fileno()]
+        self._selector.unregister(question.socket)
         question.socket.close()
 
-    @staticmethod
-    def _step(
-        question: _Question, selector: selectors.BaseSelector
-    ) -> dict[str, t.Any] | None:
-        """Send or receive what can be; return the reply once it is complete."""
-        if question.to_send:
-            sent = question.socket.send(question.to_send)
-            question.to_send = question.to_send[sent:]
-            if not question.to_send:
-                selector.modify(question.socket, selectors.EVENT_READ, question)
-            return None
-        try:
-            chunk = question.socket.recv(1 << 20)
-        except BlockingIOError:
-            return None
-        if not chunk:
-            raise ConnectionResetError
-        question.received += chunk
-        return unpack(question.received, REPLY_LIMIT)
+    # -- what it means ---------------------------------------------------------
 
     def _accept(self, question: _Question, reply: dict[str, t.Any]) -> None:
-        self._done.add(question.id)
-        if "error" in reply:
-            self._silence(question.id, question.pid, "could not read its ledger")
+        found = question.found
+        try:
+            worker = self._worker_in(reply, found.id)
+        except _Unusable as error:
+            self._settle(found, question.pid, error)
             return
+        self._done.add(found.id)
+        if worker is not None:
+            self._answers.apps.add(clean(str(reply.get("app") or "")))
+            self._answers.workers.append(replace(worker, source="live"))
+
+    def _worker_in(self, reply: dict[str, t.Any], id: str) -> WorkerSnapshot | None:
+        """Return the worker that a reply tells of, unless of another deployment."""
         if reply.get("protocol") != PROTOCOL:
-            self._silence(question.id, question.pid, "speaks another protocol")
-            return
+            raise _Unusable("speaks another protocol")
+        if "error" in reply:
+            raise _Unusable("could not read its ledger")
         if self._deployment not in (None, reply.get("deployment")):
-            return
+            return None
         try:
             worker = WorkerSnapshot.from_dict(reply.get("worker"))
-            if worker.id != question.id:
-                raise ValueError
         except (ValueError, TypeError, RecursionError):
-            self._silence(question.id, question.pid, "answered nonsense")
-            return
-        self._answers.apps.add(clean(str(reply.get("app") or "")))
-        self._answers.workers.append(
-            replace(worker, source="live", uid=self._owner, host=self._host)
-        )
+            raise _Unusable("answered nonsense") from None
+        if worker.id != id or not id.startswith(f"{worker.pid}-"):
+            raise _Unusable("answered nonsense")
+        return replace(worker, uid=self._owner, host=self._host)
 
-    def _settle(self, id: str, pid: int, error: Exception, last: bool) -> None:
+    def _settle(self, found: directory.Found, pid: int, error: Exception) -> None:
         """Decide what it means that a worker gave no answer."""
-        code = getattr(error, "errno", None)
-        if isinstance(error, Malformed):
-            reason = "answered nonsense" if "JSON" in str(error) else "answered too much"
-        elif isinstance(error, _Silent):
-            reason = str(error)
-        elif isinstance(error, TimeoutError):
-            reason = "stopped" if _is_stopped(pid) else "unresponsive"
-        elif not last:
-            self._vanished.add(id)
-            return
-        elif id not in self._own and not directory.alive(self._path, id):
-            self._gone(id, pid)
-            return
-        elif code == errno.EACCES:
-            reason = "permission denied"
-        else:
-            reason = "stopped" if _is_stopped(pid) else "unresponsive"
-        self._done.add(id)
-        self._silence(id, pid, reason)
-
-    def _silence(self, id: str, pid: int, reason: str) -> None:
-        self._answers.silent.append(Silent(id, pid, self._host, reason))
-        state: t.Any = "stopped" if reason == "stopped" else "unresponsive"
-        self._last(id, state)
-
-    def _gone(self, id: str, pid: int) -> None:
-        self._done.add(id)
-        path = os.path.join(self._path, f"{id}.json")
-        try:
-            recent = time.time() - os.lstat(path).st_mtime < directory.KEEP_LAST
-        except OSError:
-            return
-        if recent:
-            self._last(id, "gone")
-
-    def _last(self, id: str, state: t.Any) -> None:
-        """Add the last snapshot of a worker, if it left one."""
-        path = os.path.join(self._path, f"{id}.json")
-        try:
-            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
-            with open(os.open(path, flags), "rb") as file:
-                reply = json.loads(file.read(_LAST_LIMIT + 1))
-            if self._deployment not in (None, reply["deployment"]):
+        reason = _reason(error)
+        if reason is None:
+            if not isinstance(error, TimeoutError) and not self._last_round:
+                self._vanished = self._vanished or "lock" in found.kinds
+                if "lock" in found.kinds:
+                    return
+            if found.id not in self._own and not directory.alive(self._path, found.id):
+                self._done.add(found.id)
+                self._add_last(found.id, "gone")
                 return
-            worker = WorkerSnapshot.from_dict(reply["worker"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return
-        self._answers.workers.append(
-            replace(
-                worker,
-                id=id,
-                state=state,
-                source="last",
-                uid=self._owner,
-                host=self._host,
+            reason = "stopped" if _is_stopped(pid) else "unresponsive"
+        self._done.add(found.id)
+        if not self._is_foreign(found.id):
+            silent = Silent(found.id, found.pid, self._host, reason)
+            self._answers.silent.append(silent)
+            self._add_last(
+                found.id, "stopped" if reason == "stopped" else "unresponsive"
             )
-        )
+
+    def _is_foreign(self, id: str) -> bool:
+        """Whether the lock of a silent worker says that it is another deployment's."""
+        if self._deployment is None or id in self._own:
+            return False
+        return directory.deployment_of(self._path, id) not in (None, self._deployment)
+
+    def _add_last(self, id: str, state: WorkerState) -> None:
+        """Add the last snapshot of a worker, if it left one that makes sense."""
+        content = directory.read_last(self._path, id, self._owner)
+        if content is None:
+            return
+        try:
+            worker = self._worker_in(decode(content), id)
+        except (Malformed, _Unusable):
+            return
+        if worker is not None:
+            self._answers.workers.append(replace(worker, state=state, source="last"))
+
+
+def _reason(error: Exception) -> str | None:
+    """Say what was wrong with an answer; ``None`` if there was none."""
+    if isinstance(error, TooLarge):
+        return "answered too much"
+    if isinstance(error, Malformed):
+        return "answered nonsense"
+    if isinstance(error, _Unusable):
+        return str(error)
+    return "permission denied" if isinstance(error, PermissionError) else None
 
 
 def _is_stopped(pid: int) -> bool:

@@ -7,6 +7,8 @@ Each is preceded by its length as four bytes, big-endian. A request is
 from __future__ import annotations
 
 import json
+import math
+import socket
 import struct
 import sys
 import typing as t
@@ -22,14 +24,41 @@ REPLY_LIMIT = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct("!I")
 
+#: Linux: ``struct ucred``, the process id, then the user and the group.
+_UCRED = struct.Struct("3i")
+
+#: macOS, FreeBSD: how ``struct xucred`` begins, a version and the user. SOL_LOCAL
+#: is 0, LOCAL_PEERCRED is 1; the socket module has no names for them.
+_XUCRED = struct.Struct("=II")
+_XUCRED_SIZE = 76
+
+_LINUX = sys.platform in ("linux", "android") and hasattr(socket, "SO_PEERCRED")
+_BSD = sys.platform == "darwin" or sys.platform.startswith("freebsd")
+
+#: Whether this platform says who is at the other end; without it, no service.
+CREDENTIALS = _LINUX or _BSD
+
 
 class Malformed(ValueError):
     """The other side broke the protocol; the message says how."""
 
 
+class TooLarge(Malformed):
+    """The other side announced more than it may send."""
+
+
 def pack(message: object) -> bytes:
     """Return `message` as it goes over the wire."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    return frame(encode(message))
+
+
+def encode(message: object) -> bytes:
+    """Return `message` as compact JSON."""
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def frame(body: bytes) -> bytes:
+    """Return `body` with its length before it."""
     return _LENGTH.pack(len(body)) + body
 
 
@@ -43,12 +72,21 @@ def unpack(received: bytes | bytearray, limit: int) -> dict[str, t.Any] | None:
         return None
     (length,) = _LENGTH.unpack_from(received)
     if length > limit:
-        raise Malformed("too large")
+        raise TooLarge(f"more than {limit} bytes")
     if len(received) - _LENGTH.size < length:
         return None
-    body = bytes(received[_LENGTH.size : _LENGTH.size + length])
+    return decode(bytes(received[_LENGTH.size : _LENGTH.size + length]))
+
+
+def decode(body: bytes) -> dict[str, t.Any]:
+    """Return the JSON object in `body`.
+
+    :raises Malformed: It is something else, or has numbers that nobody counts with.
+    """
     try:
-        message = json.loads(body)
+        message = json.loads(
+            body, parse_int=_int, parse_float=_float, parse_constant=_float
+        )
     except (ValueError, RecursionError):
         raise Malformed("no JSON") from None
     if not isinstance(message, dict):
@@ -56,22 +94,31 @@ def unpack(received: bytes | bytearray, limit: int) -> dict[str, t.Any] | None:
     return message
 
 
+def _int(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
 def peer_credentials(connection: t.Any) -> tuple[int | None, int] | None:
     """Return the process id, if known, and user id at the other end of a socket.
 
-    Linux: ``SO_PEERCRED``, for a listener those of the process that listens.
-    macOS and the BSDs: ``LOCAL_PEERCRED``. Elsewhere ``None``: no service then.
+    Those of the time of ``connect()``, and for a listener of ``listen()``. In
+    another pid namespace the process id is 0.
     """
-    import socket
-
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is not None:
-        raw = connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", raw)
-        return pid, uid
-    if sys.platform == "darwin" or "bsd" in sys.platform:
-        # struct xucred: a version, the uid, then groups; SOL_LOCAL is 0.
-        raw = connection.getsockopt(0, 1, 76)
-        _, uid = struct.unpack_from("II", raw)
-        return None, uid
+    if _LINUX:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, _ = _UCRED.unpack(raw)
+        return pid or None, uid
+    if _BSD:
+        raw = connection.getsockopt(0, 1, _XUCRED_SIZE)
+        version, uid = _XUCRED.unpack_from(raw)
+        return (None, uid) if version == 0 else None
     return None

@@ -18,12 +18,12 @@ from flask import Flask
 from sqlalchemy import create_engine
 from sqlalchemy import Engine
 from sqlalchemy import event
-from sqlalchemy import NullPool
-from sqlalchemy import QueuePool
-from sqlalchemy import SingletonThreadPool
-from sqlalchemy import StaticPool
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import StaticPool
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
@@ -384,6 +384,21 @@ def test_begin(
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
             assert locked(path) is locks
+
+
+def test_begin_leaves_raw_connections_alone(
+    make_app: MakeApp, db: ScopedSession
+) -> None:
+    """Without SQLAlchemy's transactions, the driver's own are there as ever."""
+    app = sqlite_app(make_app, db, SCOPEDSESSION_SQLITE_BEGIN="IMMEDIATE")
+    with engine_of(app, db) as engine:
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE t (a)"))
+        raw = engine.raw_connection()
+        raw.cursor().execute("INSERT INTO t VALUES (1)")
+        raw.rollback()
+        raw.close()
+        assert rows(engine, "SELECT a FROM t") == []
 
 
 def test_begin_makes_reads_repeatable(make_app: MakeApp, db: ScopedSession) -> None:

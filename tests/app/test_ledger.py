@@ -426,14 +426,13 @@ def test_self_deadlock(make):
     release = threading.Event()
 
     def want_two():
-        with app.app_context():
-            with db.engine.connect() as first:
-                watcher = threading.Thread(
-                    target=lambda: release.wait(10) and first.invalidate()
-                )
-                watcher.start()
-                db.engine.connect().close()
-                watcher.join(10)
+        with app.app_context(), db.engine.connect() as first:
+            watcher = threading.Thread(
+                target=lambda: release.wait(10) and first.invalidate()
+            )
+            watcher.start()
+            db.engine.connect().close()
+            watcher.join(10)
 
     thread = threading.Thread(target=want_two)
     thread.start()
@@ -599,6 +598,7 @@ def test_holder_of_a_view(make_app, sqlite_url):
         assert one.command is None
     assert holder.at == f"test_ledger.py:{found['line']} show"
     assert holder.session == session.session
+    assert holder.request_over is False
     assert session.connections == (holder.connection,)
     assert session.state == "idle in transaction"
     assert holder.idle_in_transaction_s is not None
@@ -625,6 +625,7 @@ def test_holder_whose_request_is_over(make_app, sqlite_url):
         (holder,) = db.snapshot().pools[0].holders
     line = leak.__code__.co_firstlineno
     assert (holder.endpoint, holder.at) == ("leak", f"test_ledger.py:{line} leak")
+    assert holder.request_over
     kept.pop().close()
 
 

@@ -58,9 +58,7 @@ LOSING = {
     "changed": lambda db: setattr(db.session.get(User, 1), "name", "x"),
     "deleted": lambda db: db.session.delete(db.session.get(User, 1)),
     "orm dml": lambda db: db.session.execute(update(User).values(name="x")),
-    "core dml": lambda db: db.session.execute(
-        insert(User.__table__).values(name="x")
-    ),
+    "core dml": lambda db: db.session.execute(insert(User.__table__).values(name="x")),
     "returning": lambda db: db.session.scalars(
         insert(User).returning(User.id), [{"name": "x"}]
     ).all(),
@@ -176,7 +174,7 @@ def test_no_values_in_the_log(db, make, caplog):
 def test_raise(db, make):
     """``"raise"`` fails the request, after the session was removed."""
     app = make(SCOPEDSESSION_LOST_WORK="raise")
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         visit(app, lambda: db.session.add(User(name="x")))
     found = caught.value
     # Flask 3.2 raises what teardowns raise in a group.
@@ -193,7 +191,9 @@ def test_raise_is_not_for_production(db, make):
 
 
 def test_ignore(db, make, caplog):
-    visit(make(SCOPEDSESSION_LOST_WORK="ignore"), lambda: db.session.add(User(name="x")))
+    visit(
+        make(SCOPEDSESSION_LOST_WORK="ignore"), lambda: db.session.add(User(name="x"))
+    )
     assert caplog.records == []
 
 

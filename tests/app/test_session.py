@@ -18,7 +18,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession.errors import ConfigError
 from flask_scopedsession.errors import OutsideContext
+from flask_scopedsession.errors import SetupError
 from flask_scopedsession.errors import UnknownBind
 
 
@@ -170,6 +172,51 @@ def test_a_session_class_of_ones_own(make_app):
         assert isinstance(db.session(), Mine)
         assert db.session().hello() == "hello"
         assert isinstance(db.sessionmaker(), Mine)
+
+
+def test_an_unknown_session_option(make_app):
+    """It is refused at once, and by name."""
+    db = ScopedSession()
+    with pytest.raises(ConfigError, match="'autoflsh'.*'autoflush'"):
+        make_app(db, SQLALCHEMY_SESSION_OPTIONS={"autoflsh": False})
+
+
+def test_options_of_ones_own_class(make_app):
+    """A class that takes more than SQLAlchemy's can be given that."""
+
+    class Mine(Session):
+        def __init__(self, *args, tenant=None, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.tenant = tenant
+
+    db = ScopedSession(session_options={"class_": Mine, "tenant": 1})
+    with make_app(db).app_context():
+        assert db.session().tenant == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"engine_options": 5},
+        {"session_options": ["x"]},
+        {"session_options": {"bind": None}},
+        {"session_options": {"class_": int}},
+        {"binds": 5},
+        {"binds": {Base: 5}},
+        {"binds": {"Base": "audit"}},
+        {"model_class": int},
+    ],
+    ids=str,
+)
+def test_wrong_arguments(arguments):
+    """Each is one error that names the argument."""
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        ScopedSession(**arguments)
+
+
+def test_something_else_than_an_app():
+    with pytest.raises(SetupError, match=r"init_app\(\) needs a Flask application"):
+        ScopedSession().init_app(None)
 
 
 def test_query_property(db, shop):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +21,10 @@ from sqlalchemy import select
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._control.client import ask
 from flask_scopedsession._control.directory import Place
+
+#: Seconds after which a process of a script that went wrong ends by itself.
+LONGEST = 20
+signal.alarm(LONGEST)
 
 HERE = tempfile.mkdtemp(prefix="")
 HOME = Path(HERE) / "run"
@@ -48,29 +52,41 @@ def serve(path: str = "/work") -> None:
     assert app.test_client().get(path).status_code == 200
 
 
+class Pipe:
+    """Lines between two processes. Bare descriptors: a fork closes none of them."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._rest = b""
+
+    def send(self, line: str) -> None:
+        os.write(self._write, f"{line}\n".encode())
+
+    def receive(self) -> str:
+        while b"\n" not in self._rest:
+            self._rest += os.read(self._read, 65536)
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()
+
+
 class Observer:
     """Looks at all workers from another process."""
 
     def __init__(self) -> None:
-        mine, its = socket.socketpair()
+        self._questions, self._answers = Pipe(), Pipe()
         self._pid = os.fork()
         if self._pid == 0:
-            mine.close()
+            signal.alarm(LONGEST)
             try:
-                self._run(its.makefile("rw"))
+                self._run()
             finally:
                 os._exit(0)
-        its.close()
-        self._socket = mine
-        self._file = mine.makefile("rw")
 
-    @staticmethod
-    def _run(file: Any) -> None:
-        for line in file:
+    def _run(self) -> None:
+        while (line := self._questions.receive()) != "end":
             answers = ask([Place(str(HOME), None)], float(line))
             found = {
                 "live": {w.pid: w.id for w in answers.workers if w.source == "live"},
-                "gone": [w.pid for w in answers.workers if w.state == "gone"],
                 "silent": {s.pid: s.reason for s in answers.silent},
                 "at": [
                     holder.at
@@ -79,17 +95,17 @@ class Observer:
                     for holder in pool.holders
                 ],
             }
-            print(json.dumps(found), file=file, flush=True)
+            self._answers.send(json.dumps(found))
 
     def ask(self, timeout: float = 5.0) -> None:
         """Let it look, and do not wait."""
-        print(timeout, file=self._file, flush=True)
+        self._questions.send(str(timeout))
 
     def answer(self) -> dict[str, Any]:
         """Return what it has found, by process id."""
-        found = json.loads(self._file.readline())
-        found["live"] = {int(pid): id for pid, id in found["live"].items()}
-        found["silent"] = {int(pid): r for pid, r in found["silent"].items()}
+        found = json.loads(self._answers.receive())
+        for key in ("live", "silent"):
+            found[key] = {int(pid): value for pid, value in found[key].items()}
         return found  # type: ignore[no-any-return]
 
     def look(self, timeout: float = 5.0) -> dict[str, Any]:
@@ -105,8 +121,7 @@ class Observer:
 
     def close(self) -> None:
         """End the other process."""
-        self._file.close()
-        self._socket.close()
+        self._questions.send("end")
         wait_for(self._pid)
 
 
@@ -123,27 +138,21 @@ def wait_for(pid: int) -> None:
 class Child:
     """A fork that does as it is told, and then exits as processes do."""
 
-    def __init__(
-        self, todo: Callable[[], object], fork: Callable[[], int] = os.fork
-    ) -> None:
-        self._done, done = socket.socketpair()
-        go_on, self._go_on = socket.socketpair()
-        self.pid = fork()
+    def __init__(self, todo: Callable[[], object]) -> None:
+        self._done, self._go_on = Pipe(), Pipe()
+        self.pid = os.fork()
         if self.pid == 0:
+            signal.alarm(LONGEST)
             todo()
-            done.send(b".")
-            self._go_on.close()
-            go_on.recv(1)
+            self._done.send("done")
+            assert self._go_on.receive() == "end"
             sys.exit(0)
-        done.close()
-        go_on.close()
 
     def wait_done(self) -> None:
         """Wait until it has done what it was told."""
-        assert self._done.recv(1) == b"."
+        assert self._done.receive() == "done"
 
     def end(self) -> None:
         """Let it exit."""
-        self._go_on.close()
-        self._done.close()
+        self._go_on.send("end")
         wait_for(self.pid)

@@ -127,11 +127,11 @@ def test_without_tracking(fork):
 def test_the_childs_ledger_is_its_own(fork):
     """What the parent holds is no holding of the child, and the other way round."""
     answers = fork(
-        f"""
+        """
         def counts():
             with app.app_context():
                 pool = db.snapshot().pools[0]
-                return f"{{pool.used}},{{pool.open}},{{pool.checkouts_total}}"
+                return f"{pool.used},{pool.open},{pool.checkouts_total}"
         def work():
             before = counts()
             with app.app_context():

@@ -1,0 +1,35 @@
+"""Configuration of Sphinx."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "Flask-ScopedSession"
+copyright = "2026 Flask-ScopedSession contributors"
+version = release = installed_version("Flask-ScopedSession")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+]
+exclude_patterns = ["_build"]
+default_role = "code"
+nitpicky = True
+# Names of other projects are not looked up: the build needs no network. Nor are
+# private ones, such as those of type variables.
+nitpick_ignore_regex = [(r"py:.*", r"(?!flask_scopedsession\.[a-zA-Z]).*")]
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+
+html_theme = "furo"
+html_title = f"Flask-ScopedSession {version}"
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False

@@ -1,0 +1,147 @@
+"""What the commands' ``--help`` says, and the options of the status commands."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+
+import click
+
+from ._check import CRIT_DEFAULT
+from ._check import METRICS
+from ._check import parse_thresholds
+from ._check import WARN_DEFAULT
+
+POOL_HELP = """\
+Show every database connection pool of every running worker, and who holds its
+connections.
+
+Asks the live workers on this host; opens no connection of its own.
+
+\b
+PID      the worker's process id
+STATE    ok; saturated: every connection is in use; wedged: somebody
+         waits, and nothing came back for as long; stopped by a signal;
+         unresponsive; gone: killed, this is its last snapshot
+BIND     which of the application's databases
+POOL     the pool's class
+USED/MAX connections that are checked out, and how many may be open
+IDLE     connections that are open and free
+WAITING  threads that wait for a connection
+MAXWAIT  how long the first of them has been waiting
+HOLD95   95 % of all checkouts lasted no longer than this
+TIMEOUTS checkouts that gave up, since the worker started
+
+Below: totals per database, with the most that its workers may open; then what needs
+an eye: who holds connections (by view and line) and who waits. A narrow terminal
+goes without POOL and HOLD95. More than ten healthy workers are one line.
+"""
+
+SESSION_HELP = """\
+Show every open database session of every running worker, and which request, command
+or thread it belongs to.
+
+Asks the live workers on this host; opens no connection of its own.
+
+\b
+PID      the worker's process id
+SCOPE    the request (method, rule and view), command or thread
+BIND     the bind the session was opened for
+AGE      how long the session has been open
+STATE    idle; begun: a transaction without a connection yet; holding: a
+         connection is at work; idle in transaction; needs rollback
+CONN     the connections it holds, by their numbers in the worker
+NEW, DEL objects to be inserted, and to be deleted, at the next flush
+IDENTITY objects that it has loaded
+IDLE-TX  how long it has been idle in its transaction
+"""
+
+PING_HELP = """\
+Test whether every database answers, with one connection outside the pool.
+
+\b
+BIND     which of the application's databases
+LATENCY  from connecting to the answer
+VERSION  the server's version
+DATABASE where it is
+
+Exits with 0 when all have answered, else with 4.
+"""
+
+
+class _Thresholds(click.ParamType):  # type: ignore[type-arg]
+    name = "metric=number,..."
+
+    def convert(
+        self,
+        value: t.Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> t.Any:
+        try:
+            return parse_thresholds(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+#: A time to wait, in seconds.
+WAIT = click.FloatRange(min=0, min_open=True, max=86_400)
+
+_STATUS_OPTIONS = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+    click.option(
+        "--watch",
+        type=click.FloatRange(min=0.1, max=86_400),
+        is_flag=False,
+        flag_value=2.0,
+        default=None,
+        metavar="[SECONDS]",
+        help="Look again every SECONDS (2) until Ctrl-C, which is exit code 130; with"
+        " --json, one document a line.",
+    ),
+    click.option("--bind", metavar="NAME", help="Only this bind."),
+    click.option("--pid", type=int, help="Only the worker of this process id."),
+    click.option(
+        "--timeout",
+        type=WAIT,
+        default=2.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for each worker.",
+    ),
+    click.option(
+        "--control-dir",
+        metavar="DIR",
+        help="Look for workers here, and do not load the application.",
+    ),
+    click.option("--verbose", "-v", is_flag=True, help="Show everything, one by one."),
+    click.option(
+        "--check",
+        "checking",
+        is_flag=True,
+        help="Say by the exit code whether all is well: 0 yes, 3 warning, 4 critical,"
+        " 5 some workers are silent, 69 no live worker, 77 no permission.",
+    ),
+    click.option(
+        "--warn",
+        type=_Thresholds(),
+        default=WARN_DEFAULT,
+        show_default=True,
+        help=f"With --check, warn when a metric reaches its number:"
+        f" {', '.join(METRICS)}.",
+    ),
+    click.option(
+        "--crit",
+        type=_Thresholds(),
+        default=CRIT_DEFAULT,
+        show_default=True,
+        help="With --check, critical when a metric reaches its number.",
+    ),
+)
+
+
+def status_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what both status commands understand."""
+    for option in reversed(_STATUS_OPTIONS):
+        command = option(command)
+    return command

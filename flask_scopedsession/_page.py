@@ -1,0 +1,197 @@
+"""Text for a terminal or a pipe: lines, and tables that fit.
+
+Most of the text comes from other processes. It is shown without markup and without
+anything that could steer a terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import typing as t
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from .snapshot import clean
+
+#: What ASCII has instead of the few other characters that we write.
+_ASCII = str.maketrans({"→": "->", "×": "x", "·": "|", "∞": "inf", "…": "..."})
+
+
+class Column(t.NamedTuple):
+    """One column of a table."""
+
+    name: str
+    number: bool = False
+    """Numbers stand on the right."""
+
+
+class Page:
+    """What one command prints; made for standard output as it is now.
+
+    A terminal gets styles, and tables and sentences that fit its width. A pipe gets
+    everything in full, one line each.
+    """
+
+    def __init__(self) -> None:
+        stream = sys.stdout
+        encoding = (getattr(stream, "encoding", None) or "ascii").lower()
+        self._unicode = encoding.replace("-", "").startswith("utf")
+        terminal = stream.isatty()
+        self.width = shutil.get_terminal_size().columns if terminal else None
+        self._console = Console(
+            file=io.StringIO(),
+            # It does no layout, and looks at no terminal: that is done here.
+            width=100_000,
+            force_terminal=terminal and not os.environ.get("NO_COLOR"),
+            legacy_windows=False,
+        )
+
+    def __str__(self) -> str:
+        return t.cast(io.StringIO, self._console.file).getvalue()
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Add one line, however long."""
+        self._print(Text(self._plain(text), style))
+
+    def parts(
+        self, parts: Sequence[str], *, indent: int = 0, hang: int = 4, style: str = ""
+    ) -> None:
+        """Add a sentence that may be broken between its parts, and only there."""
+        line = " " * indent
+        empty = True
+        for part in map(self._plain, parts):
+            if not empty and not self._fits(cell_len(line) + 1 + cell_len(part)):
+                self._print(Text(line, style))
+                line, empty = " " * (indent + hang), True
+            line += part if empty else f" {part}"
+            empty = False
+        self._print(Text(line, style))
+
+    def table(
+        self,
+        columns: Sequence[Column],
+        rows: Sequence[Sequence[str]],
+        *,
+        styles: t.Mapping[str, str] | None = None,
+        spare: Sequence[str] = (),
+        below: str | None = None,
+    ) -> None:
+        """Add a table. No cell is ever cut.
+
+        :param styles: How a cell of exactly this text looks.
+        :param spare: Columns that a narrow terminal goes without, in this order.
+        :param below: The column that a narrow terminal has on a line of its own, which
+            may be broken before an arrow.
+        """
+        plain = [[self._plain(cell) for cell in row] for row in rows]
+        widths = [
+            max(cell_len(cell) for cell in column)
+            for column in zip([c.name for c in columns], *plain, strict=True)
+        ]
+        shown, gap = self._choose(columns, widths, spare, below)
+        under = next((i for i, c in enumerate(columns) if c.name == below), None)
+        if under in shown:
+            under = None
+        self._row([c.name for c in columns], columns, widths, shown, gap, "bold")
+        for row, original in zip(plain, rows, strict=True):
+            self._row(row, columns, widths, shown, gap, styles or {})
+            if under is not None:
+                before, arrow, after = original[under].rpartition(" → ")
+                parts = [before, f"→ {after}"] if arrow else [after]
+                self.parts(parts, indent=widths[0] + gap)
+
+    def _choose(
+        self,
+        columns: Sequence[Column],
+        widths: Sequence[int],
+        spare: Sequence[str],
+        below: str | None,
+    ) -> tuple[list[int], int]:
+        """Return the columns that fit, and the space between them."""
+        dropped: list[list[str]] = [[]]
+        if below is not None:
+            dropped.append([below])
+        for name in spare:
+            dropped.append([*dropped[-1], name])
+        shown, gap = list(range(len(columns))), 2
+        for names in dropped:
+            shown = [i for i, c in enumerate(columns) if c.name not in names]
+            for gap in (2, 1):
+                if self._fits(sum(widths[i] for i in shown) + gap * (len(shown) - 1)):
+                    return shown, gap
+        return shown, gap
+
+    def _row(
+        self,
+        cells: Sequence[str],
+        columns: Sequence[Column],
+        widths: Sequence[int],
+        shown: Sequence[int],
+        gap: int,
+        style: str | t.Mapping[str, str],
+    ) -> None:
+        line = Text()
+        for index in shown:
+            cell = cells[index]
+            space = " " * (widths[index] - cell_len(cell))
+            line.append(" " * gap if index != shown[0] else "")
+            line.append(space if columns[index].number else "")
+            line.append(cell, style if isinstance(style, str) else style.get(cell))
+            line.append("" if columns[index].number else space)
+        self._print(line)
+
+    def _print(self, line: Text) -> None:
+        line.rstrip()
+        self._console.print(line, soft_wrap=True)
+
+    def _fits(self, width: int) -> bool:
+        return self.width is None or width <= self.width
+
+    def _plain(self, text: str) -> str:
+        text = clean(text)
+        if self._unicode:
+            return text
+        return text.translate(_ASCII).encode("ascii", "replace").decode()
+
+
+# -- words ---------------------------------------------------------------------
+
+
+def duration(value: float | None) -> str:
+    """Write a duration as people say it: ``3 ms``, ``4.1 s``, ``41 s``, ``2 min``."""
+    if value is None:
+        return "-"
+    if value < 0.0095:
+        return f"{value * 1000:.1f} ms"
+    if value < 0.9995:
+        return f"{value * 1000:.0f} ms"
+    if value < 9.95:
+        return f"{value:.1f} s"
+    if value < 119.5:
+        return f"{value:.0f} s"
+    if value < 7170:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.0f} h"
+
+
+def number(value: int | None) -> str:
+    """Write a number; what is not known is a dash."""
+    return "-" if value is None else str(value)
+
+
+def count(amount: int, noun: str) -> str:
+    """Write an amount of things: ``1 worker``, ``2 workers``."""
+    return f"{amount} {noun}{'' if amount == 1 else 's'}"
+
+
+def some(items: Sequence[str], most: int = 5) -> str:
+    """List the first of many."""
+    shown = ", ".join(items[:most])
+    rest = len(items) - most
+    return f"{shown} and {rest} more" if rest > 0 else shown

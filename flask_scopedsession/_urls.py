@@ -1,0 +1,142 @@
+"""Configured database URLs: parsed, and refused where they cannot work.
+
+No driver is imported. No message shows more of a URL than its dialect: a password
+also stands in query strings (``?password=``, ``odbc_connect=...PWD``).
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from collections.abc import Mapping
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import NoSuchModuleError
+
+from ._values import attempt
+from ._values import kind
+from .errors import ConfigError
+
+_SYNC_DRIVERS = {
+    "mariadb": "mariadb+pymysql",
+    "mssql": "mssql+pyodbc",
+    "mysql": "mysql+pymysql",
+    "oracle": "oracle+oracledb",
+    "postgresql": "postgresql+psycopg",
+    "sqlite": "sqlite",
+}
+_TEXT_PARTS = ("username", "password", "host", "database")
+_PARTS = frozenset((*_TEXT_PARTS, "drivername", "port", "query"))
+
+
+def parse_url(key: str, value: object) -> URL:
+    """Return a configured URL: a string, a :class:`URL`, or a dict of its parts.
+
+    :raises ConfigError: It cannot be parsed, or its dialect not be used.
+    """
+    if isinstance(value, Mapping):
+        url = _from_parts(key, value)
+    elif isinstance(value, str):
+        url = _from_text(key, value)
+    elif isinstance(value, URL):
+        url = value
+    else:
+        raise ConfigError(f"{key} must be a str, a URL or a dict, not {kind(value)}.")
+    _check_dialect(key, url)
+    return url
+
+
+def _from_text(key: str, value: str) -> URL:
+    if not value.strip():
+        raise ConfigError(f"{key} is empty. Set it to a database URL, or remove it.")
+    url = attempt(lambda: make_url(value.strip()), ArgumentError, ValueError)
+    # SQLAlchemy takes what follows an @ in the password for the host.
+    if isinstance(url, Exception) or "@" in (url.host or ""):
+        raise ConfigError(
+            f"{key} could not be parsed as a database URL. It looks like"
+            " dialect+driver://user:password@host:port/database; special characters"
+            " in the password must be percent-encoded, or the parts given as a dict."
+        )
+    return url
+
+
+def _from_parts(key: str, value: Mapping[str, t.Any]) -> URL:
+    parts: dict[str, t.Any] = {
+        # from_prefixed_env() reads a password of digits as a number.
+        name: str(part) if name in _TEXT_PARTS and type(part) is int else part
+        for name, part in value.items()
+    }
+    if not _PARTS.issuperset(parts):
+        # The name of a part that is none may be a slip of a secret; do not show it.
+        url: URL | Exception = TypeError()
+    else:
+        url = attempt(lambda: URL.create(**parts), TypeError, ValueError, ArgumentError)
+    if isinstance(url, Exception):
+        raise ConfigError(
+            f"{key} is a dict that sqlalchemy.URL.create() does not accept. It takes"
+            " drivername, username, password, host, port, database and query."
+        )
+    return url
+
+
+def _check_dialect(key: str, url: URL) -> None:
+    name = url.drivername
+    if not re.fullmatch(r"[\w.+]+", name):
+        # Perhaps a whole URL: not to be shown.
+        raise ConfigError(
+            f"{key}: the drivername must be a dialect and driver, such as"
+            " 'postgresql+psycopg'."
+        )
+    dialect: t.Any = attempt(
+        url.get_dialect, NoSuchModuleError, ArgumentError, ImportError
+    )
+    if isinstance(dialect, ImportError):
+        return  # it imports its driver at once; creating the engine will tell
+    if isinstance(dialect, Exception):
+        instead = " Use 'postgresql'." if name.partition("+")[0] == "postgres" else ""
+        raise ConfigError(
+            f"{key} names the dialect {name!r}, which SQLAlchemy does not know."
+            f"{instead or ' Check the spelling, or install what provides it.'}"
+        )
+    if dialect.is_async:
+        backend = url.get_backend_name()
+        instead = repr(_SYNC_DRIVERS.get(backend, backend))
+        raise ConfigError(
+            f"{key} names the async driver {name!r}. This extension serves"
+            f" synchronous sessions; use a synchronous driver, such as {instead}."
+        )
+    if is_sqlite(url) and (url.host or url.port is not None):
+        raise ConfigError(
+            f"{key} names a host, which SQLite does not have. A path follows three"
+            " slashes, as in sqlite:///app.db, or four if it is absolute."
+        )
+
+
+def driver_of(url: URL) -> tuple[str, str]:
+    """Return the names of dialect and driver, the dialect's default spelt out."""
+    driver = attempt(url.get_driver_name, ImportError)
+    return url.get_backend_name(), str(driver)
+
+
+def is_sqlite(url: URL) -> bool:
+    """Whether the database is SQLite, with whatever driver."""
+    return url.get_backend_name() == "sqlite"
+
+
+def is_sqlite_uri(url: URL) -> bool:
+    """Whether the path is one of SQLite's own URIs, ``file:...?uri=true``."""
+    wanted = str(url.query.get("uri", "")).lower()
+    return wanted in ("true", "yes", "on", "y", "t", "1")
+
+
+def in_memory(url: URL) -> bool:
+    """Whether the database is SQLite's and lives in memory."""
+    if not is_sqlite(url):
+        return False
+    database = url.database or ":memory:"
+    if is_sqlite_uri(url):
+        in_query = url.query.get("mode") == "memory"
+        return in_query or database.startswith("file::memory:")
+    return database == ":memory:"

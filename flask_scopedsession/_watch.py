@@ -1,0 +1,151 @@
+"""Lets an engine's connections and statements feed the ledger.
+
+When a connection is made or ends, events tell. When a statement runs and a
+transaction ends, the dialect's public methods do, replaced on the instance:
+events on an engine slow every execution down, whatever they listen to.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+from time import perf_counter
+
+from sqlalchemy import event
+
+from ._ledger import Hold
+from ._ledger import PoolAccount
+from ._owner import current_owner
+
+if t.TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import PoolProxiedConnection
+
+
+def watch_engine(engine: Engine, account: PoolAccount) -> None:
+    """Let an engine's pool and dialect feed `account`.
+
+    The listeners fire only when a connection is made or ends.
+    """
+
+    def connected(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        if threading.get_ident() in account.pinging:
+            return
+        began = getattr(entry, "last_connect_time", None)
+        took = 0.0 if began is None else time.time() - began
+        account.connected(entry, backend_pid(connection), took)
+
+    def closed(_: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        account.closed(entry)
+
+    def invalidated(
+        _: DBAPIConnection, entry: ConnectionPoolEntry, __: BaseException | None
+    ) -> None:
+        slot = account.open.get(entry)
+        account.invalidated.add(0.0 if slot is None else perf_counter() - slot.opened)
+
+    def connecting(*_: t.Any) -> None:
+        waiting = account.waiting.get(threading.get_ident())
+        if waiting is not None:
+            waiting.connecting = True
+
+    event.listen(engine, "connect", connected, insert=True)
+    event.listen(engine, "close", closed)
+    event.listen(engine, "detach", closed)
+    event.listen(engine, "invalidate", invalidated)
+    event.listen(engine, "do_connect", connecting)
+    if account.listens_only:
+        _listen_to_pool(engine, account)
+    _watch_statements(engine, account)
+
+
+def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
+    def checked_out(
+        _: DBAPIConnection, __: ConnectionPoolEntry, proxied: PoolProxiedConnection
+    ) -> None:
+        if threading.get_ident() not in account.pinging:
+            account.check_out(proxied, current_owner(), 0.0)
+
+    def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+        if threading.get_ident() not in account.pinging:
+            account.check_in(entry)
+
+    event.listen(engine, "checkout", checked_out)
+    event.listen(engine, "checkin", checked_in)
+    event.listen(engine, "detach", checked_in)
+
+
+def _watch_statements(engine: Engine, account: PoolAccount) -> None:
+    dialect = engine.dialect
+    holds = account.holds
+
+    def running(context: t.Any, statement: str) -> Hold | None:
+        if context is None:
+            return None
+        hold = holds.get(id(context.root_connection.connection))
+        if hold is not None:
+            hold.in_transaction = True
+            hold.execution_options = context.execution_options
+            hold.running_since = perf_counter()
+            if account.show_sql:
+                hold.statement = statement
+        return hold
+
+    def finished(hold: Hold | None) -> None:
+        if hold is not None:
+            hold.running_since = None
+            hold.idle_since = perf_counter()
+
+    def watch_execute(name: str) -> None:
+        original = getattr(dialect, name)
+
+        def execute(cursor: t.Any, statement: str, *args: t.Any, **kw: t.Any) -> None:
+            context = kw.get("context") if "context" in kw else (args or (None,))[-1]
+            hold = running(context, statement)
+            try:
+                original(cursor, statement, *args, **kw)
+            finally:
+                finished(hold)
+
+        setattr(dialect, name, execute)
+
+    def watch_end(name: str) -> None:
+        original = getattr(dialect, name)
+
+        def end(connection: PoolProxiedConnection) -> None:
+            hold = holds.get(id(connection))
+            if hold is not None:
+                hold.in_transaction = False
+            original(connection)
+
+        setattr(dialect, name, end)
+
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        watch_execute(name)
+    for name in ("do_commit", "do_rollback"):
+        watch_end(name)
+
+
+def backend_pid(connection: t.Any) -> int | None:
+    """Return the server's process id of a connection, if the driver knows it.
+
+    No query is sent: psycopg has it in ``info``, psycopg2 and pg8000 in methods,
+    the MySQL drivers as a thread id.
+    """
+    info = getattr(connection, "info", None)
+    for source, name in (
+        (info, "backend_pid"),
+        (connection, "get_backend_pid"),
+        (connection, "thread_id"),
+    ):
+        value = getattr(source, name, None)
+        try:
+            found = value() if callable(value) else value
+        except Exception:  # noqa: BLE001, S112
+            continue
+        if isinstance(found, int):
+            return found
+    return None

@@ -1,0 +1,290 @@
+"""Bad input: one clear error that names the key or argument, and the remedy."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import Session
+
+from flask_scopedsession import errors
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.errors import AppNotInitialized
+from flask_scopedsession.errors import ConfigError
+from flask_scopedsession.errors import OutsideContext
+from flask_scopedsession.errors import ScopedSessionError
+from flask_scopedsession.errors import SetupError
+from flask_scopedsession.errors import UnknownBind
+
+MakeApp = Callable[..., Flask]
+
+SECRET = "swordfish"
+
+
+@pytest.fixture
+def db() -> ScopedSession:
+    return ScopedSession()
+
+
+def refused(make_app: MakeApp, **config: Any) -> str:
+    """Return the message with which an application's configuration is refused."""
+    with pytest.raises(ConfigError) as info:
+        make_app(**config)
+    told = "".join(traceback.format_exception_only(info.value))
+    assert SECRET not in told
+    assert info.value.__cause__ is None
+    assert info.value.__context__ is None
+    return str(info.value)
+
+
+# Configuration, as far as it shows only when engines are made
+
+
+def test_driver_not_installed(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key, the driver, the module that is missing, and what to do."""
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    message = refused(
+        make_app, SQLALCHEMY_BINDS={"m": f"mysql+pymysql://u:{SECRET}@h/d"}
+    )
+    assert message.startswith(
+        "SQLALCHEMY_BINDS['m'] needs the driver of 'mysql+pymysql', which cannot be"
+        " imported ("
+    )
+    assert message.endswith("Install it, or name another driver in the URL.")
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_unknown_engine_option(make_app: MakeApp, tracking: bool) -> None:
+    """The option is named, and where it may stand; not its value."""
+    message = refused(
+        make_app,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_sise": SECRET, "pool_size": 3},
+        SCOPEDSESSION_TRACKING=tracking,
+    )
+    assert message == (
+        "SQLALCHEMY_DATABASE_URI: create_engine() does not accept pool_sise for"
+        " 'sqlite' with QueuePool. Check SQLALCHEMY_ENGINE_OPTIONS, the options in"
+        " SQLALCHEMY_DATABASE_URI, and ScopedSession(engine_options=...)."
+    )
+
+
+def test_engine_option_of_another_pool(make_app: MakeApp) -> None:
+    """An option that the pool class does not have; SQLite in memory is typical."""
+    message = refused(make_app, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3})
+    assert "does not accept pool_size for 'sqlite' with StaticPool" in message
+
+
+def test_engine_option_of_another_bind(make_app: MakeApp) -> None:
+    """The bind is named whose engine cannot be made."""
+    binds = {"audit": {"url": "sqlite:///a.db", "nonsense": SECRET}}
+    message = refused(make_app, SQLALCHEMY_BINDS=binds)
+    assert message.startswith("SQLALCHEMY_BINDS['audit']: create_engine() does not")
+
+
+def test_engine_option_refused_by_value(make_app: MakeApp) -> None:
+    """Where the dialect refuses a value, the options are listed, without values."""
+    message = refused(
+        make_app,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_reset_on_return": SECRET},
+    )
+    assert "create_engine() refused one of echo, pool_reset_on_return." in message
+
+
+# The constructor
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"model_class": object}, "model_class must be"),
+        ({"binds": {Base: 3}}, "binds must map"),
+        ({"binds": {"Base": "audit"}}, "binds must map"),
+        ({"scopefunc": "request"}, "scopefunc must be"),
+        ({"session_options": {"class_": dict}}, r"session_options\['class_'\] must"),
+        ({"session_options": {"bind": None}}, "session_options may not hold 'bind'"),
+    ],
+)
+def test_constructor(arguments: dict[str, Any], expected: str) -> None:
+    """Wrong arguments are refused at once, by their name."""
+    with pytest.raises(ConfigError, match=expected):
+        ScopedSession(**arguments)
+
+
+def test_bind_of_models_is_unknown(make_app: MakeApp) -> None:
+    """A bind that models are in must be configured."""
+    with pytest.raises(ConfigError, match=r"names the bind 'audit'.*\['default'\]"):
+        make_app(ScopedSession(binds={Base: "audit"}))
+
+
+# Set-up
+
+
+def test_init_app_twice(make_app: MakeApp, db: ScopedSession) -> None:
+    """With the same or another extension."""
+    app = make_app(db)
+    with pytest.raises(SetupError, match=r"'tests_app' was already .* this ScopedSess"):
+        db.init_app(app)
+    with pytest.raises(SetupError, match="with another ScopedSession. Call init_app"):
+        ScopedSession(app)
+
+
+def test_failed_init_app_can_be_repeated(make_app: MakeApp, db: ScopedSession) -> None:
+    """An error leaves nothing behind that the next try would trip over."""
+    app = Flask("again")
+    app.config.update(TESTING=True, SQLALCHEMY_DATABASE_URI="nonsense://")
+    with pytest.raises(ConfigError):
+        db.init_app(app)
+    assert "scopedsession" not in app.extensions
+    assert "pool-status" not in app.cli.commands
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    db.init_app(app)
+    with app.app_context():
+        assert db.session.connection()
+        db.dispose()
+
+
+USES: list[Callable[[ScopedSession], Any]] = [
+    lambda db: db.session(),
+    lambda db: db.session.scalar(select(1)),
+    lambda db: db.get_session("audit"),
+    lambda db: db.engine,
+    lambda db: db.engines,
+    lambda db: db.get_engine(),
+    lambda db: db.sessionmaker,
+    lambda db: db.snapshot(),
+    lambda db: db.workers(),
+    lambda db: db.serve_control(),
+    lambda db: db.ping(),
+    lambda db: db.dispose(),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_outside_a_context(
+    make_app: MakeApp, db: ScopedSession, use: Callable[[ScopedSession], Any]
+) -> None:
+    """Flask's kind of error, with the remedy."""
+    make_app(db)
+    with pytest.raises(OutsideContext, match=r"with app\.app_context\(\)") as info:
+        use(db)
+    assert isinstance(info.value, RuntimeError)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_app_never_initialised(
+    db: ScopedSession, use: Callable[[ScopedSession], Any]
+) -> None:
+    """The app is named, and what to call."""
+    with Flask("stranger").app_context(), pytest.raises(AppNotInitialized) as info:
+        use(db)
+    message = str(info.value)
+    assert message.startswith("The app 'stranger' was not initialised")
+    assert "db.init_app(app)" in message
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda db: db.get_session("nil"),
+        lambda db: db.get_engine("nil"),
+        lambda db: db.ping("nil"),
+    ],
+)
+def test_unknown_bind(
+    make_app: MakeApp, db: ScopedSession, use: Callable[[ScopedSession], Any]
+) -> None:
+    """The bind, where to add it, and those there are."""
+    app = make_app(db, SQLALCHEMY_BINDS={"audit": "sqlite://", "default": "sqlite://"})
+    with app.app_context(), pytest.raises(UnknownBind) as info:
+        use(db)
+    assert str(info.value) == (
+        "There is no bind 'nil'. Add it to SQLALCHEMY_BINDS; there are"
+        " ['audit', 'default']."
+    )
+
+
+def test_unknown_role(make_app: MakeApp, db: ScopedSession) -> None:
+    """The known ones are listed."""
+    app = make_app(db)
+    with (
+        app.app_context(),
+        pytest.raises(ConfigError, match="role must be one of web,"),
+    ):
+        db.serve_control("boss")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "soon", float("nan"), None])
+def test_ping_timeout(make_app: MakeApp, db: ScopedSession, timeout: Any) -> None:
+    """A time to wait."""
+    app = make_app(db)
+    with app.app_context(), pytest.raises(ConfigError, match=r"ping\(timeout=\.\.\.\)"):
+        db.ping(timeout=timeout)
+
+
+def test_session_class_of_the_configuration(make_app: MakeApp) -> None:
+    """``class_`` has one place."""
+    message = refused(make_app, SQLALCHEMY_SESSION_OPTIONS={"class_": Session})
+    assert "ScopedSession(session_options={'class_': ...})" in message
+
+
+# Notes
+
+
+@pytest.mark.parametrize("value", [True, "yes"])
+def test_note_on_foreign_keys(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, value: object
+) -> None:
+    """Keys of Flask-SQLAlchemy work on, with one note each."""
+    caplog.set_level(logging.INFO, "flask_scopedsession")
+    make_app(SQLALCHEMY_TRACK_MODIFICATIONS=value, SQLALCHEMY_RECORD_QUERIES=False)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "SQLALCHEMY_TRACK_MODIFICATIONS belongs to Flask-SQLAlchemy, and does nothing"
+        " here."
+    )
+
+
+# The error tree
+
+
+def test_every_error_is_ours() -> None:
+    """One base for all, and every one is documented and exported."""
+    found = {
+        name: value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert set(errors.__all__) == set(found)
+    for error in found.values():
+        assert issubclass(error, ScopedSessionError)
+        assert re.match(r"[A-Z].*\.$", error.__doc__ or "", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("error", "stands_for"),
+    [
+        (errors.ConfigError, ValueError),
+        (errors.OutsideContext, RuntimeError),
+        (errors.AppNotInitialized, RuntimeError),
+        (errors.UnknownBind, LookupError),
+    ],
+)
+def test_errors_stand_for_others(error: type[Exception], stands_for: type) -> None:
+    """Code that is written for those works on."""
+    assert issubclass(error, stands_for)

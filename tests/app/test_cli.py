@@ -1,0 +1,736 @@
+"""The commands: where they are, their options, their exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from click.testing import Result
+from environment import child_environ
+from environment import WORKERS
+from flask import Flask
+from flask.cli import FlaskGroup
+from readings import a_full_pool
+from readings import a_last_worker
+from readings import a_pool
+from readings import a_session
+from readings import a_silent
+from readings import a_survey
+from readings import a_worker
+from sqlalchemy import text
+
+from flask_scopedsession import cli
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.__main__ import main
+from flask_scopedsession.snapshot import SearchedDirectory
+from flask_scopedsession.snapshot import Survey
+
+MakeApp = Callable[..., Flask]
+Invoke = Callable[..., Result]
+RunCli = Callable[..., Any]
+
+STATUS = ["pool-status", "session-status"]
+
+#: Until Click 8.2, a test runner mixes the two streams unless told.
+SEPARATE = (
+    {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+)
+
+
+@pytest.fixture
+def db() -> ScopedSession:
+    return ScopedSession()
+
+
+@pytest.fixture
+def flask_app(make_app: MakeApp, db: ScopedSession) -> Flask:
+    return make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_BINDS={"audit": "sqlite:///audit.db"},
+    )
+
+
+@pytest.fixture
+def invoke(flask_app: Flask) -> Invoke:
+    """Run a command of the application, as its tests would."""
+
+    def run(*args: str) -> Result:
+        return flask_app.test_cli_runner(**SEPARATE).invoke(args=args)
+
+    return run
+
+
+@pytest.fixture
+def surveyed(monkeypatch: pytest.MonkeyPatch, db: ScopedSession) -> Callable[..., None]:
+    """Let the commands see these workers."""
+
+    def see(*workers: Any, **changes: Any) -> None:
+        survey = a_survey(*workers, **changes)
+        monkeypatch.setattr(ScopedSession, "workers", lambda *_: survey)
+
+    return see
+
+
+@contextmanager
+def serving(app: Flask, db: ScopedSession) -> Iterator[None]:
+    """Be a live worker that holds a connection, in a command called 'work'."""
+    with app.app_context():
+        db.serve_control("job")
+        db.session.execute(text("SELECT 1"))
+        try:
+            yield
+        finally:
+            db.dispose()
+
+
+# Where they are
+
+
+def test_app_cli(flask_app: Flask) -> None:
+    """In the application's own group, so that a test runner finds them."""
+    names = {"pool-status", "session-status", "db-ping"}
+    assert names <= set(flask_app.cli.commands)
+
+
+HELP = {
+    "pool-status": "Show all database pools, and who holds connections.",
+    "session-status": "Show all open database sessions, and whose they are.",
+    "db-ping": "Test whether every database answers, and how fast.",
+}
+
+
+def test_group_help(invoke: Invoke) -> None:
+    """One line each that says what it is for, uncut at 80 columns."""
+    output = invoke("--help").output
+    for name, line in HELP.items():
+        assert re.search(rf"^  {name} +{line}$", output, re.MULTILINE)
+
+
+def test_entry_points(flask_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As plugins of ``flask``, each once, even if the application has them too."""
+    points = {
+        "pool-status": "pool_status",
+        "session-status": "session_status",
+        "db-ping": "db_ping",
+    }
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    for name, attribute in points.items():
+        line = f'{name} = "flask_scopedsession.cli:{attribute}"'
+        assert line in pyproject.read_text(encoding="utf-8")
+    group = FlaskGroup(create_app=lambda: flask_app)
+    for name, attribute in points.items():
+        group.add_command(getattr(cli, attribute), name)
+    output = flask_app.test_cli_runner().invoke(group, ["--help"]).output
+    for name, line in HELP.items():
+        assert len(re.findall(rf"^  {name} ", output, re.MULTILINE)) == 1
+        assert line in output
+
+
+def test_module(flask_app: Flask) -> None:
+    """``python -m flask_scopedsession`` has these three, and lists no others."""
+    runner = flask_app.test_cli_runner()
+    output = runner.invoke(main, ["--help"]).output
+    listed = re.findall(
+        r"^  ([a-z-]+)  +[A-Z]", output.partition("Commands:")[2], re.MULTILINE
+    )
+    assert listed == ["db-ping", "pool-status", "session-status"]
+    assert "Error" not in output
+
+
+@pytest.mark.parametrize("name", STATUS)
+def test_help_explains_every_column(name: str, invoke: Invoke, surveyed: Any) -> None:
+    """And every option, within 80 columns."""
+    surveyed(a_worker(sessions=(a_session(),)))
+    columns = invoke(name).output.splitlines()[2].split()
+    assert len(columns) == 10
+    output = invoke(name, "--help").output
+    explained = output.partition("Options:")[0]
+    for column in columns:
+        assert re.search(rf"(^  |, ){column}\b", explained, re.MULTILINE), column
+    for option in (
+        *("--json", "--watch [SECONDS]", "--bind NAME", "--pid", "--timeout SECONDS"),
+        *("--control-dir DIR", "--verbose", "--check", "--warn", "--crit", "--help"),
+    ):
+        assert option in output
+    assert "held_long=1,used_pct=90" in output.replace("\n", "").replace(" ", "")
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_help_of_db_ping(invoke: Invoke) -> None:
+    """Its columns and its exit codes."""
+    output = invoke("db-ping", "--help").output
+    for column in ("BIND", "LATENCY", "VERSION", "DATABASE"):
+        assert re.search(rf"^  {column} ", output, re.MULTILINE)
+    assert "Exits with 0 when all have answered, else with 4." in output
+
+
+@pytest.mark.subprocess
+def test_help_of_flask_with_a_broken_app(run_cli: RunCli) -> None:
+    """The commands are there even then."""
+    result = run_cli(["pool-status", "--help"], app="no_such_module")
+    assert result.code == 0
+    assert "USED/MAX" in result.stdout
+
+
+# Nobody answers
+
+
+@pytest.mark.parametrize("name", STATUS)
+def test_no_worker(name: str, invoke: Invoke, short_tmp: Path) -> None:
+    """Where it looked, why, how to start one, and what is configured; exit 0."""
+    result = invoke(name)
+    assert result.exit_code == 0
+    where = rf"{short_tmp}/flask-scopedsession-{os.geteuid()}/[0-9a-f]{{12}}"
+    assert re.search(
+        rf"No worker has answered \(looked in {where}\)\.\n", result.output
+    )
+    assert "  does not exist\n" in result.output
+    assert "db.serve_control()" in result.output
+    assert "Pools as they are configured" in result.output
+    assert "audit" in result.output
+    assert invoke(name, "--check").exit_code == 69
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("SCOPEDSESSION_CONTROL", False), ("SCOPEDSESSION_TRACKING", "off")],
+)
+def test_no_worker_by_configuration(
+    make_app: MakeApp, db: ScopedSession, key: str, value: object
+) -> None:
+    """Known reasons are told."""
+    app = make_app(db, **{key: value})
+    result = app.test_cli_runner().invoke(args=["pool-status"])
+    assert f"  {key} is off\n" in result.output
+
+
+def test_a_command_opens_nothing(invoke: Invoke, db: ScopedSession, flask_app: Flask,
+                                 short_tmp: Path) -> None:  # fmt: skip
+    """No connection, no control socket, no file."""
+    before = set(short_tmp.rglob("*"))
+    for name in STATUS:
+        for options in ((), ("--json",), ("--check",), ("--verbose",)):
+            invoke(name, *options)
+    assert set(short_tmp.rglob("*")) == before
+    with flask_app.app_context():
+        assert [pool.connects_total for pool in db.snapshot().pools] == [0, 0]
+
+
+# Somebody answers
+
+
+def test_live_worker(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> None:
+    """A real worker, asked through its socket."""
+    with serving(flask_app, db):
+        pools = invoke("pool-status", "--verbose")
+        sessions = invoke("session-status")
+        document = json.loads(invoke("pool-status", "--json").output)
+    assert pools.exit_code == sessions.exit_code == 0
+    assert re.search(rf"^{os.getpid()}  ok  +default ", pools.output, re.MULTILINE)
+    assert "Held connections" in pools.output
+    assert re.search(
+        rf"^{os.getpid()} .* idle in transaction ", sessions.output, re.MULTILINE
+    )
+    assert [worker["pid"] for worker in document["workers"]] == [os.getpid()]
+
+
+def test_bind(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> None:
+    """Only that bind's pools and sessions."""
+    with serving(flask_app, db):
+        db.get_session("audit").execute(text("SELECT 1"))
+        document = json.loads(invoke("pool-status", "--bind", "audit", "--json").output)
+        sessions = invoke("session-status", "--bind", "audit").output
+        shown = invoke("pool-status", "--bind", "audit").output
+    (worker,) = document["workers"]
+    assert [pool["bind"] for pool in worker["pools"]] == ["audit"]
+    assert [session["name"] for session in worker["sessions"]] == ["audit"]
+    assert [total["url"]["database"].endswith("audit.db")
+            for total in document["totals"]] == [True]  # fmt: skip
+    assert " default " not in sessions + shown
+
+
+def test_bind_of_configured_pools(invoke: Invoke) -> None:
+    """Also where nobody answers."""
+    document = json.loads(invoke("pool-status", "--bind", "audit", "--json").output)
+    assert [pool["bind"] for pool in document["configured"]] == ["audit"]
+
+
+@pytest.mark.parametrize("name", [*STATUS, "db-ping"])
+def test_unknown_bind(name: str, invoke: Invoke) -> None:
+    """A usage error that lists the known ones."""
+    result = invoke(name, "--bind", "nil")
+    assert result.exit_code == 2
+    assert "There is no bind 'nil'; there are audit, default." in result.stderr
+
+
+def test_unknown_bind_of_a_directory(
+    invoke: Invoke, flask_app: Flask, db: ScopedSession
+) -> None:
+    """Also without the application, as soon as somebody answers."""
+    directory = re.search(r"looked in (\S+)\)", invoke("pool-status").output)
+    assert directory is not None
+    args = ("pool-status", "--control-dir", directory[1], "--bind", "nil")
+    assert invoke(*args).exit_code == 0
+    with serving(flask_app, db):
+        result = invoke(*args)
+    assert result.exit_code == 2
+    assert "there are audit, default." in result.stderr
+
+
+def test_pid(invoke: Invoke, surveyed: Any) -> None:
+    """Only that worker, whether it answered or not."""
+    workers = (a_worker(1), a_worker(2), a_last_worker(3, "stopped"))
+    silent = (a_silent(3, "stopped"), a_silent(4, "unresponsive"))
+    surveyed(*workers, silent=silent)
+    document = json.loads(invoke("pool-status", "--pid", "2", "--json").output)
+    assert [worker["pid"] for worker in document["workers"]] == [2]
+    assert document["silent"] == []
+    assert document["totals"][0]["workers"] == 1
+    document = json.loads(invoke("pool-status", "--pid", "3", "--json").output)
+    assert [worker["pid"] for worker in document["silent"]] == [3]
+
+
+def test_pid_of_nobody(invoke: Invoke, surveyed: Any) -> None:
+    """It is said who is there instead; to a monitor, that worker is not live."""
+    surveyed(a_worker(1), a_worker(2))
+    result = invoke("pool-status", "--pid", "7")
+    assert result.exit_code == 0
+    assert "No worker of pid 7 has answered. There are: 1, 2.\n" in result.output
+    assert invoke("pool-status", "--pid", "7", "--check").exit_code == 69
+
+
+@pytest.mark.parametrize("name", STATUS)
+@pytest.mark.parametrize("option", ["--timeout=0", "--timeout=-1", "--watch=0.05",
+                                    "--watch=x", "--pid=x", "--warn=x=1",
+                                    "--crit=pending=x", "--timeout=1e9"])  # fmt: skip
+def test_usage(name: str, option: str, invoke: Invoke) -> None:
+    """Values out of bounds are Click's kind of error, with the option's name."""
+    result = invoke(name, option)
+    assert result.exit_code == 2
+    assert option.partition("=")[0] in result.stderr
+
+
+def test_timeout(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what the workers get."""
+    seen: list[float] = []
+
+    def workers(_: ScopedSession, timeout: float) -> Survey:
+        seen.append(timeout)
+        return a_survey()
+
+    monkeypatch.setattr(ScopedSession, "workers", workers)
+    invoke("pool-status")
+    invoke("pool-status", "--timeout", "0.5")
+    assert seen == [2.0, 0.5]
+
+
+# Check
+
+
+DENIED = (SearchedDirectory("/run/theirs", "belongs to uid 7, not to uid 8", True),)
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes", "args", "code"),
+    [
+        ([a_worker()], {}, [], 0),
+        ([a_worker(pools=[a_pool(held_long=1)])], {}, [], 3),
+        ([a_worker(pools=[a_pool(held_long=1)])], {}, ["--warn", "held_long=2"], 0),
+        ([a_worker(pools=[a_pool(held_long=1)])], {}, ["--crit", "held_long=1"], 4),
+        ([a_worker(pools=[a_full_pool()])], {}, [], 4),
+        ([a_worker()], {"silent": (a_silent(9, "stopped"),)}, [], 5),
+        ([], {"silent": (a_silent(9, "stopped"),)}, [], 69),
+        ([], {"searched": DENIED}, [], 77),
+    ],
+)
+@pytest.mark.parametrize("name", STATUS)
+def test_check(
+    name: str,
+    workers: list[Any],
+    changes: dict[str, Any],
+    args: list[str],
+    code: int,
+    invoke: Invoke,
+    surveyed: Any,
+) -> None:
+    """The exit code, the reasons on stderr; and 0 without ``--check``."""
+    surveyed(*workers, **changes)
+    result = invoke(name, "--check", *args)
+    assert result.exit_code == code
+    assert bool(result.stderr) is (code != 0)
+    assert "shop on web-1" in result.stdout
+    assert invoke(name, *args).exit_code == 0
+    with_json = invoke(name, "--check", "--json", *args)
+    assert with_json.exit_code == code
+    assert json.loads(with_json.stdout)["schema"] == 1
+
+
+def test_check_looks_once(invoke: Invoke) -> None:
+    """Together with ``--watch`` it would never say."""
+    result = invoke("pool-status", "--check", "--watch")
+    assert result.exit_code == 2
+    assert "--check" in result.stderr
+
+
+# db-ping
+
+
+def test_db_ping(invoke: Invoke) -> None:
+    """Every bind, with latency and version."""
+    result = invoke("db-ping")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert lines[0].split() == ["BIND", "LATENCY", "VERSION", "DATABASE"]
+    for line, name in zip(lines[1:], ["default", "audit"], strict=True):
+        assert re.match(rf"{name} +[\d.]+ m?s  3\.\d+\.\d+ +sqlite:///", line)
+
+
+def test_db_ping_json(invoke: Invoke) -> None:
+    """Every key is there, known or not."""
+    document = json.loads(invoke("db-ping", "--json", "--bind", "audit").output)
+    assert document["schema"] == 1
+    (ping,) = document["pings"]
+    assert set(ping) == {"bind", "url", "latency_s", "version", "error"}
+    assert set(ping["url"]) == {"drivername", "host", "port", "database"}
+    assert ping["bind"] == "audit"
+    assert 0 < ping["latency_s"] < 5
+    assert ping["error"] is None
+
+
+def test_db_ping_fails(make_app: MakeApp, db: ScopedSession) -> None:
+    """Exit 4 as soon as one does not answer; the others are told."""
+    binds = {"here": "sqlite://", "gone": "sqlite:////no/such/folder/x.db"}
+    runner = make_app(db, SQLALCHEMY_BINDS=binds).test_cli_runner()
+    result = runner.invoke(args=["db-ping"])
+    assert result.exit_code == 4
+    assert re.search(r"^here +[\d.]+ m?s ", result.output, re.MULTILINE)
+    assert re.search(r"^gone +-  - ", result.output, re.MULTILINE)
+    assert result.output.endswith(
+        "bind 'gone': OperationalError (unable to open database file)\n"
+    )
+    result = runner.invoke(args=["db-ping", "--json"])
+    assert result.exit_code == 4
+    here, gone = json.loads(result.output)["pings"]
+    assert here["error"] is None
+    assert gone["latency_s"] is None
+    assert gone["version"] is None
+
+
+def test_db_ping_postgresql(make_app: MakeApp, db: ScopedSession, pg_url: str) -> None:
+    """The version is the server's."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=pg_url)
+    result = app.test_cli_runner().invoke(args=["db-ping", "--json"])
+    (ping,) = json.loads(result.output)["pings"]
+    assert re.fullmatch(r"\d\d(\.\d+)+", ping["version"])
+    assert ping["url"]["drivername"] == "postgresql+psycopg"
+
+
+# The application does not load, or does not use us
+
+
+def failing(error: Exception) -> Any:
+    def create_app() -> Flask:
+        raise error
+
+    return FlaskGroup(create_app=create_app, add_default_commands=False)
+
+
+RAISED = r"""Error: The application could not be loaded: RuntimeError \(in .*\.py, line \d+\)
+The workers can be asked without it: {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("name", STATUS)
+def test_app_that_raises(name: str, flask_app: Flask, db: ScopedSession) -> None:
+    """One line with the class and the place, and the way out; no traceback."""
+    group = failing(RuntimeError("postgresql://u:swordfish@h/d"))
+    group.add_command(getattr(cli, name.replace("-", "_")))
+    with serving(flask_app, db):
+        result = CliRunner().invoke(group, [name])
+        assert result.exit_code == 1
+        said = re.fullmatch(RAISED.format(name=name), result.output)
+        assert said is not None, result.output
+        # And that way works.
+        result = CliRunner().invoke(group, [name, "--control-dir", said[1]])
+    assert result.exit_code == 0
+    assert str(os.getpid()) in result.output
+
+
+def test_app_with_bad_configuration() -> None:
+    """Our own errors are safe to show, and say what to do."""
+
+    def create_app() -> Flask:
+        app = Flask("broken")
+        ScopedSession(app)
+        return app
+
+    group = FlaskGroup(create_app=create_app, add_default_commands=False)
+    group.add_command(cli.pool_status)
+    result = CliRunner().invoke(group, ["pool-status"])
+    assert result.exit_code == 1
+    assert "ConfigError: SQLALCHEMY_DATABASE_URI is not set" in result.output
+
+
+def test_app_without_the_extension(flask_app: Flask) -> None:
+    """It is named, and what is missing."""
+    other = Flask("other")
+    for command in cli.COMMANDS:
+        result = other.test_cli_runner().invoke(command)
+        assert result.exit_code == 1
+        assert "The app 'other' does not use Flask-ScopedSession" in result.output
+        assert "db.init_app(app)" in result.output
+
+
+@pytest.mark.subprocess
+def test_no_app(run_cli: RunCli, short_tmp: Path) -> None:
+    """Flask's own words, and the way out; db-ping has none."""
+    result = run_cli(["pool-status"], app=None, cwd=short_tmp)
+    assert result.code == 2
+    assert "Could not locate a Flask application" in result.stderr
+    assert "pool-status --control-dir DIR" in result.stderr
+    result = run_cli(["db-ping"], app=None, cwd=short_tmp)
+    assert result.code == 2
+    assert "--control-dir" not in result.stderr
+
+
+@pytest.mark.subprocess
+def test_app_that_cannot_be_imported(run_cli: RunCli, short_tmp: Path) -> None:
+    """No traceback, but the module's name."""
+    (short_tmp / "broken_app.py").write_text("import no_such_thing\n", encoding="utf-8")
+    result = run_cli(["pool-status"], app="broken_app", cwd=short_tmp)
+    assert result.code == 2
+    assert "While importing 'broken_app'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "--control-dir" in result.stderr
+
+
+@pytest.mark.subprocess
+def test_control_dir_never_loads_the_app(run_cli: RunCli, short_tmp: Path) -> None:
+    """A module whose import would be noticed is not imported."""
+    (short_tmp / "loud_app.py").write_text(
+        "import pathlib\npathlib.Path('imported').touch()\n", encoding="utf-8"
+    )
+    result = run_cli(
+        ["pool-status", "--control-dir", str(short_tmp / "none")],
+        app="loud_app",
+        cwd=short_tmp,
+    )
+    assert result.code == 0
+    assert "No worker has answered" in result.stdout
+    assert result.stderr == ""
+    assert not (short_tmp / "imported").exists()
+
+
+# Watching
+
+
+def in_python(args: list[str], **env: str) -> dict[str, Any]:
+    """Return the arguments for a process that runs a command of ``live_app``."""
+    command = [sys.executable, "-m", "flask_scopedsession", "--app", "live_app", *args]
+    url = {"FLASK_SQLALCHEMY_DATABASE_URI": "sqlite://"}
+    return {"args": command, "env": child_environ({**url, **env}), "cwd": WORKERS}
+
+
+@contextmanager
+def running(args: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(**in_python(args), **options)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.mark.subprocess
+def test_watch_json() -> None:
+    """One document a line, at once; Ctrl-C ends it with 130, and without a word."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with running(["pool-status", "--json", "--watch", "0.1"], **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(3):
+            assert json.loads(process.stdout.readline())["schema"] == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.subprocess
+def test_watch_through_a_pipe() -> None:
+    """Plain text, an empty line between two looks, nothing that moves a cursor."""
+    with running(["session-status", "--watch=0.1"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        seen = b""
+        while seen.count(b"No worker has answered") < 3:
+            seen += process.stdout.read1()
+        assert b"\x1b" not in seen
+        assert b"\n\nlive_app on " in seen
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
+@pytest.mark.subprocess
+def test_closed_pipe() -> None:
+    """As under ``| head -1``: not a word about it."""
+    with running(
+        ["pool-status", "--watch", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.wait(10)
+        assert process.stderr.read() == b""
+
+
+def on_terminal(args: list[str], enough: Callable[[str], bool], **env: str) -> str:
+    """Run a command on a terminal of 80 columns and 24 lines, until it said enough."""
+    main_end, other_end = pty.openpty()
+    size = struct.pack("HHHH", 24, 80, 0, 0)
+    fcntl.ioctl(main_end, termios.TIOCSWINSZ, size)
+    environ = {"TERM": "xterm-256color", **env}
+    process = subprocess.Popen(
+        **in_python(args, **environ),
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        start_new_session=True,
+    )
+    os.close(other_end)
+    seen = b""
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if select.select([main_end], [], [], 0.2)[0]:
+                try:
+                    chunk = os.read(main_end, 65536)
+                except OSError:  # the other end was closed
+                    break
+                if not chunk:
+                    break
+                seen += chunk
+                if enough(seen.decode()):
+                    break
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+        os.close(main_end)
+    return seen.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.subprocess
+def test_watch_on_a_terminal() -> None:
+    """Drawn over in place: the screen is cleared once, lines are cleared as they go."""
+    args = ["pool-status", "--watch", "0.1"]
+    seen = on_terminal(args, lambda text: text.count("configured") >= 4)
+    assert seen.count("\x1b[2J") <= 1
+    frames = seen.split("\x1b[H")
+    assert len(frames) > 3
+    for frame in frames[2:-1]:
+        assert frame.endswith("\x1b[J")
+        assert all(line.endswith("\x1b[K") for line in frame.splitlines()[:-1])
+
+
+@pytest.mark.subprocess
+def test_on_a_terminal() -> None:
+    """Lines fit, numbers are whole, and there are no colours for whom wants none."""
+    seen = on_terminal(["pool-status"], lambda _: False)
+    assert "\x1b[" in seen
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", seen)
+    assert max(map(len, bare.splitlines())) <= 80
+    assert "StaticPool" in bare
+    assert "\x1b" not in on_terminal(["pool-status"], lambda _: False, NO_COLOR="1")
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+@pytest.mark.parametrize("name", STATUS)
+def test_ascii_only(name: str, env: dict[str, str]) -> None:
+    """Where there is no more, nothing breaks."""
+    done = subprocess.run(**in_python([name], **env), capture_output=True, check=True)
+    assert b"live_app on " in done.stdout
+    assert b" | this host only\n" in done.stdout
+    assert done.stdout.isascii()
+    assert done.stderr == b""
+
+
+def test_a_tall_table_keeps_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a screen that is too small, the header and the problems remain."""
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 6)))
+    monkeypatch.setattr("sys.stdout", sys.__stdout__)
+    frame = cli._frame("".join(f"line {n}\n" for n in range(20)))
+    shown = re.findall(r"(line \d+|\.\.\.)\x1b\[K\n", frame)
+    assert shown == ["line 0", "...", "line 17", "line 18", "line 19"]
+
+
+# What an import costs
+
+
+@pytest.mark.subprocess
+def test_imports(run_script: RunCli) -> None:
+    """Rich only for a command that draws; few modules beyond what is there anyway."""
+    result = run_script(
+        """
+        import sys
+
+        import sqlalchemy.orm
+        from flask import Flask
+
+        app = Flask("app")
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+        sqlalchemy.create_engine("sqlite://")
+        before = set(sys.modules)
+        from flask_scopedsession import ScopedSession
+
+        ScopedSession(app)
+        print(*sorted(set(sys.modules) - before))
+        app.test_cli_runner().invoke(args=["pool-status", "--json"])
+        assert "rich" not in sys.modules
+        app.test_cli_runner().invoke(args=["pool-status"])
+        assert "rich" in sys.modules
+        """
+    ).check()
+    added = [
+        name
+        for name in result.stdout.split()
+        if not name.startswith(("flask_scopedsession", "_"))
+    ]
+    assert len(added) <= 10, added
+
+
+def test_commands_are_commands() -> None:
+    """Not functions that a user could call by accident."""
+    assert all(isinstance(command, click.Command) for command in cli.COMMANDS)
+    assert [command.name for command in cli.COMMANDS] == [*STATUS, "db-ping"]

@@ -1,0 +1,205 @@
+"""Under gevent: the control thread is a real one, and touches nothing green.
+
+Each test is a script in a fresh interpreter that gevent has patched.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gevent")
+
+Run = Callable[..., Any]
+
+pytestmark = pytest.mark.subprocess
+
+
+@pytest.fixture
+def run(run_script: Run) -> Run:
+    """Run a script after ``from control_script import *``; it must be content."""
+    begin = (
+        "import gevent.monkey\n"
+        "gevent.monkey.patch_all()\n"
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from control_script import *\n"
+        "import gevent, gevent.event, time\n"
+    )
+
+    def run(source: str) -> None:
+        result = run_script(begin + textwrap.dedent(source)).check()
+        assert "Exception" not in result.stderr
+        assert result.stdout == "content\n"
+
+    return run
+
+
+def test_it_answers_while_the_hub_is_blocked(run: Run) -> None:
+    run("""
+        observer = Observer()
+        serve()
+        observer.look()  # so that all is imported there
+        began = time.monotonic()
+        observer.ask(1.5)
+        gevent.monkey.get_original("time", "sleep")(2)  # no greenlet can run
+        found = observer.answer()
+        assert set(found["live"]) == {os.getpid()}, found
+        observer.close()
+        print("content")
+    """)
+
+
+def test_it_meets_no_hub_and_no_green_lock(run: Run) -> None:
+    run("""
+        import gevent._hub_local, gevent.lock, gevent.thread, threading
+
+        class Touched(Exception): pass
+
+        def guard(cls, name):
+            original = getattr(cls, name)
+            def guarded(*args, **kwargs):
+                if gevent.monkey.get_original("_thread", "get_ident")() != main:
+                    touched.append((cls.__name__, name))
+                return original(*args, **kwargs)
+            setattr(cls, name, guarded)
+
+        main = gevent.monkey.get_original("_thread", "get_ident")()
+        touched, hubs, idents = [], [], set()
+        guard(gevent.thread.LockType, "acquire")
+        guard(threading._RLock if hasattr(threading, "_RLock") else object, "acquire")
+
+        live = db._state_of(app).live
+        reply = type(live).reply
+        def observed(self, *args):
+            idents.add(gevent.monkey.get_original("_thread", "get_ident")())
+            try:
+                return reply(self, *args)
+            finally:
+                hubs.append(gevent._hub_local.get_hub_if_exists())
+        type(live).reply = observed
+
+        observer = Observer()
+        serve()
+        with app.app_context():
+            db.session.scalar(select(1))  # a holder to tell of
+            assert set(observer.look()["live"]) == {os.getpid()}
+        assert hubs == [None], hubs
+        assert main not in idents
+        assert touched == [], touched
+        observer.close()
+        print("content")
+    """)
+
+
+def test_suspended_greenlets_show_their_own_lines(run: Run) -> None:
+    run("""
+        gate = gevent.event.Event()
+        arrived = []
+
+        @app.get("/one")
+        def one():
+            db.session.scalar(select(1))
+            arrived.append(1)
+            gate.wait()  # here
+            return "done"
+
+        @app.get("/two")
+        def two():
+            db.session.scalar(select(1))
+            arrived.append(2)
+            gate.wait()  # or here
+            return "done"
+
+        # The script is the application's own code.
+        live = db._state_of(app).live
+        live._reader._places.__init__(os.path.dirname(os.path.abspath(__file__)))
+        observer = Observer()
+        serve()
+        greenlets = [gevent.spawn(serve, path) for path in ("/one", "/two")]
+        while len(arrived) < 2:
+            gevent.sleep(0.001)
+        found = observer.look()
+        lines = open(__file__).read().splitlines()
+        said = sorted(at.partition(":")[2] for at in found["at"])
+        expected = sorted(
+            f"{number} {name}"
+            for number, line in enumerate(lines, 1)
+            for name, mark in (("one", "# here"), ("two", "# or here"))
+            if line.strip() == f"gate.wait()  {mark}"
+        )
+        assert said == expected, (said, expected)
+        gate.set()
+        gevent.joinall(greenlets, raise_error=True)
+        observer.close()
+        print("content")
+    """)
+
+
+def test_a_worker_that_asks_the_others_lets_its_greenlets_run(run: Run) -> None:
+    """And hears itself, too."""
+    run("""
+        import socket
+        serve()
+        deaf = socket.socket(socket.AF_UNIX)
+        deaf.bind(str(HOME / "1-00000001.sock"))
+        deaf.listen(1)
+        ticks = []
+
+        def tick():
+            while True:
+                ticks.append(time.monotonic())
+                gevent.sleep(0.01)
+
+        ticking = gevent.spawn(tick)
+        with app.app_context():
+            found = db.workers(timeout=0.5)
+        ticking.kill()
+        assert [worker.pid for worker in found.workers] == [os.getpid()]
+        assert len(ticks) > 20, len(ticks)
+        deaf.close()
+        print("content")
+    """)
+
+
+def test_forks_under_gevent(run: Run) -> None:
+    run("""
+        observer = Observer()
+        serve()
+        child = Child(serve)
+        child.wait_done()
+        serve()
+        assert observer.live() == {os.getpid(), child.pid}
+        child.end()
+        observer.close()
+        print("content")
+    """)
+
+
+def test_a_warning_of_one_greenlet_does_not_block_the_others(run: Run) -> None:
+    """Logging may let others run, who must not meet a native lock then."""
+    run("""
+        import logging
+
+        class Yields(logging.Handler):
+            def emit(self, record):
+                said.append(record.getMessage())
+                gevent.sleep(0.05)
+
+        said = []
+        logging.getLogger("flask_scopedsession").addHandler(Yields())
+        HOME.touch()  # a file where the directory should be
+
+        def serve_twice():
+            with app.app_context():
+                db.serve_control()
+                db.serve_control()
+
+        gevent.joinall([gevent.spawn(serve_twice) for _ in range(3)], raise_error=True)
+        assert len(said) == 1, said
+        print("content")
+    """)

@@ -1,0 +1,323 @@
+"""Fixtures for all tests. The helpers themselves are in ``support/``.
+
+None is called ``app`` or ``client``: pytest-flask pushes a request context around
+every test that asks for ``app``, and only a test that wants that shall have it. Such
+a test defines ``app`` itself, by means of ``make_app``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import gc
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import ExitStack
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+from commands import Result
+from flask import Flask
+from gates import Gates
+from postgres import brought_server
+from postgres import fresh_database
+from prefork import Prefork
+from sqlalchemy import make_url
+from sqlalchemy import URL
+from waiting import wait_until
+
+from flask_scopedsession import ScopedSession
+
+#: In ``[db]``: the PostgreSQL that the tests bring themselves.
+BROUGHT = "pgserver"
+
+#: Room for a control socket below: names are limited to 107 bytes, 103 on macOS.
+LONGEST_TEMP = 40
+
+
+# Options
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--db",
+        action="append",
+        metavar="NAME",
+        help="a database from [db] in setup.cfg, for tests that take 'db_url';"
+        " may be given more than once (default: all of them)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    known = databases(config)
+    if unknown := set(config.getoption("db") or ()) - known.keys():
+        raise pytest.UsageError(
+            f"--db: {', '.join(sorted(unknown))} is not in [db] of setup.cfg,"
+            f" which has {', '.join(known)}"
+        )
+
+
+def databases(config: pytest.Config) -> dict[str, str]:
+    """Read ``[db]`` of setup.cfg."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(config.rootpath / "setup.cfg", encoding="utf-8")
+    return dict(parser["db"])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "db_name" not in metafunc.fixturenames:
+        return
+    names = metafunc.config.getoption("db") or list(databases(metafunc.config))
+    metafunc.parametrize("db_name", names, indirect=True, scope="session")
+
+
+# Places
+
+
+@pytest.fixture(scope="session")
+def short_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a short name, for the whole run.
+
+    pytest's own are too long to bind a socket in.
+    """
+    tmp_path_factory.getbasetemp()  # before the tests' TMPDIR is in force
+    temp = Path(tempfile.gettempdir()).resolve()
+    parent = Path("/tmp") if len(str(temp)) > LONGEST_TEMP else temp
+    root = Path(tempfile.mkdtemp(prefix="ss-", dir=parent))
+    # PostgreSQL, under a user of its own, has to get through.
+    root.chmod(0o755)
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def short_tmp(short_root: Path) -> Iterator[Path]:
+    """A folder of the test's own, with a short name. It is the test's TMPDIR."""
+    path = Path(tempfile.mkdtemp(dir=short_root, prefix=""))
+    yield path
+    for folder, _, _ in os.walk(path):  # as some tests take rights away
+        Path(folder).chmod(0o700)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def own_temp(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the default control directory, and children's files, in the test's."""
+    monkeypatch.setenv("TMPDIR", str(short_tmp))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_tmp))
+    monkeypatch.delenv("SCOPEDSESSION_CONTROL", raising=False)
+
+
+# Leaks
+
+
+def own_threads() -> list[str]:
+    """Name the extension's threads that live in this process."""
+    names = (thread.name for thread in threading.enumerate())
+    return [name for name in names if name.startswith("scopedsession")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_heap() -> None:
+    """Leave what was imported out of each test's search for leaks."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(own_temp: None) -> Iterator[None]:
+    """Fail the test that leaves a thread, a connection or a socket behind.
+
+    Connections and sockets announce themselves when they are collected, by a
+    ResourceWarning, which is an error here.
+    """
+    yield
+    gc.collect()
+    with suppress(TimeoutError):
+        wait_until(lambda: not own_threads(), timeout=2)
+    assert own_threads() == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def real_temp_untouched(short_root: Path) -> Iterator[None]:
+    """Fail the run if this process left files in the real control directory."""
+    parent = Path(tempfile.gettempdir())
+    yield
+    ours = parent.glob(f"flask-scopedsession-*/*/{os.getpid()}-*")
+    assert list(ours) == []
+
+
+# Databases
+
+
+@pytest.fixture(scope="session")
+def pg_server(short_root: Path) -> Iterator[URL]:
+    """The URL of a real PostgreSQL that runs as long as the tests do."""
+    with brought_server(short_root) as url:
+        yield url
+
+
+@contextmanager
+def a_database(value: str, folder: Path, server: Callable[[], URL]) -> Iterator[URL]:
+    """Make a database as ``[db]`` describes it, for one test."""
+    if value == BROUGHT:
+        with fresh_database(server()) as url:
+            yield url
+        return
+    url = make_url(value.replace("{tmp}", str(folder)))
+    if url.get_backend_name() == "postgresql":
+        with fresh_database(url) as url:
+            yield url
+    else:
+        yield url
+
+
+@pytest.fixture
+def pg_url(pg_server: URL) -> Iterator[str]:
+    """The URL of a PostgreSQL database of the test's own, dropped after it."""
+    with fresh_database(pg_server) as url:
+        yield url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def db_name(request: pytest.FixtureRequest) -> str:
+    """The name in ``[db]`` that the test runs with; each selected one in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def db_url(
+    db_name: str, request: pytest.FixtureRequest, short_tmp: Path
+) -> Iterator[str]:
+    """The URL of an empty database, on each database that was selected."""
+    server = functools.partial(request.getfixturevalue, "pg_server")
+    value = databases(request.config)[db_name]
+    with a_database(value, short_tmp, server) as url:
+        yield url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def sqlite_url(short_tmp: Path) -> str:
+    """The URL of an SQLite file that is not there yet."""
+    return f"sqlite:///{short_tmp / 'test.db'}"
+
+
+# Applications in this process
+
+
+@pytest.fixture
+def make_app(short_tmp: Path) -> Iterator[Callable[..., Flask]]:
+    """Make applications, and dispose of them after the test.
+
+    ``make_app(db, **config)`` returns an application with ``TESTING``, SQLite in
+    memory and the given configuration, on which ``db.init_app()`` was called.
+    ``import_name`` and ``flask_options`` are for :class:`Flask`.
+    """
+    with ExitStack() as stack:
+
+        def make(
+            db: ScopedSession[Any] | None = None,
+            *,
+            import_name: str = "tests_app",
+            flask_options: dict[str, Any] | None = None,
+            **config: Any,
+        ) -> Flask:
+            options = {"root_path": str(short_tmp), "instance_path": str(short_tmp)}
+            app = Flask(import_name, **{**options, **(flask_options or {})})
+            app.config["TESTING"] = True
+            if not config.keys() & {"SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS"}:
+                app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///:memory:"
+            app.config.update(config)
+            extension = ScopedSession() if db is None else db
+            extension.init_app(app)
+            stack.callback(extension.dispose, app)
+            return app
+
+        yield make
+
+
+# Other processes
+
+
+@pytest.fixture
+def gates(short_tmp: Path) -> Iterator[Gates]:
+    """Gates that views of ``live_app`` wait at; all are open after the test."""
+    gates = Gates(short_tmp / "gates")
+    yield gates
+    gates.open_all()
+
+
+@pytest.fixture
+def live_env(sqlite_url: str, gates: Gates) -> dict[str, str]:
+    """The environment of ``live_app``: SQLite and the test's gates.
+
+    Change it, or add to it, before ``prefork`` and ``run_cli`` are called.
+    """
+    return {"FLASK_SQLALCHEMY_DATABASE_URI": sqlite_url, **gates.env}
+
+
+@pytest.fixture
+def prefork(
+    short_tmp: Path, live_env: dict[str, str], gates: Gates
+) -> Iterator[Callable[..., Prefork]]:
+    """Start real workers, and end them after the test.
+
+    ``prefork(count=3, worker_class="gthread", ...)`` takes what
+    :class:`~prefork.Prefork` takes and returns a group that is ready. ``env`` is
+    added to ``live_env``; ``ready=False`` does not wait.
+    """
+    with ExitStack() as stack:
+
+        def start(
+            *args: Any,
+            env: dict[str, str | None] | None = None,
+            ready: bool = True,
+            **kwargs: Any,
+        ) -> Prefork:
+            group = Prefork(short_tmp, *args, env={**live_env, **(env or {})}, **kwargs)
+            stack.enter_context(group)
+            if ready:
+                group.wait_ready()
+            return group
+
+        yield start
+        gates.open_all()
+
+
+@pytest.fixture
+def run_cli(live_env: dict[str, str]) -> Callable[..., Result]:
+    """Run ``flask --app live_app:create_app ARGS`` in a process of its own.
+
+    ``run_cli(args, app=..., env=..., cwd=..., input=..., timeout=30)`` returns
+    ``code``, ``stdout`` and ``stderr``. ``env`` is added to ``live_env``;
+    ``app=None`` leaves ``--app`` out.
+    """
+
+    def run(
+        args: list[str], *, env: dict[str, str | None] | None = None, **kwargs: Any
+    ) -> Result:
+        return commands.flask(args, env={**live_env, **(env or {})}, **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def run_script(
+    request: pytest.FixtureRequest, short_tmp: Path
+) -> Callable[..., Result]:
+    """Run a script in a fresh interpreter, for what a fork would disturb here.
+
+    ``run_script(source, *args, python_args=("-W", "error"), env=..., cwd=...)``;
+    ``source`` is code, or the name of a file beside the test.
+    """
+    return functools.partial(
+        commands.script, beside=request.path.parent, scratch=short_tmp
+    )

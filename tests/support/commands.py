@@ -1,0 +1,97 @@
+"""Run a command or a script in an interpreter of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from environment import child_environ
+from environment import WORKERS
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a process ended, and what it said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """Return the one JSON document on stdout."""
+        return json.loads(self.stdout)
+
+    def check(self) -> Result:
+        """Return this result, or fail with its output if it is not a success."""
+        assert self.code == 0, f"exit {self.code}\n{self.stdout}\n{self.stderr}"
+        return self
+
+
+def run(
+    args: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str | None] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    input: str | None = None,  # noqa: A002  # as in subprocess.run
+    timeout: float = 30.0,
+) -> Result:
+    """Run ``sys.executable`` with ``args``.
+
+    The process is killed, and :exc:`subprocess.TimeoutExpired` raised, after
+    ``timeout`` seconds.
+    """
+    done = subprocess.run(
+        [sys.executable, *args],
+        env=child_environ(env),
+        cwd=cwd or WORKERS,
+        input=input,
+        stdin=subprocess.DEVNULL if input is None else None,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def flask(
+    args: Sequence[str],
+    *,
+    app: str | None = "live_app:create_app",
+    python_args: Sequence[str] = (),
+    **kwargs: Any,
+) -> Result:
+    """Run ``flask --app APP ARGS``; with ``app=None``, without ``--app``."""
+    chosen = [] if app is None else ["--app", app]
+    return run([*python_args, "-m", "flask", *chosen, *args], **kwargs)
+
+
+def script(
+    source: str,
+    *args: str,
+    beside: Path,
+    scratch: Path,
+    python_args: Sequence[str] = (),
+    **kwargs: Any,
+) -> Result:
+    """Run a script in a fresh interpreter.
+
+    :param source: The name of a file (``name.py``) in ``beside``, or the code.
+    :param scratch: Where code is written before it runs.
+    """
+    if "\n" in source:
+        path = scratch / "script.py"
+        path.write_text(textwrap.dedent(source), encoding="utf-8")
+    else:
+        path = beside / source
+    return run([*python_args, str(path), *args], **kwargs)

@@ -1,0 +1,164 @@
+"""Readings made by hand: pools, workers and surveys in any state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import DatabaseURL
+from flask_scopedsession.snapshot import Histogram
+from flask_scopedsession.snapshot import Holder
+from flask_scopedsession.snapshot import PoolSnapshot
+from flask_scopedsession.snapshot import SearchedDirectory
+from flask_scopedsession.snapshot import SessionSnapshot
+from flask_scopedsession.snapshot import Silent
+from flask_scopedsession.snapshot import Survey
+from flask_scopedsession.snapshot import Waiter
+from flask_scopedsession.snapshot import WorkerSnapshot
+
+ORDERS = DatabaseURL("postgresql+psycopg", "db.internal", 5432, "orders")
+AUDIT = DatabaseURL("sqlite", None, None, "/srv/shop/audit.db")
+TIMES = Histogram.of([0] * 5 + [10] + [0] * (len(BUCKET_BOUNDS) - 5), 0.05, 0.004)
+
+
+def a_holder(held_s: float = 3.0, **changes: Any) -> Holder:
+    """Return somebody who holds a connection."""
+    fields: dict[str, Any] = {
+        "connection": 3,
+        "backend_pid": 9001,
+        "endpoint": "orders.show",
+        "method": "GET",
+        "rule": "/orders/<int:id>",
+        "thread": "Thread-1",
+        "thread_alive": True,
+        "in_transaction": True,
+        "at": "shop/views.py:88 show",
+        "session": 12,
+    }
+    return Holder(held_s=held_s, **{**fields, **changes})
+
+
+def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
+    """Return somebody who waits for a connection."""
+    fields: dict[str, Any] = {
+        "endpoint": "orders.index",
+        "method": "GET",
+        "rule": "/orders",
+        "thread": "Thread-2",
+        "at": "shop/views.py:12 index",
+    }
+    return Waiter(waited_s=waited_s, **{**fields, **changes})
+
+
+def a_pool(bind: str = "default", used: int = 1, **changes: Any) -> PoolSnapshot:
+    """Return a healthy pool of at most 15 connections."""
+    fields: dict[str, Any] = {
+        "pool_class": "QueuePool",
+        "url": ORDERS,
+        "size": 5,
+        "max": 15,
+        "unlimited": False,
+        "pool_timeout": 30.0,
+        "open": used + 2,
+        "idle": 2,
+        "overflow": 0,
+        "pending": 0,
+        "used_pct": round(used / 15 * 100, 6),
+        "max_wait_s": 0.0,
+        "held_long": 0,
+        "checkouts_total": 100,
+        "connects_total": 5,
+        "timeouts_total": 0,
+        "timeouts_60s": 0,
+        "invalidated_total": 0,
+        "wait_s": TIMES,
+        "hold_s": TIMES,
+        "create_s": TIMES,
+    }
+    return PoolSnapshot(bind=bind, used=used, **{**fields, **changes})
+
+
+def a_full_pool(bind: str = "default", **changes: Any) -> PoolSnapshot:
+    """Return a wedged pool: all held by one view, and three wait."""
+    fields: dict[str, Any] = {
+        "idle": 0,
+        "pending": 3,
+        "max_wait_s": 4.0,
+        "held_long": 12,
+        "wedged": True,
+        "timeouts_total": 7,
+        "timeouts_60s": 7,
+        "holders": (
+            *(a_holder(41.25 - i, idle_in_transaction_s=40.0 - i) for i in range(12)),
+            a_holder(20.0, endpoint="reports.build", at="shop/reports.py:9 build"),
+        ),
+        "waiters": tuple(a_waiter(4.0 - i / 2, self_deadlock=i == 0) for i in range(3)),
+    }
+    return a_pool(bind, 15, **{**fields, **changes})
+
+
+def a_session(number: int = 1, **changes: Any) -> SessionSnapshot:
+    """Return an open session that is idle in its transaction."""
+    fields: dict[str, Any] = {
+        "name": "default",
+        "scope": "context",
+        "endpoint": "orders.show",
+        "method": "GET",
+        "rule": "/orders/<int:id>",
+        "thread": "Thread-1",
+        "thread_alive": True,
+        "age_s": 41.2,
+        "state": "idle in transaction",
+        "connections": (3,),
+        "new": 0,
+        "deleted": 0,
+        "identity": 12,
+        "idle_in_transaction_s": 40.1,
+    }
+    return SessionSnapshot(session=number, **{**fields, **changes})
+
+
+def a_worker(
+    pid: int = 4711, pools: Iterable[PoolSnapshot] | None = None, **changes: Any
+) -> WorkerSnapshot:
+    """Return a live worker; with one healthy pool, unless others are given."""
+    fields: dict[str, Any] = {
+        "id": f"{pid}-abcdef01",
+        "ppid": 1,
+        "role": "web",
+        "state": "ok",
+        "started_at": "2026-11-22T08:00:00.000Z",
+        "age_s": 4000.0,
+        "server": "gunicorn",
+        "source": "live",
+        "snapshot_at": "2026-11-22T10:10:29.000Z",
+        "sessions": (),
+        "uid": 0,
+        "host": "web-1",
+    }
+    found = (a_pool(),) if pools is None else tuple(pools)
+    return WorkerSnapshot(pid=pid, pools=found, **{**fields, **changes})
+
+
+def a_last_worker(pid: int, state: str, **changes: Any) -> WorkerSnapshot:
+    """Return the last snapshot of a worker, three minutes old."""
+    at = "2026-11-22T10:07:29.000Z"
+    return a_worker(pid, state=state, source="last", snapshot_at=at, **changes)
+
+
+def a_silent(pid: int, reason: str) -> Silent:
+    """Return a worker that gave no answer."""
+    return Silent(f"{pid}-abcdef01", pid, "web-1", reason)
+
+
+def a_survey(*workers: WorkerSnapshot, **changes: Any) -> Survey:
+    """Return a survey of these workers."""
+    fields: dict[str, Any] = {
+        "app": "shop",
+        "host": "web-1",
+        "collected_at": "2026-11-22T10:10:29.123Z",
+        "versions": {"flask": "3.1", "sqlalchemy": "2.1", "python": "3.13.0"},
+        "searched": (SearchedDirectory("/tmp/flask-scopedsession-0/0123456789ab"),),
+    }
+    return Survey(workers=workers, **{**fields, **changes})

@@ -1,0 +1,58 @@
+"""What users' type checkers see. Checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import Engine
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import Session
+from sqlalchemy.orm import sessionmaker
+from typing_extensions import assert_type
+
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.snapshot import PoolSnapshot
+from flask_scopedsession.snapshot import Survey
+from flask_scopedsession.snapshot import WorkerSnapshot
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OwnSession(Session):
+    def tenant(self) -> str:
+        return "north"
+
+
+# A plain extension has plain sessions.
+
+db = ScopedSession(model_class=Base, binds={Base: "audit"})
+db.init_app(Flask(__name__))
+
+assert_type(db.session, scoped_session[Session])
+assert_type(db.session(), Session)
+assert_type(db.get_session(), Session)
+assert_type(db.get_session("audit"), Session)
+assert_type(db.sessionmaker, sessionmaker[Session])
+assert_type(db.engine, Engine)
+assert_type(db.engines, Mapping[str, Engine])
+assert_type(db.get_engine("audit"), Engine)
+assert_type(db.metadata, MetaData)
+assert_type(db.snapshot(), WorkerSnapshot)
+assert_type(db.snapshot().pools, tuple[PoolSnapshot, ...])
+assert_type(db.workers(timeout=0.5), Survey)
+assert_type(db.workers().to_dict(), dict[str, Any])
+assert_type(db.ping(), float)
+
+# A session class of one's own is known wherever a session comes out.
+
+own: ScopedSession[OwnSession] = ScopedSession(session_options={"class_": OwnSession})
+assert_type(own.session(), OwnSession)
+assert_type(own.get_session(), OwnSession)
+assert_type(own.sessionmaker(), OwnSession)
+assert_type(own.get_session().tenant(), str)

@@ -1,0 +1,808 @@
+"""Configuration: each key's types, bounds and defaults, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Config
+from sqlalchemy import NullPool
+from sqlalchemy import URL
+
+from flask_scopedsession._config import BindSettings
+from flask_scopedsession._config import read_settings
+from flask_scopedsession._config import Settings
+from flask_scopedsession.errors import ConfigError
+
+URI = "sqlite:///app.db"
+PG = "postgresql+psycopg://u:swordfish@db/app"
+SECRET = "swordfish"
+
+
+def read(
+    *,
+    engine_options: dict[str, Any] | None = None,
+    environ: dict[str, str] | None = None,
+    **config: Any,
+) -> Settings:
+    if not config.keys() & {"SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS"}:
+        config["SQLALCHEMY_DATABASE_URI"] = URI
+    return read_settings(
+        config,
+        default_name="app:/srv/app",
+        engine_options=engine_options,
+        environ=environ or {},
+    )
+
+
+def bind(name: str = "default", **config: Any) -> BindSettings:
+    return read(**config).binds[name]
+
+
+def refused(**config: Any) -> str:
+    """Return the message with which a configuration is refused."""
+    with pytest.raises(ConfigError) as info:
+        read(**config)
+    error = info.value
+    # Nothing that was handled meanwhile, and could quote a value, hangs on it.
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    whole = "".join(traceback.format_exception(error))
+    assert SECRET not in whole.replace(__file__, "").split("ConfigError:")[-1]
+    return str(error)
+
+
+def from_env(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, Any]:
+    """Return the configuration as ``from_prefixed_env()`` makes it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"FLASK_{name}", value)
+    config = Config(".")
+    config.from_prefixed_env()
+    return dict(config)
+
+
+# Defaults and single keys
+
+
+def test_defaults() -> None:
+    """With nothing but a URL, every key has the default of the documentation."""
+    settings = read()
+    assert settings.name == "app:/srv/app"
+    assert settings.tracking is True
+    assert settings.control is None
+    assert settings.control_dir is None
+    assert settings.snapshot_file is True
+    assert settings.held_long_after == 15.0
+    assert settings.lost_work == "warn"
+    assert settings.stacks is False
+    assert settings.show_sql is False
+    assert settings.notes == ()
+    assert dict(settings.session_options) == {}
+    default = settings.binds["default"]
+    assert dict(default.options) == {"echo": False}
+    assert default.ping_idle_after is None
+    assert dict(default.pragmas) == {}
+    assert default.begin is None
+
+
+def test_debug_records_stacks_and_sql() -> None:
+    """In debug mode both are on, and can be turned off."""
+    assert read(DEBUG=True).stacks is True
+    assert read(DEBUG=True).show_sql is True
+    assert read(DEBUG=True, SCOPEDSESSION_STACKS=False).stacks is False
+    assert read(DEBUG=True, SCOPEDSESSION_SHOW_SQL="no").show_sql is False
+
+
+FLAGS = [
+    ("SCOPEDSESSION_TRACKING", "tracking"),
+    ("SCOPEDSESSION_CONTROL", "control"),
+    ("SCOPEDSESSION_SNAPSHOT_FILE", "snapshot_file"),
+    ("SCOPEDSESSION_STACKS", "stacks"),
+    ("SCOPEDSESSION_SHOW_SQL", "show_sql"),
+]
+
+
+@pytest.mark.parametrize(("key", "name"), FLAGS)
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, True),
+        (1, True),
+        (" Yes ", True),
+        ("on", True),
+        ("TRUE", True),
+        ("1", True),
+        (False, False),
+        (0, False),
+        ("False", False),
+        ("no", False),
+        ("off", False),
+        ("0", False),
+    ],
+)
+def test_flags(key: str, name: str, value: object, expected: bool) -> None:
+    """Truth values may be text."""
+    assert getattr(read(**{key: value}), name) is expected
+
+
+@pytest.mark.parametrize("key", [key for key, _ in FLAGS] + ["SQLALCHEMY_ECHO"])
+@pytest.mark.parametrize("value", ["perhaps", 7, 1.5, [], {}])
+def test_flags_refuse_the_rest(key: str, value: object) -> None:
+    """Another text or type is an error that names the key, not silently true."""
+    assert refused(**{key: value}).startswith(f"{key} must be true")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "SCOPEDSESSION_NAME",
+        "SCOPEDSESSION_TRACKING",
+        "SCOPEDSESSION_CONTROL",
+        "SCOPEDSESSION_CONTROL_DIR",
+        "SCOPEDSESSION_HELD_LONG_AFTER",
+        "SCOPEDSESSION_LOST_WORK",
+        "SCOPEDSESSION_SQLITE_PRAGMAS",
+        "SCOPEDSESSION_SQLITE_BEGIN",
+        "SQLALCHEMY_BINDS",
+        "SQLALCHEMY_ENGINE_OPTIONS",
+        "SQLALCHEMY_SESSION_OPTIONS",
+        "SQLALCHEMY_ECHO",
+    ],
+)
+@pytest.mark.parametrize("value", ["", " ", None])
+def test_empty_is_unset(key: str, value: object) -> None:
+    """An empty variable, as in a .env file, leaves the default."""
+    config = {"SQLALCHEMY_DATABASE_URI": URI, key: value}
+    assert read(**config) == read()
+
+
+def test_name() -> None:
+    """A name of digits arrives as a number from the environment."""
+    assert read(SCOPEDSESSION_NAME="blue").name == "blue"
+    assert read(SCOPEDSESSION_NAME=42).name == "42"
+    message = refused(SCOPEDSESSION_NAME=["blue"])
+    assert message == "SCOPEDSESSION_NAME must be a string, not a list."
+
+
+def test_control_dir(tmp_path: Path) -> None:
+    """A path, as text or object."""
+    assert read(SCOPEDSESSION_CONTROL_DIR=tmp_path).control_dir == str(tmp_path)
+    assert read(SCOPEDSESSION_CONTROL_DIR=str(tmp_path)).control_dir == str(tmp_path)
+    assert "must be a string" in refused(SCOPEDSESSION_CONTROL_DIR=True)
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "OFF"])
+def test_environment_turns_control_off(word: str) -> None:
+    """``SCOPEDSESSION_CONTROL=0`` in the environment wins over the configuration."""
+    environ = {"SCOPEDSESSION_CONTROL": word}
+    assert read(SCOPEDSESSION_CONTROL=True, environ=environ).control is False
+    assert read(environ=environ).control is False
+
+
+@pytest.mark.parametrize("word", ["1", "true", ""])
+def test_environment_does_not_turn_control_on(word: str) -> None:
+    """It only turns it off: the configuration, or TESTING, decides otherwise."""
+    environ = {"SCOPEDSESSION_CONTROL": word}
+    assert read(SCOPEDSESSION_CONTROL=False, environ=environ).control is False
+    assert read(environ=environ).control is None
+
+
+@pytest.mark.parametrize("value", [0.1, 1, "2.5", 3600])
+def test_held_long_after(value: object) -> None:
+    """Seconds, also as text."""
+    held_long_after = read(SCOPEDSESSION_HELD_LONG_AFTER=value).held_long_after
+    assert held_long_after == float(value)  # type: ignore[arg-type]
+    assert type(held_long_after) is float
+
+
+@pytest.mark.parametrize(
+    "value", [0, 0.09, -1, True, "soon", "nan", float("inf"), float("nan"), []]
+)
+def test_held_long_after_bounds(value: object) -> None:
+    """At least a tenth of a second, and a number."""
+    message = refused(SCOPEDSESSION_HELD_LONG_AFTER=value)
+    assert message == (
+        "SCOPEDSESSION_HELD_LONG_AFTER must be a number of seconds, at least 0.1."
+    )
+
+
+def test_ping_idle_after() -> None:
+    """Half a second for networked databases, none for SQLite; ``None`` is never."""
+    key = "SCOPEDSESSION_PING_IDLE_AFTER"
+    networked = {"SQLALCHEMY_DATABASE_URI": PG}
+    assert bind(**networked).ping_idle_after == 0.5
+    assert bind(**networked, **{key: 3}).ping_idle_after == 3.0
+    assert bind(**networked, **{key: "0"}).ping_idle_after == 0.0
+    assert bind(**networked, **{key: None}).ping_idle_after is None
+    assert bind(**{key: 3}).ping_idle_after is None
+    assert key in refused(**networked, **{key: -1})
+    assert key in refused(**{key: "often"})
+
+
+def test_ping_idle_after_yields_to_pre_ping() -> None:
+    """Where every checkout is tested, none is tested twice."""
+    options = {"pool_pre_ping": True}
+    settings = bind(SQLALCHEMY_DATABASE_URI=PG, SQLALCHEMY_ENGINE_OPTIONS=options)
+    assert settings.ping_idle_after is None
+
+
+def test_lost_work() -> None:
+    """``raise`` is for debug mode and tests."""
+    key = "SCOPEDSESSION_LOST_WORK"
+    assert read(**{key: "ignore"}).lost_work == "ignore"
+    assert read(**{key: "raise", "DEBUG": True}).lost_work == "raise"
+    assert read(**{key: "raise", "TESTING": True}).lost_work == "raise"
+    assert "debug mode and tests only" in refused(**{key: "raise"})
+    assert refused(**{key: "shout"}).startswith(f"{key} must be 'warn', 'raise' or")
+    assert refused(**{key: 1}).startswith(key)
+
+
+def test_sqlite_pragmas() -> None:
+    """Plain names and values, with booleans as SQLite spells them."""
+    pragmas = {
+        "foreign_keys": True,
+        "journal_mode": "WAL",
+        "busy_timeout": 5000,
+        "temp.cache_size": -2000,
+        "synchronous": False,
+    }
+    assert dict(bind(SCOPEDSESSION_SQLITE_PRAGMAS=pragmas).pragmas) == {
+        "foreign_keys": "ON",
+        "journal_mode": "WAL",
+        "busy_timeout": "5000",
+        "temp.cache_size": "-2000",
+        "synchronous": "OFF",
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"foreign_keys; DROP TABLE x": 1},
+        {"journal_mode": "WAL; DROP TABLE x"},
+        {"key": "'swordfish'"},
+        {1: 2},
+        ["foreign_keys"],
+        "foreign_keys",
+    ],
+)
+@pytest.mark.parametrize("uri", [URI, PG])
+def test_sqlite_pragmas_refused(value: object, uri: str) -> None:
+    """Anything else is refused, whatever the database."""
+    config = {"SQLALCHEMY_DATABASE_URI": uri, "SCOPEDSESSION_SQLITE_PRAGMAS": value}
+    assert refused(**config).startswith("SCOPEDSESSION_SQLITE_PRAGMAS")
+
+
+def test_sqlite_begin() -> None:
+    """Two ways to begin."""
+    key = "SCOPEDSESSION_SQLITE_BEGIN"
+    assert bind(**{key: "DEFERRED"}).begin == "DEFERRED"
+    assert bind(**{key: "IMMEDIATE"}).begin == "IMMEDIATE"
+    assert refused(**{key: "EXCLUSIVE"}) == f"{key} must be 'DEFERRED' or 'IMMEDIATE'."
+    assert key in refused(SQLALCHEMY_DATABASE_URI=PG, **{key: True})
+
+
+def test_sqlite_keys_are_for_sqlite() -> None:
+    """Other databases are left alone."""
+    other = bind(
+        SQLALCHEMY_DATABASE_URI=PG,
+        SCOPEDSESSION_SQLITE_PRAGMAS={"foreign_keys": True},
+        SCOPEDSESSION_SQLITE_BEGIN="IMMEDIATE",
+    )
+    assert (dict(other.pragmas), other.begin) == ({}, None)
+
+
+# Keys that are not ours, or unknown
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("SCOPEDSESSION_HELD_LONG", "SCOPEDSESSION_HELD_LONG_AFTER"),
+        ("SCOPEDSESSION_SQLITE_PRAGMA", "SCOPEDSESSION_SQLITE_PRAGMAS"),
+        ("SCOPEDSESSION_TRACKNG", "SCOPEDSESSION_TRACKING"),
+    ],
+)
+def test_unknown_key(key: str, hint: str) -> None:
+    """A slip in a key's name is an error that suggests the right one."""
+    message = refused(**{key: 1})
+    assert message == f"{key} is not a key of this version. Did you mean {hint}?"
+
+
+def test_unknown_key_like_none() -> None:
+    """Nothing is suggested where nothing is near."""
+    message = refused(SCOPEDSESSION_XYZZY_PLUGH=1)
+    assert message == "SCOPEDSESSION_XYZZY_PLUGH is not a key of this version."
+
+
+def test_keys_of_others_are_theirs() -> None:
+    """Only the prefix is ours, and keys need not even be text."""
+    config: dict[Any, Any] = {"SQLALCHEMY_DATABASE_URI": URI, "OTHER": 1, 7: 8}
+    read_settings(config, default_name="x", environ={})
+
+
+@pytest.mark.parametrize(
+    "key", ["SQLALCHEMY_RECORD_QUERIES", "SQLALCHEMY_TRACK_MODIFICATIONS"]
+)
+def test_keys_of_flask_sqlalchemy(key: str) -> None:
+    """One note for each that asks for something."""
+    (note,) = read(**{key: True}).notes
+    assert key in note
+    assert "Flask-SQLAlchemy" in note
+    assert read(**{key: False}).notes == ()
+    assert read(**{key: "False"}).notes == ()
+
+
+def test_one_note_for_each_key() -> None:
+    """Two keys, two notes."""
+    settings = read(SQLALCHEMY_RECORD_QUERIES=1, SQLALCHEMY_TRACK_MODIFICATIONS=1)
+    assert len(settings.notes) == 2
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        PG,
+        f" {PG}\n",
+        URL.create("postgresql+psycopg", "u", SECRET, "db", None, "app"),
+        {
+            "drivername": "postgresql+psycopg",
+            "username": "u",
+            "password": SECRET,
+            "host": "db",
+            "database": "app",
+        },
+        {"url": PG},
+        {"url": {"drivername": "postgresql+psycopg", "username": "u",
+                 "password": SECRET, "host": "db", "database": "app"}},
+    ],
+)  # fmt: skip
+def test_url_forms(value: Any) -> None:
+    """Text, an object, a dict of its parts, or a dict with options."""
+    url = bind(SQLALCHEMY_DATABASE_URI=value).url
+    assert url.render_as_string(hide_password=False) == PG
+    binds = bind("b", SQLALCHEMY_BINDS={"b": value}).url
+    assert binds == url
+
+
+def test_url_parts_from_the_environment() -> None:
+    """Parts of digits arrive as numbers; a port may be text."""
+    parts = {
+        "drivername": "postgresql",
+        "username": 7,
+        "password": 1234,
+        "host": "db",
+        "port": "5433",
+        "database": 2024,
+    }
+    url = bind(SQLALCHEMY_DATABASE_URI=parts).url
+    assert (url.username, url.password, url.port, url.database) == (
+        "7",
+        "1234",
+        5433,
+        "2024",
+    )
+
+
+@pytest.mark.parametrize("config", [{}, {"SQLALCHEMY_BINDS": {}}])
+def test_uri_missing(config: dict[str, Any]) -> None:
+    """Without any database, the error says what to set."""
+    with pytest.raises(ConfigError) as info:
+        read_settings(config, default_name="x", environ={})
+    assert str(info.value) == (
+        "SQLALCHEMY_DATABASE_URI is not set, and SQLALCHEMY_BINDS is empty. Set one"
+        " of them before init_app, such as"
+        " app.config['SQLALCHEMY_DATABASE_URI'] = 'sqlite:///app.db'."
+    )
+
+
+MALFORMED = [
+    "swordfish",
+    "postgresql//u:swordfish@db/app",
+    "postgresql://u:swordfish@db:port/app",
+    "postgresql://u:x@swordfish@db/app",
+    "postgresql://u:x@sword:fish@db/app",
+    "postgresql+psycopg://u:@swordfish@db",
+]
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+def test_malformed_url(value: str) -> None:
+    """Named by its key, and not quoted, nor any part of it."""
+    message = refused(SQLALCHEMY_DATABASE_URI=value)
+    assert message.startswith(
+        "SQLALCHEMY_DATABASE_URI could not be parsed as a database URL."
+    )
+    assert "percent-encoded" in message
+    assert "fish" not in message
+    binds = refused(SQLALCHEMY_BINDS={"audit": {"url": value}})
+    assert binds.startswith("SQLALCHEMY_BINDS['audit']['url'] could not be parsed")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"drivername": PG},
+        {"drivername": "postgresql", "port": SECRET},
+        {"drivername": "postgresql", SECRET: 1},
+        {"drivername": "postgresql", "pasword": SECRET},
+        {"drivername": None},
+        {"drivername": "postgresql", "query": SECRET},
+        {"drivername": "postgresql", "host": ["db"]},
+    ],
+)
+def test_malformed_parts(value: dict[str, Any]) -> None:
+    """A dict that makes no URL says what belongs into it, not what was there."""
+    message = refused(SQLALCHEMY_DATABASE_URI=value)
+    assert message.startswith("SQLALCHEMY_DATABASE_URI")
+    assert "drivername" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(5, "an int"), (b"sqlite://", "a bytes"), ([PG], "a list"), (True, "a bool")],
+)
+def test_url_of_wrong_type(value: object, kind: str) -> None:
+    """Only types are told."""
+    message = refused(SQLALCHEMY_DATABASE_URI=value)
+    assert message == (
+        f"SQLALCHEMY_DATABASE_URI must be a str, a URL or a dict, not {kind}."
+    )
+
+
+def test_unknown_dialect() -> None:
+    """The dialect is named; a well-known slip has its remedy."""
+    message = refused(SQLALCHEMY_DATABASE_URI="oracel://u:swordfish@db/app")
+    assert "names the dialect 'oracel', which SQLAlchemy does not know" in message
+    assert "Check the spelling" in message
+    message = refused(SQLALCHEMY_DATABASE_URI="postgres://u:swordfish@db/app")
+    assert message.endswith("Use 'postgresql'.")
+    message = refused(
+        SQLALCHEMY_DATABASE_URI="postgresql+psycopg9://u:swordfish@db/app"
+    )
+    assert "'postgresql+psycopg9'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("sqlite+aiosqlite", "'sqlite'"),
+        ("postgresql+asyncpg", "'postgresql+psycopg'"),
+        ("mysql+aiomysql", "'mysql+pymysql'"),
+    ],
+)
+def test_async_driver(name: str, instead: str) -> None:
+    """Refused, whether or not the driver is installed, with a synchronous one."""
+    message = refused(SQLALCHEMY_BINDS={"audit": f"{name}:///x"})
+    assert message.startswith(
+        f"SQLALCHEMY_BINDS['audit'] names the async driver '{name}'."
+    )
+    assert message.endswith(f"such as {instead}.")
+
+
+@pytest.mark.parametrize("value", ["sqlite://app.db", "sqlite://u:swordfish@h/x"])
+def test_sqlite_has_no_host(value: str) -> None:
+    """Two slashes where three are needed."""
+    assert "three slashes" in refused(SQLALCHEMY_DATABASE_URI=value)
+
+
+# Binds
+
+
+def test_binds() -> None:
+    """Each bind by its name, the default's under its own key."""
+    binds = read(
+        SQLALCHEMY_DATABASE_URI=URI,
+        SQLALCHEMY_BINDS={"audit": "sqlite:///audit.db", "pg": {"url": PG, "echo": 1}},
+    ).binds
+    assert list(binds) == ["default", "audit", "pg"]
+    assert binds["default"].key == "SQLALCHEMY_DATABASE_URI"
+    assert binds["audit"].key == "SQLALCHEMY_BINDS['audit']"
+    assert binds["pg"].options["echo"] is True
+    assert binds["audit"].options["echo"] is False
+
+
+@pytest.mark.parametrize("name", [None, "default"])
+def test_default_bind_among_the_binds(name: str | None) -> None:
+    """The default may stand among the binds, but not in both places."""
+    assert bind(SQLALCHEMY_BINDS={name: URI}).url.database == "app.db"
+    message = refused(SQLALCHEMY_DATABASE_URI=URI, SQLALCHEMY_BINDS={name: URI})
+    assert message == (
+        f"SQLALCHEMY_BINDS[{name!r}] and SQLALCHEMY_DATABASE_URI both name the"
+        " default bind. Keep one."
+    )
+
+
+def test_default_bind_twice_among_the_binds() -> None:
+    """The two keys are named."""
+    message = refused(SQLALCHEMY_BINDS={None: URI, "default": URI})
+    assert "['default'] and SQLALCHEMY_BINDS[None] both" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("sqlite://", "must map names to URLs, not be a str"),
+        ([("a", URI)], "must map names to URLs, not be a list"),
+        ({"": URI}, "the name of a bind must be a string"),
+        ({1: URI}, "the name of a bind must be a string"),
+        ({"a": None}, "SQLALCHEMY_BINDS['a'] must be a str, a URL or a dict, not None"),
+        ({"a": ""}, "SQLALCHEMY_BINDS['a'] is empty"),
+        ({"a": {}}, "SQLALCHEMY_BINDS['a'] must be a URL, or a dict with a 'url'"),
+        ({"a": {"pool_size": 2}}, "or a dict with a 'url'"),
+        ({"a": {"url": None}}, "SQLALCHEMY_BINDS['a']['url'] must be a str"),
+        ({"a": {"url": URI, 3: 4}}, "SQLALCHEMY_BINDS['a'] must have strings as keys"),
+    ],
+)
+def test_malformed_binds(value: object, expected: str) -> None:
+    """Each with the bind's name."""
+    assert expected in refused(SQLALCHEMY_BINDS=value)
+
+
+# Engine options
+
+
+def test_engine_options_are_inherited_by_driver() -> None:
+    """By binds of the same driver, the dialect's default spelt out or not."""
+    binds = read(
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3, "pool_timeout": 1},
+        SQLALCHEMY_BINDS={
+            "same": {"url": "sqlite+pysqlite:///b.db", "pool_size": 9},
+            "other": PG,
+        },
+    ).binds
+    assert dict(binds["default"].options) == {
+        "pool_size": 3,
+        "pool_timeout": 1.0,
+        "echo": False,
+    }
+    assert binds["same"].options["pool_size"] == 9
+    assert binds["same"].options["pool_timeout"] == 1.0
+    assert dict(binds["other"].options) == {"echo": False}
+
+
+def test_engine_options_without_a_default_bind() -> None:
+    """They are then everybody's."""
+    binds = read(
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3},
+        SQLALCHEMY_BINDS={"a": "sqlite:///a.db", "b": PG},
+    ).binds
+    assert [b.options["pool_size"] for b in binds.values()] == [3, 3]
+
+
+def test_constructor_options_are_for_every_bind() -> None:
+    """Whatever their driver; the configuration wins, and a bind's own most."""
+    binds = read(
+        engine_options={"pool_size": 1, "max_overflow": 1, "pool_timeout": 1},
+        SQLALCHEMY_DATABASE_URI=URI,
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 2, "max_overflow": 2},
+        SQLALCHEMY_BINDS={"audit": {"url": URI, "pool_size": 3}, "pg": PG},
+    ).binds
+
+    def sizes(name: str) -> list[Any]:
+        options = binds[name].options
+        return [options[o] for o in ("pool_size", "max_overflow", "pool_timeout")]
+
+    assert sizes("default") == [2, 2, 1.0]
+    assert sizes("audit") == [3, 2, 1.0]
+    assert sizes("pg") == [1, 1, 1.0]
+
+
+def test_the_callers_dicts_are_not_changed() -> None:
+    """Neither are they kept, to be changed by the caller later."""
+    config: dict[str, Any] = {
+        "SQLALCHEMY_DATABASE_URI": {"drivername": "sqlite", "database": "x"},
+        "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": {"timeout": 1}, "echo": "no"},
+        "SQLALCHEMY_BINDS": {None: {"url": URI, "pool_size": "3"}, "b": {"url": URI}},
+        "SQLALCHEMY_SESSION_OPTIONS": {"autoflush": "no"},
+        "SCOPEDSESSION_SQLITE_PRAGMAS": {"foreign_keys": True},
+    }
+    del config["SQLALCHEMY_DATABASE_URI"]
+    defaults = {"connect_args": {"timeout": 2}, "pool_size": "7"}
+    before = copy.deepcopy((config, defaults))
+    settings = read(engine_options=defaults, **config)
+    assert (config, defaults) == before
+    config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]["timeout"] = 99
+    assert settings.binds["b"].options["connect_args"] == {"timeout": 1}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("pool_size", "20", 20),
+        ("pool_size", 0, 0),
+        ("max_overflow", "-1", -1),
+        ("pool_recycle", 3600, 3600),
+        ("pool_timeout", "2.5", 2.5),
+        ("pool_timeout", None, None),
+        ("pool_pre_ping", "False", False),
+        ("pool_use_lifo", "yes", True),
+        ("hide_parameters", 1, True),
+        ("echo", "debug", "debug"),
+        ("echo_pool", "off", False),
+        ("poolclass", "NullPool", NullPool),
+        ("poolclass", NullPool, NullPool),
+        ("query_cache_size", 0, 0),
+    ],
+)
+def test_engine_option_values(option: str, value: object, expected: object) -> None:
+    """As they are, or as text from the environment."""
+    found = bind(SQLALCHEMY_ENGINE_OPTIONS={option: value}).options[option]
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("pool_size", "many"),
+        ("pool_size", -1),
+        ("pool_size", True),
+        ("pool_size", 2.5),
+        ("pool_size", None),
+        ("max_overflow", -2),
+        ("pool_recycle", "swordfish"),
+        ("pool_timeout", -1),
+        ("pool_timeout", "swordfish"),
+        ("pool_pre_ping", "swordfish"),
+        ("hide_parameters", None),
+        ("echo", "swordfish"),
+        ("poolclass", "SwordfishPool"),
+        ("poolclass", "Pool.swordfish"),
+        ("poolclass", int),
+        ("poolclass", "PoolProxiedConnection"),
+        ("connect_args", ["swordfish"]),
+        ("connect_args", {1: "swordfish"}),
+        ("execution_options", 1),
+        ("isolation_level", ["swordfish"]),
+    ],
+)
+def test_engine_option_of_wrong_type(option: str, value: object) -> None:
+    """Named with the key, or the argument, that it came from."""
+    options = {option: value}
+    message = refused(SQLALCHEMY_ENGINE_OPTIONS=options)
+    assert message.startswith(f"SQLALCHEMY_ENGINE_OPTIONS: {option} must")
+    message = refused(SQLALCHEMY_BINDS={"b": {"url": URI, **options}})
+    assert message.startswith(f"SQLALCHEMY_BINDS['b']: {option} must")
+    message = refused(engine_options=options)
+    assert message.startswith(f"ScopedSession(engine_options=...): {option} must")
+
+
+def test_options_of_wrong_type() -> None:
+    """Engine and session options are dicts."""
+    for key in ("SQLALCHEMY_ENGINE_OPTIONS", "SQLALCHEMY_SESSION_OPTIONS"):
+        message = refused(**{key: ["pool_size"]})
+        assert message == f"{key} must be a dict, not a list."
+
+
+def test_echo_is_the_default_of_every_bind() -> None:
+    """``SQLALCHEMY_ECHO`` yields to a bind's own option."""
+    binds = read(
+        SQLALCHEMY_DATABASE_URI=URI,
+        SQLALCHEMY_ECHO="debug",
+        SQLALCHEMY_BINDS={"b": {"url": URI, "echo": "no"}},
+    ).binds
+    assert [b.options["echo"] for b in binds.values()] == ["debug", False]
+
+
+# Session options
+
+
+def test_session_options() -> None:
+    """Text from the environment is parsed, else ``"False"`` would be true."""
+    options = {"expire_on_commit": "False", "autoflush": "off", "info": {"a": "b"}}
+    assert dict(read(SQLALCHEMY_SESSION_OPTIONS=options).session_options) == {
+        "expire_on_commit": False,
+        "autoflush": False,
+        "info": {"a": "b"},
+    }
+    message = refused(SQLALCHEMY_SESSION_OPTIONS={"expire_on_commit": "swordfish"})
+    assert message.startswith("SQLALCHEMY_SESSION_OPTIONS: expire_on_commit must be")
+
+
+@pytest.mark.parametrize("name", ["class_", "bind", "binds"])
+def test_session_options_that_belong_elsewhere(name: str) -> None:
+    """The remedy says where."""
+    message = refused(SQLALCHEMY_SESSION_OPTIONS={name: object()})
+    assert message.startswith(f"SQLALCHEMY_SESSION_OPTIONS may not hold {name!r}. Use")
+
+
+# From the environment
+
+
+def test_from_prefixed_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of value arrives, nested keys by two underscores."""
+    config = from_env(
+        monkeypatch,
+        SQLALCHEMY_DATABASE_URI=PG,
+        SQLALCHEMY_ENGINE_OPTIONS__pool_size="20",
+        SQLALCHEMY_ENGINE_OPTIONS__pool_pre_ping="False",
+        SQLALCHEMY_ENGINE_OPTIONS__poolclass="QueuePool",
+        SQLALCHEMY_ENGINE_OPTIONS__connect_args__connect_timeout="3",
+        SQLALCHEMY_BINDS__audit="sqlite:///audit.db",
+        SQLALCHEMY_BINDS__big='{"url": "sqlite:///big.db", "pool_size": 2}',
+        SQLALCHEMY_BINDS__deep__url="sqlite:///deep.db",
+        SQLALCHEMY_BINDS__deep__pool_size="4",
+        SQLALCHEMY_SESSION_OPTIONS__expire_on_commit="False",
+        SQLALCHEMY_ECHO="no",
+        SCOPEDSESSION_NAME="42",
+        SCOPEDSESSION_TRACKING="true",
+        SCOPEDSESSION_CONTROL="off",
+        SCOPEDSESSION_CONTROL_DIR="/run/app",
+        SCOPEDSESSION_SNAPSHOT_FILE="0",
+        SCOPEDSESSION_HELD_LONG_AFTER="5",
+        SCOPEDSESSION_LOST_WORK="ignore",
+        SCOPEDSESSION_PING_IDLE_AFTER="1.5",
+        SCOPEDSESSION_STACKS="True",
+        SCOPEDSESSION_SHOW_SQL="False",
+        SCOPEDSESSION_SQLITE_PRAGMAS='{"foreign_keys": true}',
+        SCOPEDSESSION_SQLITE_PRAGMAS__journal_mode="wal",
+        SCOPEDSESSION_SQLITE_BEGIN="IMMEDIATE",
+    )
+    settings = read(**config)
+    default = settings.binds["default"]
+    assert default.url.password == SECRET
+    assert default.options["pool_size"] == 20
+    assert default.options["pool_pre_ping"] is False
+    assert default.options["connect_args"] == {"connect_timeout": 3}
+    assert default.options["echo"] is False
+    assert default.ping_idle_after == 1.5
+    assert settings.binds["big"].options["pool_size"] == 2
+    assert settings.binds["deep"].options["pool_size"] == 4
+    audit = settings.binds["audit"]
+    assert dict(audit.pragmas) == {"foreign_keys": "ON", "journal_mode": "wal"}
+    assert audit.begin == "IMMEDIATE"
+    assert settings.session_options["expire_on_commit"] is False
+    assert settings.name == "42"
+    assert settings.tracking is True
+    assert settings.control is False
+    assert settings.control_dir == "/run/app"
+    assert settings.snapshot_file is False
+    assert settings.held_long_after == 5.0
+    assert settings.lost_work == "ignore"
+    assert settings.stacks is True
+    assert settings.show_sql is False
+
+
+def test_uri_parts_from_prefixed_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL can be given in parts, which spares the percent-encoding."""
+    config = from_env(
+        monkeypatch,
+        SQLALCHEMY_DATABASE_URI__drivername="postgresql+psycopg",
+        SQLALCHEMY_DATABASE_URI__username="app",
+        SQLALCHEMY_DATABASE_URI__password="0123",
+        SQLALCHEMY_DATABASE_URI__port="5433",
+    )
+    url = bind(**config).url
+    assert (url.password, url.port) == ("0123", 5433)
+
+
+# What a repr shows
+
+
+def test_reprs_show_no_secret() -> None:
+    """Neither of a URL nor of options."""
+    settings = read(
+        SQLALCHEMY_DATABASE_URI=f"{PG}?password={SECRET}",
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"password": SECRET}},
+        SQLALCHEMY_SESSION_OPTIONS={"info": {"password": SECRET}},
+    )
+    assert SECRET not in repr(settings)
+    assert SECRET not in repr(settings.binds["default"])
+    assert "name='default'" in repr(settings)
+
+
+def test_settings_are_frozen() -> None:
+    """Neither they nor their mappings can be changed."""
+    settings = read()
+    with pytest.raises(AttributeError):
+        settings.name = "x"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        settings.binds["x"] = settings.binds["default"]  # type: ignore[index]

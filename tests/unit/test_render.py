@@ -1,0 +1,679 @@
+"""What the commands print: for a person, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from readings import a_full_pool
+from readings import a_holder
+from readings import a_last_worker
+from readings import a_pool
+from readings import a_session
+from readings import a_silent
+from readings import a_survey
+from readings import a_waiter
+from readings import a_worker
+from readings import AUDIT
+
+from flask_scopedsession._engines import PingResult
+from flask_scopedsession._page import duration
+from flask_scopedsession._page import Page
+from flask_scopedsession._page import some
+from flask_scopedsession._render import render_pings
+from flask_scopedsession._render import render_sessions
+from flask_scopedsession._render_pools import render_pools
+from flask_scopedsession.snapshot import ConfiguredPool
+from flask_scopedsession.snapshot import DatabaseURL
+from flask_scopedsession.snapshot import SearchedDirectory
+from flask_scopedsession.snapshot import Survey
+
+STYLES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Output(io.TextIOWrapper):
+    """A standard output of some kind."""
+
+    def __init__(self, encoding: str, terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.fixture
+def output(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make standard output something else."""
+
+    def become(columns: int | None = None, encoding: str = "utf-8") -> None:
+        terminal = columns is not None
+        monkeypatch.setattr("sys.stdout", Output(encoding, terminal))
+        monkeypatch.setattr(
+            shutil, "get_terminal_size", lambda: os.terminal_size((columns or 80, 24))
+        )
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm-256color")
+
+    become()
+    return become
+
+
+@pytest.fixture(autouse=True)
+def _piped(output: Callable[..., None]) -> None:
+    """Nothing here depends on where the tests themselves run."""
+
+
+def wedged(pid: int = 48211) -> Any:
+    pools = [a_full_pool(), a_pool("audit", 0, url=AUDIT)]
+    return a_worker(pid, pools, state="wedged")
+
+
+def healthy(amount: int) -> list[Any]:
+    pools = [a_pool(), a_pool("audit", 0, url=AUDIT)]
+    return [a_worker(48300 + i, pools) for i in range(amount)]
+
+
+def mixed() -> Survey:
+    full = a_pool("default", 15, idle=0, holders=(a_holder(0.1),) * 3)
+    return a_survey(
+        *healthy(40),
+        wedged(),
+        a_worker(
+            4194303,
+            [full, a_pool("reporting_warehouse", 0, url=AUDIT)],
+            state="saturated",
+        ),
+        a_last_worker(50001, "gone", pools=[a_pool(holders=(a_holder(),))]),
+        a_last_worker(50002, "unresponsive"),
+        silent=(
+            a_silent(50002, "unresponsive"),
+            a_silent(50003, "stopped"),
+            a_silent(50004, "answered nonsense"),
+        ),
+    )
+
+
+def sessions() -> Survey:
+    return a_survey(
+        a_worker(
+            48210,
+            sessions=(
+                a_session(),
+                a_session(2, state="idle", connections=(), age_s=0.003),
+                a_session(3, endpoint=None, method=None, rule=None,
+                          command="import-airports", state="holding"),
+                a_session(4, endpoint=None, method=None, rule=None,
+                          thread="worker-3", thread_alive=False, state="idle"),
+                a_session(5, state="needs rollback", name="audit",
+                          endpoint="admin.reports.quarterly_statement_export",
+                          rule="/admin/reports/<int:year>/<quarter>/<path:name>"),
+            ),
+        ),
+        a_last_worker(50002, "stopped", sessions=(a_session(9),)),
+        silent=(a_silent(50002, "stopped"),),
+    )  # fmt: skip
+
+
+def nobody() -> Survey:
+    return a_survey(
+        searched=(SearchedDirectory("/run/shop", "does not exist"),),
+        configured=(
+            ConfiguredPool("default", "QueuePool", AUDIT, 5, 15, False, 30.0),
+            ConfiguredPool("cache", "NullPool", AUDIT, None, None, True, None),
+        ),
+    )
+
+
+SCENES: list[Callable[[], str]] = [
+    lambda: render_pools(a_survey(*healthy(3))),
+    lambda: render_pools(a_survey(*healthy(96))),
+    lambda: render_pools(a_survey(wedged())),
+    lambda: render_pools(mixed()),
+    lambda: render_pools(mixed(), verbose=True),
+    lambda: render_pools(nobody()),
+    lambda: render_sessions(sessions()),
+    lambda: render_sessions(sessions(), verbose=True),
+    lambda: render_sessions(nobody()),
+]
+
+
+# The whole of it
+
+
+POOLS = """\
+shop on web-1 · 2026-11-22 10:10:29 UTC · this host only
+
+  PID  STATE   BIND     POOL       USED/MAX  IDLE  WAITING  MAXWAIT  HOLD95  TIMEOUTS
+48210  ok      default  QueuePool      1/15     2        0        -  3.9 ms         0
+48211  ok      audit    QueuePool      0/15     2        0        -  3.9 ms         0
+48211  wedged  default  QueuePool     15/15     0        3    4.0 s  3.9 ms         7
+
+postgresql+psycopg://db.internal:5432/orders · 16 used, 2 idle, 3 waiting · 2 workers may open at most 30
+sqlite:////srv/shop/audit.db · 0 used, 2 idle · 1 worker may open at most 15
+
+Held connections, longest first
+  12× orders.show shop/views.py:88 show, longest 41 s, idle in transaction · bind default · pid 48211
+  1× reports.build shop/reports.py:9 build, held 20 s, in transaction · bind default · pid 48211
+
+Waiting for a connection, longest first
+  1× orders.index shop/views.py:12 index, for 4.0 s, while its own thread holds one: a self-deadlock · bind default · pid 48211
+  2× orders.index shop/views.py:12 index, longest 3.5 s · bind default · pid 48211
+
+7 checkouts timed out in the last minute · bind default · pid 48211
+"""  # noqa: E501
+
+
+def test_pool_status_whole() -> None:
+    """One worker in trouble, one without: what a person on call reads."""
+    assert render_pools(a_survey(a_worker(48210), wedged())) == POOLS
+
+
+def test_session_status_whole() -> None:
+    """Sessions that need an eye are last; a worker's absence is told."""
+    lines = render_sessions(sessions()).splitlines()
+    assert lines[2].split() == [
+        *("PID", "SCOPE", "BIND", "AGE", "STATE", "CONN", "NEW", "DEL"),
+        *("IDENTITY", "IDLE-TX"),
+    ]
+    rows = [re.split("  +", line.strip())[:5] for line in lines[3:9]]
+    show = "GET /orders/<int:id> → orders.show"
+    report = "GET /admin/reports/<int:year>/<quarter>/<path:name>"
+    assert rows == [
+        ["48210", show, "default", "3.0 ms", "idle"],
+        ["48210", "command import-airports", "default", "41 s", "holding"],
+        ["48210", show, "default", "41 s", "idle in transaction"],
+        ["50002", f"{show} (worker stopped)", "default", "41 s", "idle in transaction"],
+        [
+            "48210",
+            f"{report} → admin.reports.quarterly_statement_export",
+            *("audit", "41 s", "needs rollback"),
+        ],
+        ["48210", "thread worker-3, its thread is dead", "default", "41 s", "idle"],
+    ]
+    assert lines[9:] == [
+        "",
+        "5 sessions open in 1 worker",
+        "1 worker is stopped, by SIGSTOP or a debugger: pid 50002 (as of 3 min ago)",
+    ]
+
+
+def test_nobody_whole() -> None:
+    """Where was looked, why nobody answers, what to do, and what is configured."""
+    assert render_pools(nobody()).splitlines() == [
+        "shop on web-1 · 2026-11-22 10:10:29 UTC · this host only",
+        "",
+        "No worker has answered (looked in /run/shop).",
+        "  does not exist",
+        "",
+        "A worker answers from its first request on, to its own user and to root.",
+        "Start one, and visit a page:   flask run   or   gunicorn 'app:create_app()'",
+        "A process without requests, as a job, calls db.serve_control().",
+        "",
+        "Pools as they are configured; this process uses none of them:",
+        "BIND     POOL       SIZE  MAX  TIMEOUT  DATABASE",
+        "default  QueuePool     5   15     30 s  sqlite:////srv/shop/audit.db",
+        "cache    NullPool      -    ∞        -  sqlite:////srv/shop/audit.db",
+    ]
+
+
+def test_nobody_in_several_places() -> None:
+    """Then each reason has its place; one without a place is no place."""
+    survey = a_survey(
+        searched=(
+            SearchedDirectory("/a", "does not exist"),
+            SearchedDirectory("/b"),
+            SearchedDirectory("", "SCOPEDSESSION_TRACKING is off"),
+        )
+    )
+    lines = render_sessions(survey).splitlines()
+    assert lines[2:5] == [
+        "No worker has answered (looked in /a, /b).",
+        "  /a: does not exist",
+        "  SCOPEDSESSION_TRACKING is off",
+    ]
+
+
+def test_no_session() -> None:
+    """No table without rows."""
+    assert render_sessions(a_survey(a_worker())).splitlines()[2:] == [
+        "No session is open.",
+        "",
+        "0 sessions open in 1 worker",
+    ]
+
+
+# What is shown, and where
+
+
+def test_healthy_workers_collapse() -> None:
+    """Beyond ten they are one line; those with a problem are rows."""
+    text = render_pools(mixed())
+    assert "\n40 workers ok\n" in text
+    assert "48300" not in text
+    assert "4194303  saturated" in text
+    assert "48300" in render_pools(mixed(), verbose=True)
+
+
+def test_ten_healthy_workers_are_rows() -> None:
+    """Ten fit."""
+    text = render_pools(a_survey(*healthy(10)))
+    assert "workers ok" not in text
+    assert len(re.findall(r"^483\d\d", text, re.MULTILINE)) == 20
+    assert "\n11 workers ok\n" in render_pools(a_survey(*healthy(11)))
+
+
+def test_a_worker_with_a_long_hold_is_not_healthy() -> None:
+    """Its state is ok, but it needs an eye."""
+    pool = a_pool(held_long=1, holders=(a_holder(60.0),))
+    text = render_pools(a_survey(*healthy(20), a_worker(7, [pool])))
+    assert re.search(r"^ +7  ok", text, re.MULTILINE)
+    assert "1× orders.show shop/views.py:88 show, held 60 s" in text
+
+
+def test_problems_are_last() -> None:
+    """The wedged row ends the table; holders, waiters and silence follow."""
+    text = render_pools(mixed())
+    order = [
+        "workers ok",
+        "PID ",
+        " ok ",
+        " gone ",
+        " saturated ",
+        " stopped ",
+        " unresponsive ",
+        " wedged ",
+        "may open at most",
+        "Held connections",
+        "Waiting for a connection",
+        "timed out in the last minute",
+        "1 worker is gone, killed: pid 50001 (as of 3 min ago)",
+        "1 worker did not answer in time: pid 50002 (as of 3 min ago)",
+        "  'py-spy dump --pid PID' shows what such a worker does.",
+        "1 worker is stopped, by SIGSTOP or a debugger: pid 50003",
+        "1 worker answered nonsense: pid 50004",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_no_holders_while_all_is_well() -> None:
+    """Unless all is asked for."""
+    survey = a_survey(a_worker(7, [a_pool(holders=(a_holder(0.01),))]))
+    assert "Held" not in render_pools(survey)
+    assert "1× orders.show" in render_pools(survey, verbose=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pending": 1, "waiters": (a_waiter(),)},
+        {"held_long": 1},
+        {"used": 15},
+        {"wedged": True, "pending": 1},
+    ],
+)
+def test_holders_when_it_matters(changes: dict[str, Any]) -> None:
+    """With waiters, past HELD_LONG_AFTER, and when no connection is left."""
+    survey = a_survey(a_worker(7, [a_pool(**{"holders": (a_holder(),), **changes})]))
+    assert "1× orders.show" in render_pools(survey)
+
+
+def test_a_leak_is_said_to_be_one() -> None:
+    """Whose request is over has forgotten to give the connection back."""
+    pools = [a_pool(held_long=1, holders=(a_holder(3.0, request_over=True),))]
+    text = render_pools(a_survey(a_worker(7, pools)))
+    assert "held 3.0 s, in transaction, its request is over" in text
+
+
+def test_holders_are_grouped() -> None:
+    """By bind, view, line and what they do; across workers."""
+    pools = [
+        a_pool(
+            held_long=1,
+            holders=(
+                a_holder(3.0, at="shop/views.py:90 show"),
+                a_holder(5.0),
+                a_holder(4.0, rule="/other", method="POST"),
+                a_holder(2.0, in_transaction=False),
+                a_holder(1.0, thread_alive=False),
+                a_holder(0.5, in_transaction=None),
+            ),
+        )
+    ]
+    text = render_pools(a_survey(a_worker(7, pools), a_worker(8, pools)))
+    found = re.findall(r"^  (\d+× .*)$", text, re.MULTILINE)
+    assert found == [
+        (
+            "4× orders.show shop/views.py:88 show, longest 5.0 s, in transaction"
+            " · bind default · pid 7, 8"
+        ),
+        (
+            "2× orders.show shop/views.py:90 show, longest 3.0 s, in transaction"
+            " · bind default · pid 7, 8"
+        ),
+        (
+            "2× orders.show shop/views.py:88 show, longest 2.0 s, not in transaction"
+            " · bind default · pid 7, 8"
+        ),
+        (
+            "2× orders.show shop/views.py:88 show, longest 1.0 s, in transaction, its"
+            " thread is dead · bind default · pid 7, 8"
+        ),
+        (
+            "2× orders.show shop/views.py:88 show, longest 500 ms, transaction unknown"
+            " · bind default · pid 7, 8"
+        ),
+    ]
+
+
+def test_binds_are_not_mixed() -> None:
+    """The same view may hold connections of two databases."""
+    pools = [
+        a_pool(bind, held_long=1, holders=(a_holder(5.0),), pending=1,
+               waiters=(a_waiter(),))
+        for bind in ("default", "audit")
+    ]  # fmt: skip
+    text = render_pools(a_survey(a_worker(7, pools)))
+    assert re.findall(r"× (\S+) .* · bind (\w+)", text) == [
+        ("orders.show", "default"),
+        ("orders.show", "audit"),
+        ("orders.index", "default"),
+        ("orders.index", "audit"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "orders.show shop/views.py:88 show,"),
+        ({"at": None}, "orders.show, held"),
+        ({"endpoint": None}, "GET (no rule matched) shop"),
+        ({"endpoint": None, "method": None, "command": "db upgrade"},
+         "command db upgrade shop"),
+        ({"endpoint": None, "method": None}, "thread Thread-1 shop"),
+        ({"endpoint": None, "method": None, "thread": None}, "thread unknown shop"),
+    ],
+)  # fmt: skip
+def test_who_holds(changes: dict[str, Any], expected: str) -> None:
+    """A view, a command or a thread: a person must know where to look."""
+    pool = a_pool(held_long=1, holders=(a_holder(20.0, **changes),))
+    assert f"1× {expected}" in render_pools(a_survey(a_worker(7, [pool])))
+
+
+def test_many_groups() -> None:
+    """Ten, and how many more there are; all of them when asked."""
+    holders = tuple(a_holder(50.0 - i, endpoint=f"view{i}") for i in range(13))
+    survey = a_survey(a_worker(7, [a_pool(held_long=13, holders=holders)]))
+    text = render_pools(survey)
+    assert "view9" in text
+    assert "view10" not in text
+    assert "  and 3 more: --verbose\n" in text
+    assert "view12" in render_pools(survey, verbose=True)
+
+
+def test_holders_of_workers_that_are_gone() -> None:
+    """What they held is shown, and that they are gone."""
+    pools = [a_pool(held_long=1, holders=(a_holder(5.0),))]
+    survey = a_survey(a_worker(7, pools), a_last_worker(8, "gone", pools=pools))
+    assert "2× orders.show" in render_pools(survey)
+    assert "· pid 7, 8 (gone)\n" in render_pools(survey)
+
+
+def test_verbose_holders() -> None:
+    """One by one, with what helps to find them in the database and the code."""
+    holder = a_holder(
+        1.0, stack=("a.py:1 f", "b.py:2 g"), sql="SELECT *\n  FROM  orders"
+    )
+    text = render_pools(
+        a_survey(a_worker(7, [a_pool(holders=(holder,))])), verbose=True
+    )
+    assert (
+        "      connection 3, backend pid 9001, session 12, thread Thread-1\n"
+        "      checked out at a.py:1 f b.py:2 g\n"
+        "      last statement: SELECT * FROM orders\n"
+    ) in text
+
+
+def test_totals_are_per_database() -> None:
+    """Never across; with what is not known left out, and not taken for 0."""
+    null = a_pool("a", url=AUDIT, max=None, unlimited=True, idle=None, pending=None)
+    memory = DatabaseURL("sqlite", None, None, ":memory:")
+    static = a_pool("b", url=memory, max=None, unlimited=None)
+    text = render_pools(a_survey(a_worker(7, [a_pool(), null, static])))
+    assert (
+        "postgresql+psycopg://db.internal:5432/orders · 1 used, 2 idle · 1 worker may"
+        " open at most 15\n"
+        "sqlite:////srv/shop/audit.db · 1 used · 1 worker may open any number\n"
+        "sqlite:///:memory: · 1 used, 2 idle · 1 worker\n"
+    ) in text
+    assert re.search(r"a +QueuePool +1/∞ +- +- +-", text)
+    assert re.search(r"b +QueuePool +1/- ", text)
+
+
+def test_several_users() -> None:
+    """Root sees everybody's workers, grouped."""
+    text = render_pools(a_survey(a_worker(1, uid=10), a_worker(2, uid=20)))
+    assert "\nuid 10: 1 worker, pid 1\nuid 20: 1 worker, pid 2\n" in text
+    assert "uid" not in render_pools(a_survey(a_worker(1, uid=10)))
+
+
+def test_truncated() -> None:
+    """A worker that had too much to tell is named."""
+    text = render_pools(a_survey(a_worker(7, truncated=True)))
+    assert text.endswith("\nNot all is shown: pid 7 had too much to tell.\n")
+
+
+def test_age_of_nonsense() -> None:
+    """Times that other processes made up do no harm."""
+    for at in ("soon", "2026-11-22T10:07:29", ""):
+        gone = a_last_worker(7, "gone")
+        gone = type(gone).from_dict({**gone.to_dict(), "snapshot_at": at})
+        assert "gone, killed: pid 7\n" in render_pools(a_survey(gone))
+
+
+# Terminals and pipes
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_no_trailing_space(scene: Callable[[], str], output: Any) -> None:
+    """Neither through a pipe nor on a terminal, styles aside."""
+    for columns in (None, 80, 200):
+        output(columns)
+        for line in scene().splitlines():
+            assert line == line.rstrip()
+            assert STYLES.sub("", line) == STYLES.sub("", line).rstrip()
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_eighty_columns(scene: Callable[[], str], output: Any) -> None:
+    """Every line fits."""
+    output(80)
+    for line in STYLES.sub("", scene()).splitlines():
+        assert len(line) <= 80, line
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_nothing_is_cut(scene: Callable[[], str], output: Any) -> None:
+    """Whatever the width, every number and every word is there, in one piece."""
+    whole = scene()
+    output(80)
+    narrow = STYLES.sub("", scene())
+    assert "…" not in whole + narrow
+    places = set(re.findall(r"\S+\.py:\d+ \w+", whole))
+    assert places == set(re.findall(r"\S+\.py:\d+ \w+", narrow))
+    pids = set(re.findall(r"\b\d{5,7}\b", whole))
+    assert pids == set(re.findall(r"\b\d{5,7}\b", narrow))
+
+
+def test_a_pipe_ignores_the_width(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line is one fact, for grep."""
+    whole = render_pools(mixed())
+    monkeypatch.setenv("COLUMNS", "20")
+    output(None)
+    assert render_pools(mixed()) == whole
+    assert max(map(len, whole.splitlines())) > 100
+
+
+def test_narrow_tables_go_without_the_least(output: Any) -> None:
+    """First closer, then without POOL, then without HOLD95; never the numbers."""
+
+    def headings(columns: int) -> list[str]:
+        output(columns)
+        return STYLES.sub("", render_pools(mixed())).splitlines()[3].split()
+
+    wide = headings(200)
+    assert len(wide) == 10
+    assert headings(95) == [name for name in wide if name != "POOL"]
+    assert headings(80) == [name for name in wide if name not in ("POOL", "HOLD95")]
+
+
+def test_narrow_sessions_have_two_lines(output: Any) -> None:
+    """Numbers first, the scope below, broken before the arrow."""
+    output(80)
+    lines = STYLES.sub("", render_sessions(sessions())).splitlines()
+    assert lines[2].split()[:2] == ["PID", "BIND"]
+    assert lines[4] == "       GET /orders/<int:id> → orders.show"
+    (long,) = [at for at, line in enumerate(lines) if "/admin" in line]
+    assert lines[long].strip() == "GET /admin/reports/<int:year>/<quarter>/<path:name>"
+    assert lines[long + 1].strip() == "→ admin.reports.quarterly_statement_export"
+
+
+def test_at_most_ten_columns() -> None:
+    """More is no table for people."""
+    for text in (render_pools(a_survey(wedged())), render_sessions(sessions())):
+        assert len(text.splitlines()[2].split()) <= 10
+
+
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("columns", [None, 80])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_ascii(
+    scene: Callable[[], str], columns: int | None, encoding: str, output: Any
+) -> None:
+    """Where the encoding has no more, there are words, and no question marks."""
+    output(columns, encoding)
+    text = scene()
+    text.encode("ascii")
+    assert "?" not in text
+
+
+def test_ascii_replaces_names() -> None:
+    """What others wrote is shown as far as it goes."""
+    page = Page()
+    page._unicode = False
+    page.line("GET /grün → grün ×")
+    assert str(page) == "GET /gr?n -> gr?n x\n"
+
+
+def test_styles_are_for_terminals(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for pipes, nor for those who want none; and they say nothing new."""
+    plain = render_pools(mixed())
+    assert "\x1b" not in plain
+    output(200)
+    styled = render_pools(mixed())
+    assert "\x1b[" in styled
+    assert STYLES.sub("", styled) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert render_pools(mixed()) == plain
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert render_pools(mixed()) == plain
+
+
+EVIL = "\x1b[31m\x1b]0;title\x07[red]x[/red]\x9b2J\u202e\u2066:smile:\r\n\u200b\ud800"
+
+
+@pytest.mark.parametrize("columns", [None, 80])
+def test_nothing_raw_reaches_the_terminal(columns: int | None, output: Any) -> None:
+    """Text of workers loses what steers a terminal; markup stays what it is."""
+    holder = a_holder(
+        20.0, endpoint=EVIL, at=EVIL, thread=EVIL, stack=(EVIL,), sql=EVIL
+    )
+    pool = a_pool(
+        EVIL,
+        pool_class=EVIL,
+        url=DatabaseURL(EVIL, EVIL, 1, EVIL),
+        held_long=1,
+        holders=(holder,),
+        waiters=(a_waiter(endpoint=EVIL, at=EVIL),),
+    )
+    scope = {"endpoint": EVIL, "rule": EVIL, "method": EVIL, "thread": EVIL}
+    survey = a_survey(
+        a_worker(7, [pool], sessions=(a_session(name=EVIL, **scope),)),
+        a_last_worker(8, "gone", host=EVIL),
+        app=EVIL,
+        host=EVIL,
+        collected_at=EVIL,
+        silent=(a_silent(9, EVIL),),
+        searched=(SearchedDirectory(EVIL, EVIL),),
+    )
+    empty = a_survey(searched=(SearchedDirectory(EVIL, EVIL),), app=EVIL)
+    output(columns)
+    for text in (
+        render_pools(survey, verbose=True),
+        render_sessions(survey, verbose=True),
+        render_pools(empty),
+        render_pings([PingResult(EVIL, AUDIT, None, EVIL, EVIL)]),
+    ):
+        bare = STYLES.sub("", text)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", bare)
+        assert not re.search("[\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800]", bare)
+        assert "[red]x[/red]" in bare
+        assert ":smile:" in bare
+
+
+# Ping
+
+
+def test_pings() -> None:
+    """A row for each bind, then what went wrong."""
+    results = [
+        PingResult("default", AUDIT, 0.0042, "3.45.1", None),
+        PingResult("pg", AUDIT, None, None, "bind 'pg': OperationalError"),
+    ]
+    assert render_pings(results).splitlines() == [
+        "BIND     LATENCY  VERSION  DATABASE",
+        "default   4.2 ms  3.45.1   sqlite:////srv/shop/audit.db",
+        "pg             -  -        sqlite:////srv/shop/audit.db",
+        "bind 'pg': OperationalError",
+    ]
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, "-"),
+        (0.0, "0.0 ms"),
+        (0.00012, "0.1 ms"),
+        (0.0094, "9.4 ms"),
+        (0.0096, "10 ms"),
+        (0.999, "999 ms"),
+        (0.9996, "1.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (41.2, "41 s"),
+        (119.4, "119 s"),
+        (120, "2 min"),
+        (3600, "60 min"),
+        (7200, "2 h"),
+        (1e6, "278 h"),
+    ],
+)
+def test_duration(seconds: float | None, expected: str) -> None:
+    """As people say it, without a jump at any border."""
+    assert duration(seconds) == expected
+
+
+def test_some() -> None:
+    """The first five, and how many more."""
+    assert some(["1", "2"]) == "1, 2"
+    assert some(list("123456")) == "1, 2, 3, 4, 5 and 1 more"

@@ -1,0 +1,181 @@
+"""The application of the worker tests: small views that hold what they are told.
+
+Everything is set through the environment, as ``FLASK_SQLALCHEMY_DATABASE_URI`` or
+``FLASK_SQLALCHEMY_ENGINE_OPTIONS__pool_size``. Any view takes ``?only=PID`` and
+then is served by that worker alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flask import current_app
+from flask import Flask
+from flask import request
+from flask import Response
+from sqlalchemy import Connection
+from sqlalchemy import select
+from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import mapped_column
+
+from flask_scopedsession import ScopedSession
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Note(Base):
+    __tablename__ = "note"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[str]
+
+
+db = ScopedSession(model_class=Base)
+
+#: Connections that ``/leak`` keeps.
+KEPT: list[Connection] = []
+
+
+def create_app() -> Flask:
+    app = Flask("live_app", root_path=str(Path(__file__).parent))
+    # Names the folder of the files that /block and /gate wait for.
+    app.config["GATES"] = "."
+    app.config.from_prefixed_env()
+    db.init_app(app)
+    app.before_request(turn_down)
+    app.after_request(sign)
+    for rule, view in {
+        "/ok": ok,
+        "/pid": pid,
+        "/hold": hold,
+        "/leak": leak,
+        "/unleak": unleak,
+        "/block": block,
+        "/gate": gate,
+        "/write": write,
+        "/forget": forget,
+        "/fail": fail,
+        "/stream": stream,
+        "/freeze": freeze,
+    }.items():
+        app.add_url_rule(rule, view_func=view)
+    app.cli.command("create-tables")(db.create_all)
+    return app
+
+
+def turn_down() -> tuple[str, int] | None:
+    """Serve only what is for this worker; see ``Prefork.get(on=...)``."""
+    only = request.args.get("only", type=int)
+    return None if only in (None, os.getpid()) else ("another worker\n", 421)
+
+
+def sign(response: Response) -> Response:
+    response.headers["X-Worker"] = str(os.getpid())
+    return response
+
+
+def answer(**extra: Any) -> dict[str, Any]:
+    return {"pid": os.getpid(), **extra}
+
+
+def pid() -> dict[str, Any]:
+    """Touch no database."""
+    return answer()
+
+
+def ok() -> dict[str, Any]:
+    """Use the session once."""
+    return answer(one=db.session.scalar(select(1)))
+
+
+def hold() -> dict[str, Any]:
+    """Sleep ``?seconds=`` in a transaction."""
+    db.session.scalar(select(1))
+    time.sleep(request.args.get("seconds", 1.0, type=float))
+    return answer()
+
+
+def leak() -> dict[str, Any]:
+    """Keep a connection in a global."""
+    connection = db.engine.connect()
+    connection.execute(text("SELECT 1"))
+    KEPT.append(connection)
+    return answer(kept=len(KEPT))
+
+
+def unleak() -> dict[str, Any]:
+    """Give back what ``/leak`` kept."""
+    while KEPT:
+        KEPT.pop().close()
+    return answer()
+
+
+def block() -> dict[str, Any]:
+    """Hold a connection until the file ``?name=`` is there."""
+    db.session.scalar(select(1))
+    wait_for_gate()
+    return answer()
+
+
+def gate() -> dict[str, Any]:
+    """Wait, without a connection, until the file ``?name=`` is there."""
+    wait_for_gate()
+    return answer()
+
+
+def wait_for_gate() -> None:
+    """Wait for the file, at most a minute."""
+    path = Path(current_app.config["GATES"]) / request.args.get("name", "open")
+    # Tells the test that the view has come this far.
+    path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}").touch()
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def write() -> dict[str, Any]:
+    """Add a row, and commit."""
+    db.session.add(Note(body="kept"))
+    db.session.commit()
+    return answer()
+
+
+def forget() -> dict[str, Any]:
+    """Add a row, and forget to commit."""
+    db.session.add(Note(body="lost"))
+    db.session.flush()
+    return answer()
+
+
+def fail() -> dict[str, Any]:
+    """Raise, in a transaction."""
+    db.session.scalar(select(1))
+    raise RuntimeError("on purpose")
+
+
+def stream() -> Response:
+    """Send ``?parts=`` pieces, ``?seconds=`` apart."""
+    parts = request.args.get("parts", 3, type=int)
+    seconds = request.args.get("seconds", 0.0, type=float)
+
+    def pieces() -> Iterator[str]:
+        for number in range(parts):
+            yield f"{number}\n"
+            time.sleep(seconds)
+
+    return Response(pieces(), mimetype="text/plain")
+
+
+def freeze() -> dict[str, Any]:
+    """Sleep ``?seconds=`` (whole ones) and let no other thread run."""
+    # Unlike CDLL, PyDLL does not release the interpreter's lock.
+    ctypes.PyDLL(None).sleep(request.args.get("seconds", 1, type=int))
+    return answer()
