@@ -223,16 +223,16 @@ class PoolAccount:
             if hold is not None:
                 self._time(hold)
 
-    def _forget(self, hold: weakref.ref[PoolProxiedConnection]) -> None:
+    def _forget(self, hold: t.Any) -> None:
         # Called when the proxied connection is freed, maybe by the collector.
-        hold = t.cast(Hold, hold)
         self.holds.pop(hold.key, None)
         self._time(hold)
 
-    def _time(self, hold: Hold) -> None:
+    def _time(self, hold: Hold, clock: t.Callable[[], float] = perf_counter) -> None:
+        # The clock is a default, since there are no globals at interpreter exit.
         if not hold.timed:
             hold.timed = True
-            self.held.add(perf_counter() - hold.since)
+            self.held.add(clock() - hold.since)
 
     # -- written when connections come and go ----------------------------------
 
@@ -323,8 +323,8 @@ class Ledger:
                 return hold
         return None
 
-    def _collected(self, entry: weakref.ref[Session]) -> None:
-        self.sessions.pop(t.cast(SessionEntry, entry).key, None)
+    def _collected(self, entry: t.Any) -> None:
+        self.sessions.pop(entry.key, None)
 
     def holds_of(self, entry: SessionEntry) -> list[Hold]:
         """Return the connections that a session has out."""

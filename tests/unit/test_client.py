@@ -274,7 +274,8 @@ def nonsense() -> dict[str, bytes]:
         ),
         "wrong types": pack(envelope("7-0000000a", worker={**ours, "pid": "1"})),
         "wrong state": pack(envelope("7-0000000a", worker={**ours, "state": "fine"})),
-        "another id": pack(envelope("8-0000000a")),
+        "another id": pack(envelope("7-0000000b")),
+        "another worker": pack(envelope("8-0000000a")),
         "another pid": pack(envelope("7-0000000a", worker={**ours, "pid": 8})),
     }
 

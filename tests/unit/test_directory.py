@@ -443,27 +443,29 @@ def test_what_never_became_a_worker_is_swept_after_a_minute(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("step", ["lockf", "rename"])
 def test_no_worker_is_seen_with_a_lock_it_does_not_hold(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """A sweep at any moment of a start removes nothing."""
-    rename = os.rename
+    module = directory.fcntl if step == "lockf" else os
+    original = getattr(module, step)
 
-    def sweep_first(source: str, target: str) -> None:
-        # In this very process the lock would count as free.
+    def sweep() -> None:
+        # Another process, as in this very one each lock would count as free.
         pid = os.fork()
         if pid == 0:
-            directory.sweep(str(home), ())
-            os._exit(0)
-        os.waitpid(pid, 0)
-        rename(source, target)
-        pid = os.fork()
-        if pid == 0:
+            monkeypatch.undo()
             directory.sweep(str(home), ())
             os._exit(0)
         os.waitpid(pid, 0)
 
-    monkeypatch.setattr(os, "rename", sweep_first)
+    def sweep_around(*args: object) -> None:
+        sweep()
+        original(*args)
+        sweep()
+
+    monkeypatch.setattr(module, step, sweep_around)
     lock = directory.take_lock(str(home), id_of(1), "abc")
     os.close(lock)
     assert names(home) == [f"{id_of(1)}.lock"]

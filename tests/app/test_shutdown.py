@@ -1,0 +1,182 @@
+"""What is left when an application, or its process, comes to its end."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from flask_scopedsession import ScopedSession
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def control_files(folder):
+    return [name for _, _, names in os.walk(folder) for name in names]
+
+
+def make_and_use(folder, number, **config):
+    """Create an app with a control socket, use it, and let it go."""
+    db = ScopedSession()
+    app = Flask(f"app{number}", root_path=str(folder))
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{folder}/x.db",
+        SCOPEDSESSION_CONTROL_DIR=str(folder / "run"),
+        **config,
+    )
+    db.init_app(app)
+
+    @app.get("/")
+    def view():
+        return str(db.session.scalar(text("SELECT 1")))
+
+    assert app.test_client().get("/").text == "1"
+    return db, app
+
+
+@pytest.mark.slow
+def test_a_thousand_apps(short_tmp):
+    """They leave no engine, thread, socket, file or descriptor behind."""
+    db, app = make_and_use(short_tmp, "warm-up")
+    db.dispose(app)
+    references = []
+    gc.collect()
+    before = descriptors(), threading.active_count()
+    for number in range(1000):
+        db, app = make_and_use(short_tmp, number, SCOPEDSESSION_CONTROL=number % 10 == 0)
+        with app.app_context():
+            references += [weakref.ref(app), weakref.ref(db.engine)]
+        db.dispose(app)
+        if number % 100 == 99:
+            del db, app
+            gc.collect()
+            assert [ref for ref in references if ref() is not None] == []
+    assert (descriptors(), threading.active_count()) == before
+    assert control_files(short_tmp / "run") == []
+
+
+def test_dropped_without_dispose(short_tmp):
+    """An app that is just dropped is collected, and its socket goes with it."""
+    gc.collect()
+    before = descriptors(), threading.active_count()
+    db, app = make_and_use(short_tmp, 0)
+    with app.app_context():
+        references = [weakref.ref(app), weakref.ref(db.engine)]
+    assert control_files(short_tmp / "run") != []
+    del db, app
+    gc.collect()
+    assert [ref() for ref in references] == [None, None]
+    assert control_files(short_tmp / "run") == []
+    assert (descriptors(), threading.active_count()) == before
+
+
+def test_dispose(make_app, sqlite_url):
+    """``dispose()`` closes what rests; what is out is closed as it returns."""
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    with app.app_context():
+        held, rested = db.engine.connect(), db.engine.connect()
+        rested.close()
+        db.dispose()
+        pool = db.snapshot().pools[0]
+        assert (pool.used, pool.open, pool.idle) == (1, 1, 0)
+        held.close()
+        assert db.snapshot().pools[0].open == 0
+        # The app may go on: a new connection is opened.
+        assert db.session.scalar(text("SELECT 1")) == 1
+        db.dispose()
+
+
+def test_dispose_of_another_app(make_app, sqlite_url):
+    """Given an app it needs no context; it says so for one it does not know."""
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    db.dispose(app)
+    with pytest.raises(RuntimeError, match="was not initialised"):
+        db.dispose(Flask("stranger"))
+    with pytest.raises(RuntimeError, match=r"app\.app_context\(\)"):
+        db.dispose()
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("how", ["end", "sys.exit", "error", "SIGTERM"])
+def test_the_interpreter_exits(run_script, short_tmp, how):
+    """Quietly, whatever is open then; the control files are gone."""
+    endings = {
+        "end": "",
+        "sys.exit": "sys.exit(0)",
+        "error": "raise SystemExit(0)",
+        "SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
+    }
+    result = run_script(
+        f"""
+import os, signal, sys
+from flask import Flask
+from sqlalchemy import text
+from flask_scopedsession import ScopedSession
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+db = ScopedSession()
+app = Flask("ends")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///{short_tmp}/x.db"
+app.config["SCOPEDSESSION_CONTROL_DIR"] = "{short_tmp}/run"
+db.init_app(app)
+
+@app.get("/")
+def view():
+    return str(db.session.scalar(text("SELECT 1")))
+
+assert app.test_client().get("/").text == "1"
+assert len(os.listdir("{short_tmp}/run")) == 2
+context = app.app_context()
+context.push()
+db.session.execute(text("SELECT 1"))
+kept = db.engine.connect()
+{endings[how]}
+""",
+        python_args=("-W", "error"),
+    )
+    assert (result.code, result.stderr) == (0, "")
+    assert control_files(short_tmp / "run") == []
+
+
+@pytest.mark.workers
+def test_sigterm_with_a_transaction_in_flight(prefork, gates, live_env, pg_url):
+    """The worker ends it as the server's grace allows; the database is clean."""
+    from sqlalchemy import create_engine
+    from waiting import wait_until
+
+    live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = pg_url
+    group = prefork(count=1, worker_class="gthread", args=["--graceful-timeout", "1"])
+    thread = threading.Thread(target=lambda: visit(group, "/block?name=open"))
+    thread.start()
+    engine = create_engine(pg_url)
+
+    def others():
+        with engine.connect() as connection:
+            return connection.scalar(
+                text(
+                    "SELECT count(*) FROM pg_stat_activity WHERE"
+                    " datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+
+    wait_until(lambda: others() == 1)
+    group.stop()
+    thread.join(20)
+    wait_until(lambda: others() == 0)
+    engine.dispose()
+
+
+def visit(group, path):
+    try:
+        group.get(path)
+    except OSError:
+        pass  # the server went away, as it was told to
