@@ -9,6 +9,7 @@ import time
 import typing as t
 import weakref
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -187,6 +188,12 @@ def _execute_pragmas(connection: DBAPIConnection, pragmas: Mapping[str, str]) ->
             cursor.execute(f"PRAGMA {name} = {value}")
     finally:
         cursor.close()
+
+
+def dispose_all(engines: Iterable[Engine]) -> None:
+    """Close the connections that rest; what is out is closed as it returns."""
+    for engine in engines:
+        engine.dispose()
 
 
 # -- outside the pool ----------------------------------------------------------

@@ -23,6 +23,7 @@ from ._config import read_settings
 from ._context import app_context
 from ._context import has_context
 from ._control.server import SERVER
+from ._engines import dispose_all
 from ._engines import make_engine
 from ._engines import ping
 from ._ledger import Ledger
@@ -193,13 +194,17 @@ class ScopedSession(t.Generic[S]):
         app.extensions[EXTENSION] = self
         self._states[app] = state
         _fork.watch(state)
+        # An app that is dropped takes its connections along, as a file does.
+        weakref.finalize(app, dispose_all, state.engines.values()).atexit = False
         for note in settings.notes:
             log.info("%s", note)
 
-        scopes = self._scopes
+        scopes, live = self._scopes, state.live
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
+            if isinstance(error, SystemExit):
+                live.aborted()
             scopes.end(app_context(), error)
 
         app.teardown_appcontext(remove_sessions)
@@ -421,8 +426,7 @@ class ScopedSession(t.Generic[S]):
         """
         state = self._state("dispose()") if app is None else self._state_of(app)
         state.live.stop()
-        for engine in state.engines.values():
-            engine.dispose()
+        dispose_all(state.engines.values())
 
     def __repr__(self) -> str:
         names = ", ".join(sorted(app.name for app in self._states))

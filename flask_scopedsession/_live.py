@@ -120,8 +120,18 @@ class LiveView:
             deployment=self._deployment,
             reply=self.reply,
             last_snapshot=self.last_snapshot if self._settings.snapshot_file else None,
+            gone=lambda: self._app() is None,
             paused=self._paused,
         )
+
+    def aborted(self) -> None:
+        """Let the last snapshot outlive this process, which is killed in a request.
+
+        gunicorn aborts a sync worker that hangs, at the very moment when the pool's
+        timeout would have told why: both are 30 seconds by default.
+        """
+        if self._endpoint is not None:
+            self._endpoint.keep_last = True
 
     def _paused(self) -> None:
         """Go on at the end of the next request, if no other work comes first."""

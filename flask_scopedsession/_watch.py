@@ -25,6 +25,11 @@ if t.TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
 
+#: The highest process id there is, Linux's. PgBouncer tells its clients a random
+#: number, which is nobody's: 999 of 1000 are out of this range.
+_HIGHEST_PID = 1 << 22
+
+
 def watch_engine(engine: Engine, account: PoolAccount) -> None:
     """Let an engine's pool and dialect feed `account`.
 
@@ -136,10 +141,10 @@ def backend_pid(connection: t.Any) -> int | None:
     the MySQL drivers as a thread id.
     """
     info = getattr(connection, "info", None)
-    for source, name in (
-        (info, "backend_pid"),
-        (connection, "get_backend_pid"),
-        (connection, "thread_id"),
+    for source, name, highest in (
+        (info, "backend_pid", _HIGHEST_PID),
+        (connection, "get_backend_pid", _HIGHEST_PID),
+        (connection, "thread_id", None),
     ):
         value = getattr(source, name, None)
         try:
@@ -147,5 +152,5 @@ def backend_pid(connection: t.Any) -> int | None:
         except Exception:  # noqa: BLE001, S112
             continue
         if isinstance(found, int):
-            return found
+            return found if highest is None or 0 < found <= highest else None
     return None

@@ -9,11 +9,13 @@ process goes on, so they may differ by what happened in between.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing as t
 from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -401,6 +403,14 @@ def _fields(cls: type) -> dict[str, tuple[t.Any, bool]]:
     }
 
 
+def _finite(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
+    return None
+
+
 def _typed(kind: t.Any, value: t.Any, where: str) -> t.Any:
     """Check one value that came from another process against its annotation."""
     origin = t.get_origin(kind)
@@ -421,8 +431,9 @@ def _typed(kind: t.Any, value: t.Any, where: str) -> t.Any:
     elif isinstance(kind, type) and issubclass(kind, _Reading):
         return kind.from_dict(value)
     elif kind is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+        number = _finite(value)
+        if number is not None:
+            return number
     elif kind is str:
         if isinstance(value, str):
             return clean(value)

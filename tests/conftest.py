@@ -16,7 +16,6 @@ import tempfile
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextlib import ExitStack
 from contextlib import suppress
 from pathlib import Path
@@ -25,19 +24,22 @@ from typing import Any
 import commands
 import pytest
 from commands import Result
+from databases import a_database
+from databases import available
+from databases import Backends
+from databases import Database
+from databases import mariadb_server as run_mariadb
+from databases import pgbouncer_server as run_pgbouncer
 from flask import Flask
 from gates import Gates
 from postgres import brought_server
 from postgres import fresh_database
+from postgres import Server
 from prefork import Prefork
-from sqlalchemy import make_url
 from sqlalchemy import URL
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-
-#: In ``[db]``: the PostgreSQL that the tests bring themselves.
-BROUGHT = "pgserver"
 
 #: Room for a control socket below: names are limited to 107 bytes, 103 on macOS.
 LONGEST_TEMP = 40
@@ -52,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="NAME",
         help="a database from [db] in setup.cfg, for tests that take 'db_url';"
-        " may be given more than once (default: all of them)",
+        " may be given more than once (default: all whose programs are installed)",
     )
 
 
@@ -75,8 +77,30 @@ def databases(config: pytest.Config) -> dict[str, str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "db_name" not in metafunc.fixturenames:
         return
-    names = metafunc.config.getoption("db") or list(databases(metafunc.config))
-    metafunc.parametrize("db_name", names, indirect=True, scope="session")
+    known = databases(metafunc.config)
+    names = metafunc.config.getoption("db") or [
+        name for name, value in known.items() if available(value)
+    ]
+    only = metafunc.definition.get_closest_marker("databases")
+    chosen: list[Any] = [name for name in names if only is None or name in only.args]
+    # Nothing to run with is a test to leave out, not one to skip.
+    absent = pytest.param("none", marks=pytest.mark.absent)
+    metafunc.parametrize("db_name", chosen or [absent], indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    soak = "soak" in config.getoption("markexpr")
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("absent")
+        or (item.get_closest_marker("soak") and not soak)
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 # Places
@@ -161,22 +185,31 @@ def real_temp_untouched(short_root: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pg_server(short_root: Path) -> Iterator[URL]:
     """The URL of a real PostgreSQL that runs as long as the tests do."""
-    with brought_server(short_root) as url:
+    with brought_server(short_root) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def frail_server(short_root: Path) -> Iterator[Server]:
+    """A PostgreSQL to crash: with few connections, and durable."""
+    with brought_server(short_root, durable=True) as server:
+        server.set(max_connections=20, superuser_reserved_connections=3)
+        server.crash()
+        server.start()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(short_root: Path) -> Iterator[URL]:
+    """The URL of a real MariaDB that runs as long as the tests do."""
+    with run_mariadb(short_root) as url:
         yield url
 
 
-@contextmanager
-def a_database(value: str, folder: Path, server: Callable[[], URL]) -> Iterator[URL]:
-    """Make a database as ``[db]`` describes it, for one test."""
-    if value == BROUGHT:
-        with fresh_database(server()) as url:
-            yield url
-        return
-    url = make_url(value.replace("{tmp}", str(folder)))
-    if url.get_backend_name() == "postgresql":
-        with fresh_database(url) as url:
-            yield url
-    else:
+@pytest.fixture(scope="session")
+def pgbouncer(short_root: Path, pg_server: URL) -> Iterator[URL]:
+    """The URL of a PgBouncer in transaction mode, in front of ``pg_server``."""
+    with run_pgbouncer(short_root, pg_server) as url:
         yield url
 
 
@@ -194,14 +227,25 @@ def db_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def db_url(
+def database(
     db_name: str, request: pytest.FixtureRequest, short_tmp: Path
-) -> Iterator[str]:
-    """The URL of an empty database, on each database that was selected."""
-    server = functools.partial(request.getfixturevalue, "pg_server")
+) -> Iterator[Database]:
+    """An empty database, on each that was selected, and the options it needs."""
     value = databases(request.config)[db_name]
-    with a_database(value, short_tmp, server) as url:
-        yield url.render_as_string(hide_password=False)
+    with a_database(value, short_tmp, request.getfixturevalue) as found:
+        yield found
+
+
+@pytest.fixture
+def db_url(database: Database) -> str:
+    """The URL of an empty database, on each that was selected."""
+    return database.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def backends(database: Database) -> Backends:
+    """What the test's database server says of its connections."""
+    return Backends(database.direct)
 
 
 @pytest.fixture

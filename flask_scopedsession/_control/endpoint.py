@@ -36,6 +36,8 @@ class Source(t.NamedTuple):
     """A last snapshot of at most so many bytes if there is trouble, else none."""
     paused: Callable[[], None]
     """The thread was stopped for a fork: call :meth:`Server.resume` some time."""
+    gone: Callable[[], bool] = bool
+    """Whether the application was dropped, and nobody disposed of it."""
 
 
 class Endpoint:
@@ -46,6 +48,8 @@ class Endpoint:
         self.id = f"{self.pid}-{os.urandom(4).hex()}"
         self.source = source
         self.path = ""
+        self.keep_last = False
+        """Let the last snapshot stay when this ends: the process is being aborted."""
         self._cached: tuple[float, bytes] = (0.0, b"")
         self._next_snapshot = 0.0
         self._next_housekeeping = 0.0
@@ -154,7 +158,8 @@ class Endpoint:
     def close(self) -> None:
         """Stop listening; remove the files, unless they are a parent's."""
         if self.pid == os.getpid() and self._lock is not None:
-            directory.remove(self._file(kind) for kind in directory.KINDS)
+            kinds = set(directory.KINDS) - ({"json"} if self.keep_last else set())
+            directory.remove(self._file(kind) for kind in kinds)
         if self._listener is not None:
             self._listener.close()
         self._unlock()

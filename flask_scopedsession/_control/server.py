@@ -107,7 +107,7 @@ class _Loop:
         self._thread.join(DEADLINE)
 
     def abandon(self) -> None:
-        """Close everything in a fork, where there is no thread."""
+        """Close everything: when the thread ends, and in a fork, where it is not."""
         for client in self._clients.values():
             client.socket.close()
         self._clients.clear()
@@ -122,9 +122,7 @@ class _Loop:
                 except Exception:  # noqa: BLE001  # who asks next shall be answered
                     original("time", "sleep")(_PAUSE)
         finally:
-            for client in self._clients.values():
-                client.socket.close()
-            self._ear.close()
+            self.abandon()
 
     def _round(self) -> None:
         now = time.monotonic()
@@ -201,6 +199,10 @@ class _Loop:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK
+        gone = [endpoint for endpoint in self._endpoints if endpoint.source.gone()]
+        if gone and SERVER.retire(gone):
+            self._endpoints = tuple(e for e in self._endpoints if e not in gone)
+            self._stopping = not self._endpoints
         own = frozenset(endpoint.id for endpoint in self._endpoints)
         for endpoint in self._endpoints:
             # A full disk, or the directory is somebody else's now.
@@ -254,6 +256,20 @@ class Server:
                 self._endpoints = tuple(e for e in self._endpoints if e is not endpoint)
                 endpoint.close()
             self.paused = not self._start()
+
+    def retire(self, gone: t.Collection[Endpoint]) -> bool:
+        """Drop endpoints on behalf of the thread; whether that was possible now."""
+        if not self._lock.acquire(False):
+            return False  # somebody waits for the thread to end
+        try:
+            self._endpoints = tuple(e for e in self._endpoints if e not in gone)
+            if not self._endpoints:
+                self._loop = None
+            for endpoint in gone:
+                endpoint.close()
+        finally:
+            self._lock.release()
+        return True
 
     def close(self) -> None:
         """Stop answering at all."""

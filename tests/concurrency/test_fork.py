@@ -55,8 +55,10 @@ PID = 'text("SELECT pg_backend_pid()")'
 def fork(run_script, pg_url):
     def run(body, *, url=pg_url, **kwargs):
         source = HEAD + textwrap.dedent(body)
-        result = run_script(source, url, python_args=("-W", "error"), **kwargs)
-        assert result.code == 0, result.stderr
+        # "error" alone does not show the warning about forking with threads.
+        strict = ("-W", "error", "-W", "always::DeprecationWarning")
+        result = run_script(source, url, python_args=strict, **kwargs)
+        assert (result.code, result.stderr) == (0, "")
         return result.stdout.split()
 
     return run

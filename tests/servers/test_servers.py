@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
@@ -31,7 +30,7 @@ from waiting import wait_until
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
 
 HERE = Path(__file__).parent
-REQUESTS = 40
+REQUESTS = 24
 AT_ONCE = 12
 
 POOL = {
@@ -51,10 +50,12 @@ class Kind:
     """How the live view calls it, less the version."""
     concurrent: bool = True
     """Whether one process serves several requests at a time."""
-    loads_in: str = "worker"
-    """Which process loads the application: each worker, or its parent before it
-    forks; "both" when they do not have that in common by a fork."""
+    loaded_by_parent: bool = False
+    """Whether the parent of those that serve has used the database, too."""
+    forks: bool = True
+    """Whether it then forked them, so that they inherit its connection."""
     recycles: bool = False
+    """Whether workers end after some requests, and others take their place."""
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -105,33 +106,153 @@ def start(
     return Served(name, scratch, [sys.executable, *args], env=env, cwd=HERE, **options)
 
 
+def under_gunicorn(worker_class: str, *words: str) -> Kind:
+    return Kind(
+        "-".join(("gunicorn", worker_class, *words)),
+        gunicorn,
+        "gunicorn/",
+        concurrent=worker_class != "sync",
+        loaded_by_parent="preload" in words,
+        recycles="recycled" in words,
+        options={
+            "worker_class": worker_class,
+            "preload": "preload" in words,
+            "max_requests": 7 if "recycled" in words else 0,
+        },
+    )
+
+
 KINDS = [
     *(
-        Kind(
-            "-".join(
-                (
-                    "gunicorn",
-                    worker_class,
-                    *(["preload"] if preload else []),
-                    *(["recycled"] if recycles else []),
-                )
-            ),
-            gunicorn,
-            "gevent" if worker_class == "gevent" else "gunicorn",
-            concurrent=worker_class != "sync",
-            loads_in="parent" if preload else "worker",
-            recycles=recycles,
-            options={
-                "worker_class": worker_class,
-                "preload": preload,
-                "max_requests": 9 if recycles else 0,
-            },
-        )
+        under_gunicorn(worker_class, *words)
         for worker_class in ("sync", "gthread", "gevent")
-        for preload, recycles in ((False, False), (True, False), (True, True))
+        for words in ((), ("preload",), ("preload", "recycled"))
     ),
     Kind("waitress", waitress, "waitress"),
     Kind("granian", granian, "Granian"),
-    Kind("uwsgi", uwsgi, "uWSGI", loads_in="parent"),
-    Kind("werkzeug", werkzeug, "Werkzeug", loads_in="both"),
+    Kind("uwsgi", uwsgi, "uWSGI/", loaded_by_parent=True),
+    Kind("werkzeug", werkzeug, "Werkzeug/", loaded_by_parent=True, forks=False),
 ]
+
+
+class Visited:
+    """A server that has had many requests at once, and its database."""
+
+    def __init__(self, kind: Kind, group: Served, database: URL, server: URL) -> None:
+        self.kind = kind
+        self.group = group
+        self._database = database.database
+        self._server = server.set(drivername="postgresql")
+        self._tokens = map(str, itertools.count())
+        with ThreadPoolExecutor(AT_ONCE) as visitors:
+            self.answers = list(visitors.map(self._visit, range(REQUESTS)))
+        if not kind.recycles:
+            for pid in group.worker_pids():
+                self.answers.append(self._visit(on=pid))
+
+    def _visit(self, _: object = None, **kwargs: Any) -> dict[str, Any]:
+        token = f"token-{next(self._tokens)}"
+        for _ in range(5):
+            # A worker that is about to end may refuse what it has not begun.
+            with suppress(*([OSError] if self.kind.recycles else [])):
+                reply = self.group.get(f"/own?token={token}", timeout=30, **kwargs)
+                break
+        assert reply.status == 200, self.group.log
+        return {**reply.json, "asked": token}
+
+    def look(self) -> Any:
+        """Return what the live view shows."""
+        args = ["pool-status", "--json"]
+        result = commands.flask(
+            args, app="served_app:app", env=self.group.env, cwd=HERE
+        )
+        return result.check().json
+
+    def backends(self) -> dict[int, str]:
+        """Return the state of each connection, as the database sees it."""
+        text = self._server.render_as_string(hide_password=False)
+        with psycopg.connect(text) as connection:
+            found = connection.execute(
+                "SELECT pid, state FROM pg_stat_activity WHERE datname = %s",
+                [self._database],
+            )
+            return dict(found.fetchall())
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def visited(
+    request: pytest.FixtureRequest, pg_server: URL, short_root: Path
+) -> Iterator[Visited]:
+    kind: Kind = request.param
+    scratch = Path(tempfile.mkdtemp(dir=short_root, prefix=""))
+    with fresh_database(pg_server) as url:
+        env = {
+            "FLASK_SQLALCHEMY_DATABASE_URI": url.render_as_string(hide_password=False),
+            "TMPDIR": str(scratch),
+            **POOL,
+        }
+        with kind.make(scratch, env, **kind.options) as group:
+            group.wait_ready(timeout=30)
+            yield Visited(kind, group, url, pg_server)
+
+
+def test_each_request_sees_only_its_own_session_and_answer(visited: Visited) -> None:
+    for answer in visited.answers:
+        assert answer["token"] == answer["asked"]
+        assert answer["found"] == [answer["asked"]]
+        assert len(answer["backends"]) == 1
+    most = max(answer["most_inside"] for answer in visited.answers)
+    assert (most > 1) == visited.kind.concurrent, "the test itself: no overlap"
+
+
+def test_every_connection_is_back_in_its_pool(visited: Visited) -> None:
+    """The ledger and the database agree on how many there are, and all rest."""
+    loading = visited.kind.loaded_by_parent
+
+    def settled() -> Any:
+        pools = [p for worker in visited.look()["workers"] for p in worker["pools"]]
+        backends = visited.backends()
+        return (
+            {pool["used"] for pool in pools} == {0}
+            and {pool["pending"] for pool in pools} == {0}
+            and set(backends.values()) == {"idle"}
+            and len(backends) == sum(pool["open"] for pool in pools) + loading
+            and [pool["open"] for pool in pools] == [pool["idle"] for pool in pools]
+        )
+
+    wait_until(
+        settled, every=0.1, what=lambda: f"{visited.backends()} {visited.look()}"
+    )
+
+
+def test_the_live_view_shows_exactly_the_serving_processes(visited: Visited) -> None:
+    group, kind = visited.group, visited.kind
+    wait_until(lambda: len(group.worker_pids()) == group.count, what="new workers")
+    serving = group.serving_pids()
+    if not kind.recycles:
+        assert serving == group.worker_pids()
+    found = visited.look()
+    assert [worker["pid"] for worker in found["workers"]] == serving
+    assert found["silent"] == []
+    for worker in found["workers"]:
+        assert worker["role"] == "web"
+        assert worker["source"] == "live"
+        assert worker["server"].startswith(kind.server)
+
+
+def test_no_connection_is_shared_between_processes(visited: Visited) -> None:
+    """Nor is that of the process that has forked them, which stays as it was."""
+    owner: dict[int, int] = {}
+    for answer in visited.answers:
+        (backend,) = answer["backends"]
+        assert owner.setdefault(backend, answer["pid"]) == answer["pid"]
+    if visited.kind.recycles:
+        assert len(set(owner.values())) > visited.group.count
+    loaded = {
+        (a["loaded_by"]["pid"], a["loaded_by"]["backend"]) for a in visited.answers
+    }
+    if visited.kind.loaded_by_parent and visited.kind.forks:
+        ((pid, backend),) = loaded
+        assert pid == visited.group.pid
+        assert backend not in owner
+        assert visited.backends()[backend] == "idle"

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+
 class _Link:
     """One connection through the proxy, and the two threads that move its bytes."""
 
@@ -133,9 +134,7 @@ class FaultProxy:
         bound.bind(("127.0.0.1", port))
         return bound
 
-    def _start(
-        self, target: Callable[..., None], *args: object
-    ) -> threading.Thread:
+    def _start(self, target: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(
             target=target, args=args, name="fault-proxy", daemon=True
         )

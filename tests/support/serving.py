@@ -37,6 +37,8 @@ class Reply:
 
     status: int
     text: str
+    worker: int | None = None
+    """The process that answered, if it signs as ``live_app`` does."""
 
     @property
     def json(self) -> Any:
@@ -84,6 +86,7 @@ class Served:
         self._process: subprocess.Popen[bytes] | None = None
         self._known: dict[int, psutil.Process] = {}
         self._url: str | None = None
+        self._answered: set[int] = set()
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="visitor")
 
     def __enter__(self: Self) -> Self:  # noqa: PYI019  # Self is newer than 3.10
@@ -198,6 +201,10 @@ class Served:
             return [self.pid]
         return sorted(worker.pid for worker in self._note_children())
 
+    def serving_pids(self) -> list[int]:
+        """Return the process ids of those that have answered and still live."""
+        return sorted(self._answered.intersection(self.worker_pids()))
+
     def _note_children(self) -> list[psutil.Process]:
         """Return the children, and keep them in mind for :meth:`stop`."""
         try:
@@ -243,6 +250,8 @@ class Served:
         deadline = time.monotonic() + timeout
         while True:
             reply = _open(request, timeout)
+            if reply.worker is not None:
+                self._answered.add(reply.worker)
             if on is None or reply.status != WRONG_WORKER:
                 return reply
             if time.monotonic() > deadline:
@@ -268,10 +277,15 @@ class Served:
 def _open(request: urllib.request.Request, timeout: float) -> Reply:
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return Reply(answer.status, answer.read().decode())
+            return _reply(answer.status, answer)
     except urllib.error.HTTPError as error:
         with error:
-            return Reply(error.code, error.read().decode())
+            return _reply(error.code, error)
+
+
+def _reply(status: int, answer: Any) -> Reply:
+    worker = answer.headers.get("X-Worker")
+    return Reply(status, answer.read().decode(), worker and int(worker))
 
 
 def _lives(process: psutil.Process) -> bool:
