@@ -1,10 +1,19 @@
-"""Flask's documented proxies, by the objects behind them."""
+"""Flask's documented proxies, by the objects behind them; and who has left them."""
 
 from __future__ import annotations
 
+import contextvars
+import sys
 import typing as t
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from inspect import signature
 
+from flask import Flask
+from flask import has_app_context
+from flask import has_request_context
+from flask.ctx import AppContext
 from flask.globals import app_ctx
 from flask.globals import request
 
@@ -18,7 +27,101 @@ app_context: Callable[[], t.Any] = t.cast(t.Any, app_ctx)._get_current_object
 #: Return the current request. RuntimeError: there is none.
 current_request: Callable[[], Request] = t.cast(t.Any, request)._get_current_object
 
+#: Whether an application context is active. Costs a sixth of asking the proxy.
+has_context: Callable[[], bool] = has_app_context
 
-def has_context() -> bool:
-    """Whether an application context is active."""
-    return bool(t.cast(t.Any, app_ctx))
+#: Whether a request is being handled.
+has_request: Callable[[], bool] = has_request_context
+
+#: Whether Flask gives each request a context of its own, as from 3.2 on.
+REQUESTS_OWN_THEIR_CONTEXT = "ctx" in signature(Flask.do_teardown_appcontext).parameters
+
+#: On a context: its request is answered. What is left of it is a streamed body.
+ANSWERED = "_scopedsession_answered"
+
+#: Calls from :meth:`AppContext.pop` down to a teardown function, and some to spare.
+_POP_DEPTH = 8
+
+
+def context_torn_down(error: BaseException | None) -> t.Any:
+    """Return the context whose teardown functions are being called.
+
+    With Flask 3.1 that need not be the current one. An abandoned stream is torn down
+    where its generator is freed, in the midst of another request or thread maybe, and
+    always with an error.
+
+    :param error: What the teardown function was given.
+    """
+    context = app_context()
+    if error is None:
+        return context
+    frame = sys._getframe(1)
+    for _ in range(_POP_DEPTH):
+        if frame.f_code is AppContext.pop.__code__:
+            return frame.f_locals["self"]
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return context
+
+
+# -- a thread that a stream was abandoned on -----------------------------------
+
+
+def step_out_of_abandoned_contexts(app: Flask) -> None:
+    """Let no request begin inside the context of one that was answered before.
+
+    With Flask 3.1 and older, the body of a streamed response that is neither closed
+    nor freed leaves its context active on the thread. Each later request there would
+    share it, and nothing that belongs to those would ever be torn down.
+    """
+    if REQUESTS_OWN_THEIR_CONTEXT:
+        return
+    inner = app.wsgi_app
+
+    def wsgi_app(environ: t.Any, start_response: t.Any) -> Iterable[bytes]:
+        before = app_context() if has_context() else None
+        if before is not None and ANSWERED in before.__dict__:
+            inside = _without_flask()
+            return _Body(inside, inside.run(inner, environ, start_response))
+        try:
+            return inner(environ, start_response)
+        finally:
+            if has_context():
+                left = app_context()
+                if left is not before:
+                    left.__dict__[ANSWERED] = True
+
+    app.wsgi_app = wsgi_app  # type: ignore[method-assign]
+
+
+def _without_flask() -> contextvars.Context:
+    """Return the current context variables, less Flask's.
+
+    Whoever leaves the abandoned context cannot end what is active in this one.
+    """
+    found = contextvars.Context()
+    for variable, value in contextvars.copy_context().items():
+        if not variable.name.startswith("flask."):
+            found.run(variable.set, value)
+    return found
+
+
+class _Body:
+    """A response's body, iterated in the context variables that it was made in."""
+
+    def __init__(self, inside: contextvars.Context, body: Iterable[bytes]) -> None:
+        self._inside = inside
+        self._body = body
+        self._iterator: Iterator[bytes] = inside.run(iter, body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return self._inside.run(next, self._iterator)
+
+    def close(self) -> None:
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            self._inside.run(close)

@@ -21,7 +21,9 @@ from . import _fork
 from ._config import DEFAULT_BIND
 from ._config import read_settings
 from ._context import app_context
+from ._context import context_torn_down
 from ._context import has_context
+from ._context import step_out_of_abandoned_contexts
 from ._control.server import SERVER
 from ._engines import dispose_all
 from ._engines import make_engine
@@ -205,9 +207,10 @@ class ScopedSession(t.Generic[S]):
         def remove_sessions(error: BaseException | None) -> None:
             if isinstance(error, SystemExit):
                 live.aborted()
-            scopes.end(app_context(), error)
+            scopes.end(context_torn_down(error), error)
 
         app.teardown_appcontext(remove_sessions)
+        step_out_of_abandoned_contexts(app)
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
 

@@ -183,9 +183,9 @@ class PoolAccount:
     # -- written on the hot path ----------------------------------------------
 
     def check_out(
-        self, proxied: PoolProxiedConnection, owner: Owner, waited: float
+        self, proxied: PoolProxiedConnection, owner: Owner, now: float, waited: float
     ) -> Hold:
-        """Note that `owner` has got a connection, after `waited` seconds."""
+        """Note that `owner` has got a connection, `now`, after `waited` seconds."""
         self.waits.add(waited)
         key = id(proxied)
         hold = self.holds.get(key)
@@ -194,7 +194,7 @@ class PoolAccount:
             return hold
         hold = Hold(proxied, self._forget)
         hold.key = key
-        hold.since = perf_counter()
+        hold.since = now
         hold.owner = owner
         hold.generation = self.generation
         entry = proxied.record_info
@@ -262,6 +262,15 @@ class PoolAccount:
         return timeout
 
     # -- read ------------------------------------------------------------------
+
+    def connections(self) -> int:
+        """Count the connections that are open.
+
+        One that failed while it was made ready is closed without an event, and its
+        entry lives as long as the error does.
+        """
+        entries = [reference() for reference in self.open.keyrefs()]
+        return sum(e is not None and e.dbapi_connection is not None for e in entries)
 
     def live(self) -> list[Hold]:
         """Return what is out right now, longest first."""

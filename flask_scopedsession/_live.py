@@ -95,7 +95,7 @@ class LiveView:
         if self._settings.control is None and sender.testing:
             return
         request_tearing_down.disconnect(self._first_request)
-        self.start("web", request.environ.get("SERVER_SOFTWARE"))
+        self.start("web", _server_software(request.environ))
 
     def start(self, role: Role, server: str | None = None) -> None:
         """Answer from now on; a failure is one warning, and the app goes on."""
@@ -296,6 +296,15 @@ def versions() -> dict[str, str]:
             found[name] = "unknown"
     found["python"] = ".".join(str(part) for part in sys.version_info[:3])
     return found
+
+
+def _server_software(environ: t.Mapping[str, t.Any]) -> str | None:
+    """Return the name and version of the server that made a WSGI environment."""
+    software: str | None = environ.get("SERVER_SOFTWARE")
+    if software is None and "uwsgi.version" in environ:
+        # uWSGI says who it is in its own way, and in bytes.
+        return f"uWSGI/{environ['uwsgi.version'].decode('ascii', 'replace')}"
+    return software
 
 
 def _worker_state(pools: tuple[PoolSnapshot, ...]) -> WorkerState:

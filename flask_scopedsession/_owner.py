@@ -6,16 +6,19 @@ names are resolved when somebody asks.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import types
 import typing as t
 import weakref
-from contextlib import suppress
 
 import click
 
 from ._context import app_context
 from ._context import current_request
+from ._context import has_context
+from ._context import has_request
 from ._native import current_greenlet
 from ._native import native_thread_id
 
@@ -24,6 +27,19 @@ if t.TYPE_CHECKING:
     from werkzeug.routing import Rule
 
 KEY = "_scopedsession_owner"
+
+#: Where a thread's innermost line is while it waits for others to do something.
+_WAITING = tuple(
+    os.path.join(os.path.dirname(threading.__file__), *parts)
+    for parts in (
+        ("threading.py",),
+        ("queue.py",),
+        ("selectors.py",),
+        ("asyncio", ""),
+        ("concurrent", "futures", ""),
+    )
+)
+_GEVENT = f"{os.sep}gevent{os.sep}"
 
 
 class Owner:
@@ -39,6 +55,7 @@ class Owner:
         "method",
         "native_id",
         "rule",
+        "task",
         "thread",
     )
 
@@ -49,6 +66,8 @@ class Owner:
         self.native_id = native_thread_id()
         greenlet = current_greenlet()
         self.greenlet = None if greenlet is None else weakref.ref(greenlet)
+        task = current_task()
+        self.task = None if task is None else weakref.ref(task)
         self._context = None if context is None else weakref.ref(context)
         self._request = None if current is None else weakref.ref(current)
         self.rule: Rule | None = None
@@ -97,17 +116,23 @@ class Owner:
 
 def current_owner() -> Owner:
     """Return the owner of what the calling thread does right now."""
-    try:
-        context = app_context()
-    except RuntimeError:
+    if not has_context():
         return Owner(None, None)
-    current: Request | None = None
-    with suppress(RuntimeError):
-        current = current_request()
-    owner = context.__dict__.get(KEY)
+    context = app_context()
+    current = current_request() if has_request() else None
+    owner: Owner | None = context.__dict__.get(KEY)
     if owner is None or not owner.serves(current):
         owner = context.__dict__[KEY] = Owner(context, current)
-    return t.cast(Owner, owner)
+    return owner
+
+
+def current_task() -> t.Any:
+    """Return the running asyncio task, if there is one."""
+    asyncio = sys.modules.get("asyncio")
+    # get_running_loop() raises where there is none, which costs ten times as much.
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    return asyncio.current_task()
 
 
 def end_owner(context: t.Any) -> None:
@@ -115,6 +140,16 @@ def end_owner(context: t.Any) -> None:
     owner = context.__dict__.pop(KEY, None)
     if owner is not None:
         owner.ended = True
+
+
+def described(owner: Owner | None) -> str:
+    """Name the view, the command or else the thread, for a log record."""
+    if owner is None:
+        return "a scope"
+    rule = owner.url_rule
+    if rule is not None:
+        return f"{owner.method} {rule.rule} -> {rule.endpoint}"
+    return owner.command or owner.thread.name
 
 
 def frame_of(
@@ -131,3 +166,34 @@ def frame_of(
         if suspended is not None:
             return suspended
     return frames.get(owner.native_id)
+
+
+def at_work(owner: Owner, frames: t.Mapping[int, types.FrameType]) -> bool:
+    """Whether an owner's thread goes on with what it did, now, as we look.
+
+    Not when it has ended, when its asyncio task has, or when it waits for others: in
+    a join, for the result of a future, for an event, or idle in a pool or event loop.
+
+    :param frames: :func:`sys._current_frames`.
+    """
+    frame = frame_of(owner, frames)
+    if not owner.thread_alive or frame is None:
+        return False
+    task = None if owner.task is None else owner.task()
+    if owner.task is not None and (task is None or task.done()):
+        return False
+    while frame.f_back is not None and _GEVENT in frame.f_code.co_filename:
+        frame = frame.f_back
+    return not frame.f_code.co_filename.startswith(_WAITING)
+
+
+def is_inside(
+    owner: Owner, frames: t.Mapping[int, types.FrameType], filename: str
+) -> bool:
+    """Whether an owner's thread is in a call of code in `filename`."""
+    frame = frame_of(owner, frames) if owner.thread_alive else None
+    while frame is not None:
+        if frame.f_code.co_filename == filename:
+            return True
+        frame = frame.f_back
+    return False

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import typing as t
 from functools import cache
 from time import perf_counter
@@ -52,12 +51,11 @@ class TrackedPool(Pool):
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
         owner = current_owner()
-        began = perf_counter()
-        ident = threading.get_ident()
-        waiting = account.waiting[ident] = Waiting(began, owner)
+        ident = owner.ident
+        waiting = account.waiting[ident] = Waiting(perf_counter(), owner)
         try:
             proxied = super().connect()
-            waited = perf_counter() - began
+            now = perf_counter()
             idle_after = account.settings.ping_idle_after
             if idle_after is not None:
                 proxied = self._usable(proxied, account, idle_after)
@@ -66,7 +64,7 @@ class TrackedPool(Pool):
             raise
         finally:
             account.waiting.pop(ident, None)
-        account.check_out(proxied, owner, waited)
+        account.check_out(proxied, owner, now, now - waiting.since)
         return proxied
 
     def _usable(
@@ -124,13 +122,16 @@ class TrackedPool(Pool):
         super().dispose()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        account = self.account
-        if account is not None:
-            account.check_in(record)
-            if self._disposed:
-                # Else it would stay open in a pool that nobody asks any more.
-                record.close()
-        super()._do_return_conn(record)
+        # What interrupts us must not cost the pool a slot: nobody else has the record.
+        try:
+            account = self.account
+            if account is not None:
+                account.check_in(record)
+                if self._disposed:
+                    # Else it would stay open in a pool that nobody asks any more.
+                    record.close()
+        finally:
+            super()._do_return_conn(record)
 
 
 @cache

@@ -157,7 +157,7 @@ class Reader:
             self._waiter(waiter, frames, now, holding) for waiter in waiting
         )
         used = len(holders)
-        opened = max(len(account.open), 0)
+        opened = account.connections()
         in_pool = len({hold.slot for hold, _ in found if hold.slot is not None})
         longest = max((w.waited_s for w in waiters), default=0.0)
         blind = account.listens_only

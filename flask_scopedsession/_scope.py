@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
 
 from ._config import DEFAULT_BIND
+from ._context import ANSWERED
 from ._context import app_context
 from ._context import has_context
 from ._owner import current_owner
@@ -52,25 +53,28 @@ class Scope:
     garbage collector off too.
     """
 
-    __slots__ = ("__weakref__", "key", "sessions")
+    __slots__ = ("__weakref__", "key", "sessions", "state")
 
-    def __init__(self, key: Hashable = None) -> None:
+    def __init__(self, state: AppState, key: Hashable = None) -> None:
+        self.state = state
         self.key = key
         self.sessions: dict[str, Session] = {}
 
     def close(self) -> list[BaseException]:
         """Close every session, whatever happens; return what went wrong."""
         failures = []
-        while self.sessions:
-            _, session = self.sessions.popitem()
+        for name, session in list(self.sessions.items()):
             failure = close_session(session)
+            # Not before: what interrupts us leaves the rest to __del__().
+            self.sessions.pop(name, None)
             if failure is not None:
                 failures.append(failure)
         return failures
 
     def __del__(self) -> None:
-        for failure in self.close():
-            log.warning("a scope that was never torn down", exc_info=failure)
+        if self.sessions:
+            for failure in self.close():
+                log.warning("a scope that was never torn down", exc_info=failure)
 
 
 class Scopes(ScopedRegistry[t.Any]):
@@ -126,22 +130,23 @@ class Scopes(ScopedRegistry[t.Any]):
     def adopt(self, name: str, session: Session) -> Session:
         """Make a new session the scope's own, unless another thread was faster."""
         context = scope_context()
-        state = self._state_of(context.app)
         owner = current_owner()
         scope = self.current()
         if scope is None:
             scope = self._create(context)
-            if owner.method is not None and state.settings.lost_work != "ignore":
+            if owner.method is not None and scope.state.settings.lost_work != "ignore":
                 note_status_later()
+        state = scope.state
         kept = scope.sessions.setdefault(name, session)
         if kept is not session:
             close_session(session)
             return kept
-        self._stored(context, name, session)
         # Without tracking, too: a fork has to find the sessions that it inherits.
         entry = state.ledger.opened(session, name, self.kind, owner, context)
         own = t.cast(t.Any, session)
         own._scopedsession_entry, own._scopedsession_ledger = entry, state.ledger
+        own._scopedsession_state, own._scopedsession_by = state, owner
+        self._stored(context, name, session)
         return session
 
     def remove(self) -> None:
@@ -157,9 +162,12 @@ class Scopes(ScopedRegistry[t.Any]):
         raising: list[BaseException] = []
         for scope in self._created(context):
             try:
-                raising += self._lost_work(context, error, scope)
+                if scope.state.settings.lost_work != "ignore":
+                    raising += self._lost_work(context, error, scope)
             except Exception:  # a comparison of the user's own types, maybe
                 log.warning("session: cannot tell what it changed", exc_info=True)
+            except BaseException as interrupt:  # noqa: BLE001 - raised in the end
+                raising.append(interrupt)
             self._drop(context, scope)
             for failure in scope.close():
                 log.warning("session: close() failed in teardown", exc_info=failure)
@@ -167,27 +175,25 @@ class Scopes(ScopedRegistry[t.Any]):
                     raising.insert(0, failure)
         if OWNER in context.__dict__:
             end_owner(context)
+        context.__dict__[ANSWERED] = True
         if raising:
             raise raising[0]
 
+    @staticmethod
     def _lost_work(
-        self, context: t.Any, error: BaseException | None, scope: Scope
+        context: t.Any, error: BaseException | None, scope: Scope
     ) -> list[LostWork]:
         """Report changes that are about to be lost; return what is to be raised."""
         if not ended_well(context, error):
             return []
-        state = self._state_of(context.app)
-        policy = state.settings.lost_work
-        if policy == "ignore":
-            return []
         raising: list[LostWork] = []
-        for session in scope.sessions.values():
+        for session in list(scope.sessions.values()):
             lost = unsaved_work(session)
             if lost:
                 message = describe_lost_work(context.__dict__.get(OWNER), lost)
-                if policy == "raise":
+                if scope.state.settings.lost_work == "raise":
                     raising.append(LostWork(message))
-                elif state.first_report(message.partition(" ended ")[0]):
+                elif scope.state.first_report(message.partition(" ended ")[0]):
                     log.warning("%s", message)
         return raising
 
@@ -246,17 +252,20 @@ class ContextScopes(Scopes):
         return t.cast("Scope | None", scope_context().__dict__.get(self._scope_name))
 
     def _create(self, context: t.Any) -> Scope:
+        scope = Scope(self._state_of(context.app))
         # setdefault: a context may be shared with another thread.
-        return t.cast(Scope, context.__dict__.setdefault(self._scope_name, Scope()))
+        return t.cast(Scope, context.__dict__.setdefault(self._scope_name, scope))
 
     def _created(self, context: t.Any) -> list[Scope]:
         scope = context.__dict__.get(self._scope_name)
         return [] if scope is None else [scope]
 
     def _drop(self, context: t.Any, scope: Scope) -> None:
-        if context.__dict__.get(self._scope_name) is scope:
-            del context.__dict__[self._scope_name]
-            context.__dict__.pop(self._session_name, None)
+        kept = context.__dict__
+        if kept.get(self._scope_name) is scope:
+            # The session first: what interrupts us must not leave it without a scope.
+            kept.pop(self._session_name, None)
+            kept.pop(self._scope_name, None)
 
     def _stored(self, context: t.Any, name: str, session: Session) -> None:
         if name == DEFAULT_BIND:
@@ -289,7 +298,8 @@ class KeyedScopes(Scopes):
 
     def _create(self, context: t.Any) -> Scope:
         key = self.scopefunc()
-        scope = self._kept().setdefault(key, Scope(key))
+        scope = Scope(self._state_of(context.app), key)
+        scope = self._kept().setdefault(key, scope)
         # Weak, so that a thread's scope is gone with its thread.
         created = context.__dict__.setdefault(self._created_name, [])
         created.append(weakref.ref(scope))

@@ -1,7 +1,7 @@
 """The session class: SQLAlchemy's, or the user's, that also notices lost work.
 
-Overrides of public methods and three events. An event on each execution would
-cost 7 to 8 % of a request; an override of ``execute()`` costs a call.
+Overrides of public methods and two events. An event on each execution would cost
+7 to 8 % of a request; an override of ``execute()`` costs a call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import difflib
 import inspect
 import logging
 import typing as t
+import weakref
 from collections import Counter
+from contextlib import contextmanager
 
 from flask import after_this_request
 from sqlalchemy import event
@@ -19,6 +21,8 @@ from sqlalchemy.orm import sessionmaker
 
 from ._context import app_context
 from ._owner import current_owner
+from ._owner import described
+from ._sharing import OneThreadAtATime
 from .errors import ConfigError
 from .errors import SessionRemoved
 
@@ -26,9 +30,9 @@ if t.TYPE_CHECKING:
     from flask import Response
     from sqlalchemy import Connection
     from sqlalchemy.orm import SessionTransaction
+    from sqlalchemy.pool import PoolProxiedConnection
 
     from ._ledger import Ledger
-    from ._ledger import SessionEntry
     from ._owner import Owner
 
 log = logging.getLogger("flask_scopedsession")
@@ -36,37 +40,82 @@ log = logging.getLogger("flask_scopedsession")
 _STATUS = "_scopedsession_status"
 
 
-class WatchedSession(Session):
+class WatchedSession(OneThreadAtATime, Session):
     """What a session of ours knows beyond SQLAlchemy's."""
 
     _scopedsession_ledger: Ledger | None = None
-    _scopedsession_entry: SessionEntry | None = None
-    _scopedsession_sent: Counter[str] | None = None
-    """Changes sent to the database since the transaction began, by kind."""
+    _scopedsession_taken: tuple[weakref.ref[PoolProxiedConnection], ...] = ()
+    """What the last transaction took from pools, in case that its end fails."""
+    _scopedsession_sent: tuple[object, Counter[str]] | None = None
+    """A transaction, and the changes that it sent to the database, by kind."""
 
     def execute(self, statement: t.Any, *args: t.Any, **kw: t.Any) -> t.Any:
-        result = super().execute(statement, *args, **kw)
+        call = self._scopedsession_enter()
+        try:
+            result = super().execute(statement, *args, **kw)
+        finally:
+            if call is not None:
+                self._scopedsession_leave()
         if getattr(statement, "is_dml", False):
             self._scopedsession_note(_target(statement))
         return result
 
     def scalars(self, statement: t.Any, *args: t.Any, **kw: t.Any) -> t.Any:
-        result = super().scalars(statement, *args, **kw)
+        call = self._scopedsession_enter()
+        try:
+            result = super().scalars(statement, *args, **kw)
+        finally:
+            if call is not None:
+                self._scopedsession_leave()
         if getattr(statement, "is_dml", False):
             self._scopedsession_note(_target(statement))
         return result
 
     def scalar(self, statement: t.Any, *args: t.Any, **kw: t.Any) -> t.Any:
-        result = super().scalar(statement, *args, **kw)
+        call = self._scopedsession_enter()
+        try:
+            result = super().scalar(statement, *args, **kw)
+        finally:
+            if call is not None:
+                self._scopedsession_leave()
         if getattr(statement, "is_dml", False):
             self._scopedsession_note(_target(statement))
         return result
+
+    def flush(self, *args: t.Any, **kw: t.Any) -> None:
+        call = self._scopedsession_enter()
+        try:
+            super().flush(*args, **kw)
+        finally:
+            if call is not None:
+                self._scopedsession_leave()
+
+    def connection(self, *args: t.Any, **kw: t.Any) -> Connection:
+        with _call_of(self):
+            return super().connection(*args, **kw)
+
+    def commit(self) -> None:
+        with _call_of(self):
+            super().commit()
+
+    def rollback(self) -> None:
+        with _call_of(self):
+            super().rollback()
+
+    def close(self) -> None:
+        call = self._scopedsession_enter()
+        try:
+            super().close()
+        finally:
+            if call is not None:
+                self._scopedsession_leave()
 
     def bulk_save_objects(
         self, objects: t.Iterable[object], *args: t.Any, **kw: t.Any
     ) -> None:
         objects = list(objects)
-        super().bulk_save_objects(objects, *args, **kw)
+        with _call_of(self):
+            super().bulk_save_objects(objects, *args, **kw)
         for one in objects:
             self._scopedsession_note(type(one).__name__)
 
@@ -74,19 +123,39 @@ class WatchedSession(Session):
         self, mapper: t.Any, mappings: t.Iterable[t.Any], *args: t.Any, **kw: t.Any
     ) -> None:
         mappings = list(mappings)
-        super().bulk_insert_mappings(mapper, mappings, *args, **kw)
+        with _call_of(self):
+            super().bulk_insert_mappings(mapper, mappings, *args, **kw)
         self._scopedsession_note(_class_name(mapper), len(mappings))
 
     def bulk_update_mappings(self, mapper: t.Any, mappings: t.Iterable[t.Any]) -> None:
         mappings = list(mappings)
-        super().bulk_update_mappings(mapper, mappings)
+        with _call_of(self):
+            super().bulk_update_mappings(mapper, mappings)
         self._scopedsession_note(_class_name(mapper), len(mappings))
 
     def _scopedsession_note(self, kind: str, count: int = 1) -> None:
-        if count and self.in_transaction():
-            if self._scopedsession_sent is None:
-                self._scopedsession_sent = Counter()
-            self._scopedsession_sent[kind] += count
+        transaction = self.get_transaction()
+        if count and transaction is not None:
+            sent = self._scopedsession_sent
+            if sent is None or sent[0] is not transaction:
+                # What an earlier one sent is committed or rolled back.
+                sent = self._scopedsession_sent = (transaction, Counter())
+            sent[1][kind] += count
+
+    def _scopedsession_leave(self) -> None:
+        self._scopedsession_unmark()
+        if self._scopedsession_ended:
+            close_session(self)
+
+
+@contextmanager
+def _call_of(session: WatchedSession) -> t.Generator[None, None, None]:
+    call = session._scopedsession_enter()
+    try:
+        yield
+    finally:
+        if call is not None:
+            session._scopedsession_leave()
 
 
 class AppSessionmaker(sessionmaker[t.Any]):
@@ -103,7 +172,8 @@ class AppSessionmaker(sessionmaker[t.Any]):
         self.ledger = ledger
 
     def __call__(self, **local_kw: t.Any) -> t.Any:
-        session = super().__call__(**local_kw)
+        # What SQLAlchemy's does, less the merging of nothing.
+        session = super().__call__(**local_kw) if local_kw else self.class_(**self.kw)
         session._scopedsession_ledger = self.ledger
         return session
 
@@ -141,24 +211,35 @@ def watched(class_: type[Session]) -> type[Session]:
     )
     event.listen(found, "after_begin", _after_begin)
     event.listen(found, "after_flush", _after_flush)
-    event.listen(found, "after_transaction_end", _after_transaction_end)
     return found
 
 
 def _after_begin(
-    session: WatchedSession, _: SessionTransaction, connection: Connection
+    session: WatchedSession, transaction: SessionTransaction, connection: Connection
 ) -> None:
+    proxied = connection.connection
     ledger = session._scopedsession_ledger
-    if ledger is None:
-        return
-    hold = ledger.hold_of(connection.connection)
-    if hold is not None:
+    hold = None if ledger is None else ledger.hold_of(proxied)
+    if ledger is not None and hold is not None:
         if session._scopedsession_entry is None:
             # Made by db.sessionmaker: nobody's scope, but a connection is out.
             session._scopedsession_entry = ledger.opened(
                 session, "", "none", current_owner()
             )
         hold.session = session._scopedsession_entry
+    if transaction.parent is None:
+        taken = weakref.ref(proxied) if hold is None else hold
+        before = session._scopedsession_taken
+        # Those of earlier transactions go as a later one begins: that is cheaper
+        # than to hear of each end.
+        session._scopedsession_taken = (
+            (*(each for each in before if _is_out(each)), taken) if before else (taken,)
+        )
+
+
+def _is_out(taken: weakref.ref[PoolProxiedConnection]) -> bool:
+    proxied = taken()
+    return proxied is not None and proxied.is_valid
 
 
 def _after_flush(session: WatchedSession, _: object) -> None:
@@ -167,13 +248,6 @@ def _after_flush(session: WatchedSession, _: object) -> None:
     for one in session.dirty:
         if session.is_modified(one):
             session._scopedsession_note(type(one).__name__)
-
-
-def _after_transaction_end(
-    session: WatchedSession, transaction: SessionTransaction
-) -> None:
-    if transaction.parent is None:
-        session._scopedsession_sent = None
 
 
 def _target(statement: t.Any) -> str:
@@ -207,7 +281,13 @@ def ended_well(context: t.Any, error: BaseException | None) -> bool:
 
 def unsaved_work(session: Session) -> Counter[str]:
     """Count the changes that closing `session` would lose, by model or table."""
-    found: Counter[str] = Counter(getattr(session, "_scopedsession_sent", None) or ())
+    transaction = session.get_transaction()
+    if transaction is None:
+        return Counter()  # any change begins one
+    sent = getattr(session, "_scopedsession_sent", None)
+    found: Counter[str] = Counter()
+    if sent is not None and sent[0] is transaction:
+        found.update(sent[1])
     if not session.is_active:
         return found  # a flush failed, and somebody handled that
     for one in (*session.new, *session.deleted):
@@ -221,15 +301,11 @@ def unsaved_work(session: Session) -> Counter[str]:
 
 def describe_lost_work(owner: Owner | None, lost: Counter[str]) -> str:
     """Say whose changes were lost, and what to do about it."""
-    rule = None if owner is None else owner.url_rule
-    if rule is not None and owner is not None:
-        who = f"{owner.method} {rule.rule} -> {rule.endpoint}"
-    else:
-        who = (owner and (owner.command or owner.thread.name)) or "a scope"
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(lost.items()))
     return (
-        f"{who} ended without commit(): unsaved changes were rolled back ({kinds})."
-        " Call db.session.commit(), or db.session.rollback() if that was meant."
+        f"{described(owner)} ended without commit(): unsaved changes were rolled back"
+        f" ({kinds}). Call db.session.commit(), or db.session.rollback() if that was"
+        " meant."
     )
 
 
@@ -240,42 +316,48 @@ def close_session(session: Session) -> BaseException | None:
     """Close a session for good, and return what went wrong, if anything.
 
     Whatever ``close()`` does, its connections go back, and the session is of no
-    use afterwards: a connection taken later would have no scope to return it.
+    use afterwards: a connection taken later would have no scope to return it. If
+    another thread is in the midst of a call, that is when it is closed.
     """
     failure: BaseException | None = None
-    ledger = getattr(session, "_scopedsession_ledger", None)
-    entry = getattr(session, "_scopedsession_entry", None)
+    session.get_bind = _refuse  # type: ignore[method-assign]
+    watched = session if isinstance(session, WatchedSession) else None
+    if watched is not None and not watched._scopedsession_end():
+        return None
     try:
         session.close()
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
-        _discard_connections(session, ledger, entry)
+        _discard_connections(session)
     finally:
-        session.get_bind = _refuse  # type: ignore[method-assign]
+        if watched is not None:
+            watched._scopedsession_unmark()
+        ledger = getattr(session, "_scopedsession_ledger", None)
         if ledger is not None:
             ledger.removed(session)
     return failure
 
 
-def _discard_connections(
-    session: Session, ledger: Ledger | None, entry: SessionEntry | None
-) -> None:
-    try:
-        session.invalidate()
-    except Exception:
-        log.warning("session: invalidate() failed after close() did", exc_info=True)
+def _discard_connections(session: Session) -> None:
+    _throw_away(session.invalidate)
     # close() stops at the first connection that fails; the others are still out.
-    if ledger is None or entry is None:
-        return
-    for hold in ledger.holds_of(entry):
-        proxied = hold()
-        if proxied is not None:
-            proxied.invalidate()
+    for taken in getattr(session, "_scopedsession_taken", ()):
+        proxied = taken()
+        if proxied is not None and proxied.is_valid:
+            _throw_away(proxied.invalidate)
+
+
+def _throw_away(invalidate: t.Callable[[], None]) -> None:
+    try:
+        invalidate()
+    except Exception:
+        log.warning("session: cannot throw a connection away", exc_info=True)
 
 
 def _refuse(*_: t.Any, **__: t.Any) -> t.NoReturn:
     raise SessionRemoved(
         "This session was removed when its scope ended, or by remove(). Use"
         " 'db.session' where the work is done instead of keeping a session, and"
-        " load objects again in the new scope."
+        " load objects again in the new scope. What runs on after the response, as a"
+        " stream or a thread does, opens its own: 'with app.app_context():'."
     )

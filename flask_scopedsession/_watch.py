@@ -72,7 +72,7 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
         _: DBAPIConnection, __: ConnectionPoolEntry, proxied: PoolProxiedConnection
     ) -> None:
         if threading.get_ident() not in account.pinging:
-            account.check_out(proxied, current_owner(), 0.0)
+            account.check_out(proxied, current_owner(), perf_counter(), 0.0)
 
     def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
         if threading.get_ident() not in account.pinging:

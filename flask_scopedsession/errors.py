@@ -18,6 +18,7 @@ __all__ = [
     "ScopedSessionError",
     "SessionRemoved",
     "SetupError",
+    "SharedSession",
     "UnknownBind",
     "UnsafeDirectory",
 ]
@@ -49,6 +50,10 @@ class UnknownBind(ScopedSessionError, LookupError):
 
 class SessionRemoved(ScopedSessionError, InvalidRequestError):
     """A session was used after its scope had ended."""
+
+
+class SharedSession(ScopedSessionError, InvalidRequestError):
+    """A session was called while another thread was in the midst of a call of it."""
 
 
 class LostWork(ScopedSessionError, RuntimeError):

@@ -226,13 +226,18 @@ def db_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def db_value(db_name: str, request: pytest.FixtureRequest) -> str:
+    """What ``[db]`` says of it."""
+    return databases(request.config)[db_name]
+
+
 @pytest.fixture
 def database(
-    db_name: str, request: pytest.FixtureRequest, short_tmp: Path
+    db_value: str, request: pytest.FixtureRequest, short_tmp: Path
 ) -> Iterator[Database]:
     """An empty database, on each that was selected, and the options it needs."""
-    value = databases(request.config)[db_name]
-    with a_database(value, short_tmp, request.getfixturevalue) as found:
+    with a_database(db_value, short_tmp, request.getfixturevalue) as found:
         yield found
 
 

@@ -92,6 +92,25 @@ def test_it_starts_at_the_end_of_the_first_request_and_not_before(
     assert threads() == []
 
 
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"SERVER_SOFTWARE": "gunicorn/27.0.1"}, "gunicorn/27.0.1"),
+        # uWSGI does not set what WSGI takes over from CGI.
+        ({"uwsgi.version": b"2.0.30"}, "uWSGI/2.0.30"),
+        ({}, None),
+    ],
+    ids=["any", "uwsgi", "unknown"],
+)
+def test_it_tells_which_server_it_runs_under(
+    serving: MakeApp, db: ScopedSession[Any], environ: Any, name: str | None
+) -> None:
+    app = serving()
+    app.test_client().get("/", environ_overrides=environ)
+    with app.app_context():
+        assert db.snapshot().server == name
+
+
 def test_later_requests_cost_nothing_more(serving: MakeApp) -> None:
     from flask import request_tearing_down
 

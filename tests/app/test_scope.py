@@ -86,6 +86,17 @@ def skip_teardown(context):
         app.teardown_appcontext_funcs = functions
 
 
+def test_a_context_that_somebody_keeps(db, shop):
+    """The session ends with the teardown, not when the context object is freed."""
+    with shop.app_context() as context:
+        session = db.session()
+        session.execute(text("SELECT 1"))
+    with pytest.raises(SessionRemoved):
+        session.execute(text("SELECT 1"))
+    assert used(db, shop) == (0, 0)
+    assert context is not None
+
+
 def test_a_teardown_of_another_extension_that_raises(db, make_app, sqlite_url):
     """It may keep ours from running, as it does on Flask 3.1; nothing leaks."""
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)

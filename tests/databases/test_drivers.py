@@ -203,7 +203,7 @@ def test_the_next_user_meets_no_transaction(make, backends):
 
 # What the drivers remark of it.
 @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 @with_pools
 def test_a_result_that_nobody_reads_to_its_end(make, backends):
     """The connection is clean for whoever has it next."""
@@ -289,13 +289,14 @@ def test_ping_closes_its_connection(make, backends):
 
 
 def test_db_ping_tells_the_version(make, database):
-    db, app = make()
+    _, app = make()
     result = app.test_cli_runner().invoke(args=["db-ping", "--json"])
     assert result.exit_code == 0, result.output
     (ping,) = json.loads(result.stdout)["pings"]
     assert ping["error"] is None
     assert ping["latency_s"] > 0
-    assert version_of(database).startswith(ping["version"])
+    # Of MariaDB, old SQLAlchemy takes the packager's number for a fourth part.
+    assert version_of(database).startswith(".".join(ping["version"].split(".")[:3]))
     assert ping["version"] in app.test_cli_runner().invoke(args=["db-ping"]).output
 
 

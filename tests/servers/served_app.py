@@ -1,4 +1,4 @@
-"""``live_app``, and a view that shows whether a request shares anything.
+"""``live_app``, and a view that shows whether requests share anything.
 
 It needs PostgreSQL. The engine has been used once when this is loaded: with
 ``--preload``, and under uWSGI, by the process that forks the workers.
@@ -26,14 +26,12 @@ with app.app_context():
         "backend": db.session.scalar(select(func.pg_backend_pid())),
     }
 
-#: The requests that are served by this process right now.
+#: The tokens of what is being served by this process right now.
 INSIDE: set[str] = set()
 
 
-@app.get("/own")
-def own() -> dict[str, Any]:
-    """Leave a token wherever another request might find it, and look for others."""
-    token = request.args["token"]
+def leave_token(token: str) -> dict[str, Any]:
+    """Leave a token wherever somebody else might find it, and look for others'."""
     INSIDE.add(token)
     most_inside = 0
     found: set[object] = set(db.session.info.values())
@@ -58,3 +56,8 @@ def own() -> dict[str, Any]:
         "most_inside": most_inside,
         "loaded_by": LOADED_BY,
     }
+
+
+@app.get("/own")
+def own() -> dict[str, Any]:
+    return leave_token(request.args["token"])

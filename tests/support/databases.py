@@ -6,7 +6,6 @@ or ``pgbouncer`` in front of the former; ``+`` another driver may follow.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import shutil
@@ -109,18 +108,14 @@ def a_database(
 def mariadb_server(parent: Path) -> Iterator[URL]:
     """Start a MariaDB on a unix socket, as whoever runs the tests."""
     install, serve = program("mariadb-install-db"), program("mariadbd")
-    assert install and serve, "MariaDB is not installed"
+    if not (install and serve):
+        raise RuntimeError("mariadbd is not installed (Debian: mariadb-server)")
     folder = Path(tempfile.mkdtemp(prefix="my-", dir=parent))
     data, listens = folder / "data", folder / "sock"
-    # Not by name: that of an account without an entry in the user database.
     user = f"--user={_user_name()}"
-    subprocess.run(
-        [install, "--no-defaults", f"--datadir={data}", user, "--skip-test-db"]
-        + ["--auth-root-authentication-method=normal"],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    command = [install, "--no-defaults", f"--datadir={data}", user, "--skip-test-db"]
+    command += ["--auth-root-authentication-method=normal"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
     command = [serve, "--no-defaults", f"--datadir={data}", user]
     command += [f"--socket={listens}", "--skip-networking", f"--tmpdir={folder}"]
     # The data are thrown away; and what the tests need is little.
@@ -147,7 +142,8 @@ def _fresh_mariadb(server: URL) -> Iterator[URL]:
 def pgbouncer_server(parent: Path, server: URL) -> Iterator[URL]:
     """Start a PgBouncer in transaction mode before a PostgreSQL on a unix socket."""
     serve = program("pgbouncer")
-    assert serve, "PgBouncer is not installed"
+    if not serve:
+        raise RuntimeError("pgbouncer is not installed")
     folder = Path(tempfile.mkdtemp(prefix="pb-", dir=parent))
     sockets = Path(str(server.query["host"]))
     config = folder / "config.ini"

@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Link:
@@ -66,7 +70,7 @@ class FaultProxy:
         self.port: int = self._holder.getsockname()[1]
         self._listen()
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -99,6 +99,18 @@ def fresh_database(server: URL) -> Iterator[URL]:
         )
 
 
+def activity(database: URL) -> dict[int, str]:
+    """Return the state of each connection to a database, by its backend's id."""
+    server = database.set(drivername="postgresql", database="postgres")
+    text = server.render_as_string(hide_password=False)
+    with psycopg.connect(text, autocommit=True) as connection:
+        found = connection.execute(
+            "SELECT pid, state FROM pg_stat_activity WHERE datname = %s",
+            [database.database],
+        )
+        return dict(found.fetchall())
+
+
 def _execute(server: URL, statement: str | sql.Composed) -> None:
     text = server.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(text, autocommit=True) as connection:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gunicorn.config
-from serving import Reply as Reply
 from serving import Served
 
 

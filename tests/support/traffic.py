@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from flask import Flask
 from flask import request
@@ -33,6 +34,9 @@ from sqlalchemy.orm import mapped_column
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: What a view answers when the database failed it.
 DATABASE_FAILED = 503
@@ -71,7 +75,7 @@ def add_views(app: Flask, db: ScopedSession[Any]) -> None:
     @app.get("/answer/<token>")
     def answer(token: str) -> str:
         own_session(token)
-        time.sleep(request.args.get("hold", 0, float))
+        time.sleep(float(request.args.get("hold", 0)))
         own_session(token)
         return token
 
@@ -80,7 +84,7 @@ def add_views(app: Flask, db: ScopedSession[Any]) -> None:
         own_session(token)
         db.session.add(Row(token=token))
         db.session.flush()
-        time.sleep(request.args.get("hold", 0, float))
+        time.sleep(float(request.args.get("hold", 0)))
         db.session.commit()
         return token, 201
 
@@ -114,7 +118,7 @@ def add_views(app: Flask, db: ScopedSession[Any]) -> None:
             for (number,) in found:
                 yield f"{token} {number}\n"
 
-        return rows()
+        return rows()  # type: ignore[call-arg]
 
 
 class Failure(NamedTuple):
@@ -226,7 +230,7 @@ class Crowd:
         except BaseException as error:  # noqa: BLE001 - told by the one who waits
             self._errors.append(error)
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -276,13 +280,16 @@ def check_books(
     app: Flask,
     server: Callable[[], int] | None = None,
 ) -> int:
-    """At a quiet point: ledger, pool and server agree, and nothing is out.
+    """At a quiet point: ledger, pool and server agree, nobody holds or waits.
 
     :param server: Counts the connections that the database has.
     :return: How many connections are open.
     """
     used, opened, out, in_pool = books(db, app)
     assert (used, out) == (0, 0)
+    with app.app_context():
+        (pool,) = db.snapshot().pools
+    assert (pool.pending, pool.holders, pool.waiters) == (0, (), ())
     assert opened == in_pool
     if server is not None:
         # A backend is there a little longer than its client's side.

@@ -1,0 +1,143 @@
+"""Two threads with one session: refused at once, reported within a transaction.
+
+A context that is handed to another thread, by ``contextvars.copy_context()`` or an
+executor that does so, takes its session along. The rule:
+
+-   A call on a session while another thread is in the midst of one raises
+    :exc:`.SharedSession`.
+-   When a transaction goes from one thread to another, the one that had it must have
+    ended, or wait for others: that is how an async view takes over from a
+    ``before_request`` function, and gives back. If it is at work, the log says so,
+    once for each view.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import typing as t
+
+from ._frames import Places
+from ._owner import at_work
+from ._owner import described
+from ._owner import frame_of
+from ._owner import is_inside
+from ._owner import Owner
+from .errors import SharedSession
+
+if t.TYPE_CHECKING:
+    from ._ledger import SessionEntry
+    from ._state import AppState
+
+log = logging.getLogger("flask_scopedsession")
+
+#: On a session: who is in the midst of a call of it.
+_USER = "_scopedsession_user"
+
+#: The code whose calls are told from the marks that an exception left behind.
+_CALLS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_session.py")
+
+
+class OneThreadAtATime:
+    """What a session knows of the threads that call it."""
+
+    _scopedsession_state: AppState | None = None
+    """Set for a session of a scope; only those are reported."""
+    _scopedsession_entry: SessionEntry | None = None
+    _scopedsession_by: Owner | None = None
+    """Who called it last."""
+    _scopedsession_ended = False
+    """Its scope is over: whoever is in the midst of a call closes it afterwards."""
+
+    def _scopedsession_enter(self) -> tuple[int] | None:
+        """Begin a call. Return what to leave it with; ``None`` for one within it.
+
+        :raises SharedSession: Another thread is in the midst of one.
+        """
+        mine = (threading.get_ident(),)
+        # One step for the interpreter, so that of two threads one is first.
+        user = self.__dict__.setdefault(_USER, mine)
+        if user is not mine:
+            if user[0] == mine[0]:
+                return None
+            if self._scopedsession_busy(user):
+                raise SharedSession(self._scopedsession_say())
+            self.__dict__[_USER] = mine
+        by = self._scopedsession_by
+        if by is None or by.ident != mine[0]:
+            try:
+                self._scopedsession_handed_over()
+            except BaseException:
+                self._scopedsession_unmark()
+                raise
+        return mine
+
+    def _scopedsession_unmark(self) -> None:
+        self.__dict__.pop(_USER, None)
+
+    def _scopedsession_end(self) -> bool:
+        """Claim the session to close it. False: its user will, when its call ends."""
+        # First, so that a user who leaves between these lines sees it.
+        self._scopedsession_ended = True
+        mine = (threading.get_ident(),)
+        user = self.__dict__.setdefault(_USER, mine)
+        if user[0] == mine[0]:
+            return True
+        if self._scopedsession_busy(user):
+            return False
+        self.__dict__[_USER] = mine
+        return True
+
+    def _scopedsession_busy(self, user: tuple[int]) -> bool:
+        """Whether the thread that left its mark is in a call of ours indeed.
+
+        What raises between two lines, as Ctrl-C does, may have left it behind.
+        """
+        by = self._scopedsession_by
+        if by is None or by.ident != user[0]:
+            return True  # it is about to say who it is
+        return is_inside(by, sys._current_frames(), _CALLS)
+
+    def _scopedsession_handed_over(self) -> None:
+        """Note that another thread goes on, and report it if the last one does too."""
+        before, self._scopedsession_by = self._scopedsession_by, Owner(None, None)
+        state = self._scopedsession_state
+        if before is None or state is None or not self.in_transaction():
+            return
+        if not at_work(before, sys._current_frames()):
+            return
+        entry = self._scopedsession_entry
+        who = described(None if entry is None else entry.owner)
+        if state.first_report(f"{who} shares"):
+            log.warning("%s", self._scopedsession_say(before))
+
+    def _scopedsession_say(self, before: Owner | None = None) -> str:
+        """Name both threads, and their lines."""
+        entry = self._scopedsession_entry
+        who = described(None if entry is None else entry.owner)
+        here, there = Owner(None, None), before or self._scopedsession_by
+        what = "use one session in one transaction" if before else "call one session"
+        return (
+            f"{who}: two threads {what} at the same time,"
+            f" {_place(entry, there)} and {_place(entry, here)}. Give each thread a"
+            " context of its own, 'with app.app_context():', and hand over primary"
+            " keys instead of objects."
+        )
+
+    if t.TYPE_CHECKING:
+
+        def in_transaction(self) -> bool: ...
+
+
+def _place(entry: SessionEntry | None, owner: Owner | None) -> str:
+    """Name a thread, and the line of the app's own code that it is at."""
+    if owner is None:
+        return "one that is unknown"
+    context = None if entry is None or entry.context is None else entry.context()
+    at = None
+    if context is not None:
+        frame = frame_of(owner, sys._current_frames())
+        at = Places(context.app.root_path).current(frame)
+    return f"{owner.thread.name!r}" + (f" at {at}" if at else "")

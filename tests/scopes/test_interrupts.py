@@ -1,0 +1,203 @@
+"""Whatever is raised wherever in checkout and removal, the pool is whole afterwards.
+
+An injector raises at the N-th event of a traced run, for every N: at each call of a
+function in ``sqlalchemy.pool`` and at each line of ours. Those are the points where a
+signal's or a greenlet's exception can arrive.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import linecache
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import sqlalchemy.pool
+from sqlalchemy import text
+
+import flask_scopedsession
+from flask_scopedsession import ScopedSession
+
+pytestmark = pytest.mark.slow
+
+OURS = f"{Path(flask_scopedsession.__file__).parent}{os.sep}"
+POOL = f"{Path(sqlalchemy.pool.__file__).parent}{os.sep}"
+
+#: Where SQLAlchemy itself cannot survive it: a pool's entry, and so a slot of the pool,
+#: is held by nothing but a local variable of the function that makes this very call.
+EXCLUDED = {
+    # _ConnectionRecord.checkout() has the entry, and nothing to return it yet.
+    "_ConnectionFairy.__init__",
+    # _ConnectionRecord.checkin() has forgotten who had it, and not yet put it back.
+    "Pool._return_conn",
+    "TrackedPool._do_return_conn",
+    "QueuePool._do_return_conn",
+}
+
+
+class Killed(BaseException):
+    """As greenlet's ``GreenletExit`` and gevent's ``Timeout``: not an Exception."""
+
+
+def excluded(frame):
+    """Whether a function is one that SQLAlchemy cannot lose."""
+    owner = frame.f_locals.get("self")
+    name = frame.f_code.co_name
+    return any(
+        f"{class_.__name__}.{name}" in EXCLUDED
+        and vars(class_).get(name) is not None
+        and vars(class_)[name].__code__ is frame.f_code
+        for class_ in type(owner).__mro__
+    )
+
+
+def about_to_call(frame):
+    """Whether our part of an excluded function has not begun, or is over."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return "account" not in frame.f_locals or "super()" in line
+
+
+class Injector:
+    """Raises at one event of those that it counts."""
+
+    def __init__(self, error, at, lines):
+        self.error = error
+        self.at = at
+        self.lines = lines
+        self.count = 0
+        self.where = None
+
+    def __enter__(self):
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def _call(self, frame, event, argument):
+        name = frame.f_code.co_filename
+        ours = name.startswith(OURS)
+        if self.lines and ours:
+            return self._line
+        if not self.lines and (ours or name.startswith(POOL)) and not excluded(frame):
+            self._count(frame)
+        return None
+
+    def _line(self, frame, event, argument):
+        if event == "line" and not (excluded(frame) and about_to_call(frame)):
+            self._count(frame)
+        return self._line
+
+    def _count(self, frame):
+        self.count += 1
+        if self.count == self.at:
+            self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+            sys.settrace(None)
+            raise self.error("injected")
+
+
+@pytest.fixture
+def db():
+    return ScopedSession()
+
+
+@pytest.fixture
+def shop(db, make_app, sqlite_url):
+    shop = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+        SQLALCHEMY_ENGINE_OPTIONS={
+            "pool_size": 2,
+            "max_overflow": 0,
+            "pool_timeout": 0.01,
+        },
+    )
+
+    @shop.get("/")
+    def view():
+        return str(db.session.scalar(text("SELECT 1")))
+
+    return shop
+
+
+@pytest.fixture
+def nobody_keeps_errors(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+
+def whole(db, shop):
+    """Say what is wrong with the pool, or nothing."""
+    with shop.app_context():
+        (pool,) = db.snapshot().pools
+        if pool.used or pool.pending or db.snapshot().sessions:
+            return f"{pool.used} out, {pool.pending} waiting, {db.snapshot().sessions}"
+        try:
+            with db.engine.connect(), db.engine.connect():
+                return None
+        except sqlalchemy.exc.TimeoutError:
+            return "it does not hand out its full size"
+
+
+def request(db, shop):
+    shop.test_client().get("/")
+
+
+def context(db, shop):
+    with shop.app_context():
+        db.session.execute(text("SELECT 1"))
+        db.session.commit()
+        db.session.execute(text("SELECT 1"))
+
+
+def removal(db, shop):
+    with shop.app_context():
+        db.session.execute(text("SELECT 1"))
+        db.session.remove()
+
+
+def freed(db, shop):
+    """A context that nobody tears down."""
+    functions, shop.teardown_appcontext_funcs = shop.teardown_appcontext_funcs, []
+    try:
+        with shop.app_context():
+            db.session.execute(text("SELECT 1"))
+    finally:
+        shop.teardown_appcontext_funcs = functions
+
+
+WORK = {w.__name__: w for w in (request, context, removal, freed)}
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["calls", "lines"])
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_at_any_point(db, shop, work, lines, nobody_keeps_errors, caplog):
+    """For each N, the pool is whole when the exception has been dealt with."""
+    caplog.set_level("CRITICAL")  # a record would keep the traceback
+
+    def run(error, at):
+        with Injector(error, at, lines) as injector, suppress(BaseException):
+            work(db, shop)
+        return injector
+
+    # In context variables of its own, which an interrupted pop may leave changed.
+    contextvars.copy_context().run(run, Killed, 0)
+    total = contextvars.copy_context().run(run, Killed, 0).count
+    assert total > 20
+    errors = (Killed, KeyboardInterrupt, SystemExit, RuntimeError)
+    broken = []
+    for at in range(1, total + 1):
+        error = errors[at % len(errors)]
+        injector = contextvars.copy_context().run(run, error, at)
+        wrong = whole(db, shop)
+        if wrong:
+            gc.collect()  # Flask keeps what is no Exception in a cycle
+            wrong = whole(db, shop)
+        if wrong:
+            broken.append((at, injector.where, error.__name__, wrong))
+            with shop.app_context():
+                db.engine.dispose()
+    assert not broken, "\n".join(map(str, broken))
