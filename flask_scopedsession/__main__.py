@@ -21,13 +21,13 @@ class _Commands(FlaskGroup):
         return click.Group.list_commands(self, ctx)
 
 
-main = _Commands(
+main: click.Group = _Commands(
     name="flask_scopedsession",
     help="Show what every database pool and session of a Flask application does.",
     add_default_commands=False,
 )
-for command in COMMANDS:
-    main.add_command(command)
+for _command in COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main(prog_name="python -m flask_scopedsession")

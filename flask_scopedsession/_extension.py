@@ -239,7 +239,9 @@ class ScopedSession(t.Generic[S]):
             ),
             ledger=ledger,
             reader=reader,
-            live=LiveView(app, settings, reader, ledger.started),
+            live=LiveView(
+                app, settings, reader, ledger.started, _fork.after_fork_in_child
+            ),
             forget=self._scopes.forget,
         )
 

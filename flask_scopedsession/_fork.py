@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import threading
 import typing as t
 import weakref
 
@@ -15,6 +16,9 @@ log = logging.getLogger("flask_scopedsession")
 #: Called in a child, once per application.
 _callbacks: weakref.WeakSet[t.Any] = weakref.WeakSet()
 
+#: By process: one of a parent's may be held by a thread that is not here.
+_turns: dict[int, t.Any] = {}
+
 
 def watch(owner: t.Any) -> None:
     """Call ``owner.after_fork()`` in every child, as long as `owner` lives."""
@@ -22,13 +26,19 @@ def watch(owner: t.Any) -> None:
 
 
 def after_fork_in_child() -> None:
-    """Make everything in this process its own."""
-    SERVER.after_fork_in_child()
-    for owner in list(_callbacks):
-        try:
-            owner.after_fork()
-        except Exception:
-            log.warning("%r: not ready after the fork", owner, exc_info=True)
+    """Make everything in this process its own.
+
+    Without the hook, several threads may notice at once: one does it, and the others
+    wait, or they would take the parent's connections for theirs.
+    """
+    # Not before it is needed: then gevent has patched it, if it does.
+    with _turns.setdefault(os.getpid(), threading.RLock()):
+        SERVER.after_fork_in_child()
+        for owner in list(_callbacks):
+            try:
+                owner.after_fork()
+            except Exception:
+                log.warning("%r: not ready after the fork", owner, exc_info=True)
 
 
 if hasattr(os, "register_at_fork"):

@@ -25,10 +25,14 @@ _STACK_DEPTH = 30
 
 
 def raw_stack(depth: int = 2) -> tuple[RawFrame, ...]:
-    """Return the caller's stack, innermost first, as code objects and lines."""
+    """Return the caller's stack, innermost first."""
+    return raw_frames(sys._getframe(depth), _STACK_DEPTH)
+
+
+def raw_frames(frame: types.FrameType | None, most: int = 200) -> tuple[RawFrame, ...]:
+    """Return the stack that ends in `frame`, innermost first; no frame is kept."""
     found: list[RawFrame] = []
-    frame: types.FrameType | None = sys._getframe(depth)
-    while frame is not None and len(found) < _STACK_DEPTH:
+    while frame is not None and len(found) < most:
         found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
@@ -42,14 +46,10 @@ class Places:
         self._project = os.path.dirname(self._root.rstrip(os.sep)) + os.sep
         self._labels: dict[str, str | None] = {}
 
-    def current(self, frame: types.FrameType | None) -> str | None:
-        """Return where the stack that ends in `frame` is, in the app's own code."""
-        while frame is not None:
-            place = self._place(frame.f_code, frame.f_lineno)
-            if place is not None:
-                return place
-            frame = frame.f_back
-        return None
+    def innermost(self, raw: t.Iterable[RawFrame]) -> str | None:
+        """Return the innermost of the app's own places in a stack."""
+        places = (self._place(code, line) for code, line in raw)
+        return next((place for place in places if place is not None), None)
 
     def stack(self, raw: t.Iterable[RawFrame]) -> tuple[str, ...]:
         """Return the app's own places of a recorded stack, innermost first."""

@@ -12,7 +12,6 @@ which the interpreter does in one step. Whoever reads, folds and counts.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 import typing as t
 import weakref
@@ -163,7 +162,6 @@ class PoolAccount:
 
     def reset(self) -> None:
         """Begin anew, with locks of its own: at the start, and after a fork."""
-        self.pid = os.getpid()
         self.holds.clear()
         self.waiting.clear()
         self.open.clear()

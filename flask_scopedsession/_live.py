@@ -56,8 +56,15 @@ class LiveView:
     """Answers for one application in this process."""
 
     def __init__(
-        self, app: Flask, settings: Settings, reader: Reader, started: float
+        self,
+        app: Flask,
+        settings: Settings,
+        reader: Reader,
+        started: float,
+        make_own: t.Callable[[], object],
     ) -> None:
+        """:param make_own: Makes what a fork inherited its own, if it is not yet."""
+        self._make_own = make_own
         self._app = weakref.ref(app)
         self._app_name = app.name
         self._settings = settings
@@ -94,6 +101,8 @@ class LiveView:
     def _first_request(self, sender: Flask, **_: t.Any) -> None:
         if self._settings.control is None and sender.testing:
             return
+        # Without the hook, a request that used no session has not noticed the fork.
+        self._make_own()
         request_tearing_down.disconnect(self._first_request)
         self.start("web", _server_software(request.environ))
 

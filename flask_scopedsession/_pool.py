@@ -41,13 +41,15 @@ class TrackedPool(Pool):
     base_class: type[Pool]
     after_fork: t.Callable[[], Pool] | None = None
     """Called in a fork that nobody announced; returns the child's own pool."""
+    pid = 0
+    """The process that made this pool, the only one that may use it."""
     _disposed = False
 
     def connect(self) -> PoolProxiedConnection:
         account = self.account
         if account is None:
             return super().connect()
-        if account.pid != os.getpid() and self.after_fork is not None:
+        if self.pid != os.getpid() and self.after_fork is not None:
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
         owner = current_owner()
@@ -109,6 +111,7 @@ class TrackedPool(Pool):
         pool = t.cast(TrackedPool, super().recreate())
         pool.account = self.account
         pool.after_fork = self.after_fork
+        pool.pid = os.getpid()
         if self.account is not None:
             self.account.generation += 1
         return pool
@@ -154,6 +157,7 @@ def attach(pool: Pool, account: PoolAccount, after_fork: t.Callable[[], Pool]) -
     if isinstance(pool, TrackedPool):
         pool.account = account
         pool.after_fork = after_fork
+        pool.pid = os.getpid()
         if not returns_are_seen(pool.base_class):
 
             def checked_in(_: object, entry: ConnectionPoolEntry) -> None:

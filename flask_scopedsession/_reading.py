@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import typing as t
 import weakref
+from collections.abc import Iterable
 from collections.abc import Mapping
 from datetime import datetime
 from datetime import timezone
@@ -23,12 +25,15 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 
 from ._frames import Places
+from ._frames import raw_frames
+from ._frames import RawFrame
 from ._ledger import Hold
 from ._ledger import Ledger
 from ._ledger import PoolAccount
 from ._ledger import SessionEntry
 from ._ledger import TimedOut
 from ._ledger import Waiting
+from ._native import original
 from ._owner import frame_of
 from ._owner import Owner
 from ._pool import base_class
@@ -46,7 +51,11 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-Frames = Mapping[int, t.Any]
+#: By the id of an owner: where its thread is.
+Stacks = Mapping[int, "tuple[RawFrame, ...]"]
+
+#: Seconds after which a holder or waiter is worth the line that it is at.
+SETTLED = 0.05
 
 #: A worker is wedged when a wait has lasted this long and nothing came back.
 WEDGED_AFTER = 2.0
@@ -144,17 +153,17 @@ class Reader:
         engine = self._engines[account.settings.name]
         pool = engine.pool
         bounds = limits(pool)
-        frames = sys._current_frames()
         live = account.live()
         waiting = self._blocked(account, live)
+        stacks = _stacks([*live, *waiting])
         now = perf_counter()
-        found = [(hold, self._holder(account, hold, frames, now)) for hold in live]
+        found = [(hold, self._holder(account, hold, stacks, now)) for hold in live]
         # Who has returned it meanwhile may have shown us another request's line.
         found = [(hold, holder) for hold, holder in found if hold.out]
         holders = tuple(holder for _, holder in found)
         holding = {id(h.owner.thread) for h, _ in found if not h.owner.over}
         waiters = tuple(
-            self._waiter(waiter, frames, now, holding) for waiter in waiting
+            self._waiter(waiter, stacks, now, holding) for waiter in waiting
         )
         used = len(holders)
         opened = account.connections()
@@ -217,15 +226,14 @@ class Reader:
 
     def _describer(self, account: PoolAccount) -> t.Callable[[], tuple[Holder, ...]]:
         def describe() -> tuple[Holder, ...]:
-            frames, now = sys._current_frames(), perf_counter()
-            return tuple(
-                self._holder(account, hold, frames, now) for hold in account.live()
-            )
+            live = account.live()
+            stacks, now = _stacks(live), perf_counter()
+            return tuple(self._holder(account, hold, stacks, now) for hold in live)
 
         return describe
 
     def _holder(
-        self, account: PoolAccount, hold: Hold, frames: Frames, now: float
+        self, account: PoolAccount, hold: Hold, stacks: Stacks, now: float
     ) -> Holder:
         owner = hold.owner
         in_transaction = self._in_transaction(account, hold)
@@ -241,7 +249,7 @@ class Reader:
             request_over=owner.over,
             in_transaction=in_transaction,
             idle_in_transaction_s=idle,
-            at=self._at(owner, frames, hold),
+            at=self._at(owner, stacks, hold),
             stack=None if hold.stack is None else self._places.stack(hold.stack),
             session=None if hold.session is None else hold.session.number,
             sql=hold.statement,
@@ -258,10 +266,10 @@ class Reader:
         )
         return hold.in_transaction and level != "AUTOCOMMIT"
 
-    def _at(self, owner: Owner, frames: Frames, hold: Hold | None = None) -> str | None:
+    def _at(self, owner: Owner, stacks: Stacks, hold: Hold | None = None) -> str | None:
         """Return the line where the owner is, or where its view is defined."""
         if not owner.over and owner.thread_alive:
-            return self._places.current(frame_of(owner, frames))
+            return self._places.innermost(stacks.get(id(owner), ()))
         if hold is not None and hold.stack is not None:
             places = self._places.stack(hold.stack)
             return places[0] if places else None
@@ -271,13 +279,13 @@ class Reader:
         return self._places.definition(app.view_functions.get(rule.endpoint))
 
     def _waiter(
-        self, waiting: Waiting, frames: Frames, now: float, holding: set[int]
+        self, waiting: Waiting, stacks: Stacks, now: float, holding: set[int]
     ) -> Waiter:
         owner = waiting.owner
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
             thread=owner.thread.name,
-            at=self._at(owner, frames),
+            at=self._at(owner, stacks),
             self_deadlock=id(owner.thread) in holding,
             **_responsible(owner),
         )
@@ -351,6 +359,23 @@ class Reader:
             idle_in_transaction_s=max(idle, default=None),
             **_responsible(entry.owner),
         )
+
+
+def _stacks(asked: Iterable[Hold | Waiting]) -> Stacks:
+    """Return where the threads of holders and waiters are.
+
+    A frame keeps its locals alive. Were one held while its thread goes on, they would
+    be freed here, in another thread than the one that uses them, which crashes sqlite3.
+    So threads in the midst of short work are left alone, and all the others are read in
+    one turn: who has only just got the interpreter's lock keeps it for much longer.
+    """
+    me, since = threading.get_ident(), perf_counter() - SETTLED
+    owners = [one.owner for one in asked if one.since < since or one.owner.ident == me]
+    if not owners:
+        return {}
+    original("time", "sleep")(0)
+    frames = sys._current_frames()
+    return {id(owner): raw_frames(frame_of(owner, frames)) for owner in owners}
 
 
 def _session_state(

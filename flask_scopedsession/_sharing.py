@@ -20,6 +20,7 @@ import threading
 import typing as t
 
 from ._frames import Places
+from ._frames import raw_frames
 from ._owner import at_work
 from ._owner import described
 from ._owner import frame_of
@@ -139,5 +140,5 @@ def _place(entry: SessionEntry | None, owner: Owner | None) -> str:
     at = None
     if context is not None:
         frame = frame_of(owner, sys._current_frames())
-        at = Places(context.app.root_path).current(frame)
+        at = Places(context.app.root_path).innermost(raw_frames(frame))
     return f"{owner.thread.name!r}" + (f" at {at}" if at else "")

@@ -53,6 +53,7 @@ class AppState:
     local: threading.local = field(default_factory=threading.local)
     _reported: set[str] = field(default_factory=set)
     _pid: list[int] = field(default_factory=lambda: [os.getpid()])
+    _begun: list[int] = field(default_factory=lambda: [os.getpid()])
 
     def first_report(self, about: str) -> bool:
         """Whether `about` was not reported before in this process."""
@@ -68,9 +69,17 @@ class AppState:
 
     def after_fork(self) -> None:
         """Make this state the child's own, without touching the parent's sockets."""
-        if not self.inherited:
-            return
-        self._pid[0] = os.getpid()
+        pid = os.getpid()
+        if self._begun[0] == pid:
+            return  # done, or asked for by what we do below
+        self._begun[0] = pid
+        try:
+            self._leave_to_parent()
+        finally:
+            # Last, as it is what tells other threads that they need not wait.
+            self._pid[0] = pid
+
+    def _leave_to_parent(self) -> None:
         if not _inherited:
             _keep_for_ever()
         for entry in list(self.ledger.sessions.values()):

@@ -55,6 +55,7 @@ class Endpoint:
         self._next_housekeeping = 0.0
         self._lock: int | None = None
         self._listener: t.Any = None
+        self._closed = False
         try:
             self._open()
         except BaseException:
@@ -66,6 +67,8 @@ class Endpoint:
 
     def _open(self) -> None:
         """Make the lock and the socket, as far as they are not there."""
+        if self._closed:
+            return  # by somebody who could not wait for the thread to end
         self.path = self.source.prepare()
         try:
             if self._lock is None or not os.path.lexists(self._file("lock")):
@@ -157,6 +160,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Stop listening; remove the files, unless they are a parent's."""
+        self._closed = True
         if self.pid == os.getpid() and self._lock is not None:
             kinds = set(directory.KINDS) - ({"json"} if self.keep_last else set())
             directory.remove(self._file(kind) for kind in kinds)

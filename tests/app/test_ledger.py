@@ -540,6 +540,7 @@ def test_fifty_threads(make, pool_class):
     start.wait()
     while any(thread.is_alive() for thread in threads):
         seen.append(pool_of(db))
+        time.sleep(0.001)
     pool = pool_of(db)
     assert counts(db, "used", "pending", "checkouts_total") == (0, 0, 1000)
     assert pool.hold_s.count == pool.wait_s.count == 1000

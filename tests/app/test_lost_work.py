@@ -83,6 +83,11 @@ SILENT = {
     "for update": lambda db: db.session.scalars(select(User).with_for_update()).all(),
     "same value": lambda db: setattr(db.session.get(User, 1), "name", "ed"),
     "committed": lambda db: (db.session.add(User(name="x")), db.session.commit()),
+    "committed, then read": lambda db: (
+        db.session.add(User(name="x")),
+        db.session.commit(),
+        db.session.scalars(select(User)).all(),
+    ),
     "rolled back": lambda db: (
         db.session.add(User(name="x")),
         db.session.flush(),
@@ -157,6 +162,19 @@ def test_kinds_are_counted(db, make, caplog):
 
     visit(make(), work)
     assert "(3 User)" in caplog.text
+
+
+def test_only_the_last_transaction_is_counted(db, make, caplog):
+    """What an earlier one committed is not lost."""
+
+    def work():
+        db.session.add_all([User(name="x"), User(name="y")])
+        db.session.commit()
+        db.session.add(User(name="z"))
+        db.session.flush()
+
+    visit(make(), work)
+    assert "(1 User)" in caplog.text
 
 
 def test_outside_requests(db, make, caplog):

@@ -229,6 +229,40 @@ def test_a_fork_that_runs_no_hooks(run: Run) -> None:
     )
 
 
+def test_a_fork_that_runs_no_hooks_and_first_serves_without_a_database(
+    run: Run,
+) -> None:
+    """It answers from then on, once and by one thread, whatever it does next."""
+    run(
+        """
+        import threading
+
+        observer = Observer()
+        with app.app_context():
+            db.session.scalar(select(1))
+
+        def look():
+            serve("/idle")
+            (first,) = files()[:1]
+            for _ in range(2):
+                serve("/work")
+            assert files()[:1] == [first]
+            names = [thread.name for thread in threading.enumerate()]
+            assert names.count("scopedsession-control") == 1, names
+
+        child = Child(look)
+        child.wait_done()
+        assert observer.live() == {child.pid}
+        assert len(files()) == 2
+        child.end()
+        observer.close()
+        print("content")
+        """,
+        head=UNHOOKED,
+        python_args=(),
+    )
+
+
 def test_the_child_of_an_unhooked_fork_frees_no_lock_of_its_parent(run: Run) -> None:
     run(
         """

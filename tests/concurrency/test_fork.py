@@ -251,6 +251,79 @@ def test_a_fork_that_runs_no_hook_and_core(fork):
     assert mine == mine_again != childs
 
 
+@pytest.mark.parametrize("slow", ["dispose", "reset"])
+def test_threads_that_begin_at_once_in_a_fork_that_runs_no_hook(fork, slow):
+    """The first of them makes all its own; the others wait until that is done."""
+    mine, *childs = fork(
+        f"""
+        import ctypes, threading, time
+        libc = ctypes.PyDLL(None)
+        def backend():
+            with app.app_context():
+                return db.session.scalar({PID})
+        with app.app_context():
+            slow = {{"dispose": db.engine, "reset": db._states[app].ledger}}[{slow!r}]
+        def slowly(*args, **kwargs):
+            time.sleep(0.3)
+            return fast(*args, **kwargs)
+        fast = getattr(slow, {slow!r})
+        print(backend())
+        sys.stdout.flush()
+        pid = libc.fork()
+        if pid == 0:
+            setattr(slow, {slow!r}, slowly)
+            together = threading.Barrier(3)
+            def visit():
+                together.wait(10)
+                try:
+                    found = backend()
+                except BaseException as error:
+                    found = type(error).__name__
+                os.write(1, f"{{found}}\\n".encode())
+            threads = [threading.Thread(target=visit) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """,
+        timeout=30,
+    )
+    assert len(childs) == 3
+    assert all(each.isdigit() for each in childs), childs
+    assert mine not in childs
+
+
+def test_the_parents_pool_is_never_the_childs(fork):
+    """Not even for one who looked it up before the child had its own."""
+    mine, childs = fork(
+        f"""
+        import ctypes
+        libc = ctypes.PyDLL(None)
+        def backend(pool):
+            proxied = pool.connect()
+            with proxied.cursor() as cursor:
+                found = cursor.execute("SELECT pg_backend_pid()").fetchone()[0]
+            proxied.close()
+            return found
+        with app.app_context():
+            pool = db.engine.pool
+        print(backend(pool))
+        sys.stdout.flush()
+        pid = libc.fork()
+        if pid == 0:
+            with app.app_context():
+                db.session.scalar({PID})
+            print(backend(pool))
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """
+    )
+    assert mine != childs
+
+
 def test_a_fork_that_runs_no_hook_without_tracking(fork):
     """Without our pool class, each new session still notices."""
     mine, childs, mine_again = fork(
