@@ -264,7 +264,7 @@ def test_an_error_in_the_comparison_of_changes(db, shop, caplog):
         db.session.commit()
 
     context = shop.app_context()
-    with pytest.raises(BaseException) as caught, context:  # noqa: B017 - or a group
+    with pytest.raises(BaseException) as caught, context:
         db.session.get(User, 1).name = Odd("x")
     found = caught.value
     while hasattr(found, "exceptions"):
