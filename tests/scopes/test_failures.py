@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from importlib.metadata import version
 
 import pytest
 from sqlalchemy import event
@@ -224,8 +226,20 @@ ENGINE_EVENTS = [
 ]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("name", ENGINE_EVENTS)
+#: SQLAlchemy 2.0.0 loses a connection when "reset" is interrupted; 2.0.58 does not.
+SQLALCHEMY = [int(part) for part in re.findall(r"\d+", version("sqlalchemy"))[:3]]
+RESET_IS_SAFE = [2, 0, 58] <= SQLALCHEMY
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        (name, error)
+        for name in ENGINE_EVENTS
+        for error in ERRORS
+        if RESET_IS_SAFE or name != "reset" or issubclass(error, Exception)
+    ],
+)
 def test_an_error_in_a_listener_of_the_engine(db, shop, name, error, caplog):
     """The same for the engine's and the pool's, for each that SQLAlchemy survives."""
     caplog.set_level("CRITICAL")
