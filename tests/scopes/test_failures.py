@@ -228,7 +228,7 @@ ENGINE_EVENTS = [
 
 #: SQLAlchemy 2.0.0 loses a connection when "reset" is interrupted; 2.0.58 does not.
 SQLALCHEMY = [int(part) for part in re.findall(r"\d+", version("sqlalchemy"))[:3]]
-RESET_IS_SAFE = [2, 0, 58] <= SQLALCHEMY
+RESET_IS_SAFE = SQLALCHEMY >= [2, 0, 58]
 
 
 @pytest.mark.parametrize(
