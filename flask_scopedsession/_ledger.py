@@ -333,15 +333,6 @@ class Ledger:
     def _collected(self, entry: t.Any) -> None:
         self.sessions.pop(entry.key, None)
 
-    def holds_of(self, entry: SessionEntry) -> list[Hold]:
-        """Return the connections that a session has out."""
-        return [
-            hold
-            for account in self.pools.values()
-            for hold in account.live()
-            if hold.session is entry
-        ]
-
     def reset(self) -> None:
         """Begin anew after a fork: nothing of the parent's is ours."""
         self.sessions.clear()

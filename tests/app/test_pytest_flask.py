@@ -69,10 +69,11 @@ def test_what_a_request_wrote(app, client):
 
 def test_one_session_per_context(app, client):
     """A request shares the test's session just when it shares its context."""
-    db.session().info["context"] = id(app_ctx._get_current_object())
+    mine = db.session()
+    mine.info["context"] = id(app_ctx._get_current_object())
     answer = client.get("/whose").json
     assert answer["session"] in (None, answer["context"])
-    shares_context = answer["context"] == db.session().info["context"]
+    shares_context = answer["context"] == mine.info["context"]
     assert (answer["session"] is not None) == shares_context
 
 
