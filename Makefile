@@ -7,7 +7,8 @@ ARGS ?=
 
 VENV = .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+# Quiet about what an editable install of a flat layout always says.
+PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install
 FLASK = $(BIN)/python -m flask --app example_app
 
 .PHONY: help demo serve test clean
