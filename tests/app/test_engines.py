@@ -309,15 +309,15 @@ def test_nothing_by_default(make_app: MakeApp, db: ScopedSession) -> None:
 
 
 @pytest.mark.parametrize("begin", [None, "IMMEDIATE"])
-@pytest.mark.parametrize("autocommit", [None, False])
+@pytest.mark.parametrize(
+    "autocommit", [None, False] if sys.version_info >= (3, 12) else [None]
+)
 def test_pragmas(
     make_app: MakeApp, db: ScopedSession, begin: str | None, autocommit: bool | None
 ) -> None:
     """They are in force on every connection, also with Python 3.12's autocommit."""
     options: dict[str, Any] = {}
     if autocommit is not None:
-        if sys.version_info < (3, 12):
-            pytest.skip("autocommit came with Python 3.12")
         options = {"connect_args": {"autocommit": autocommit}}
     app = sqlite_app(
         make_app,

@@ -75,13 +75,14 @@ class Injector:
         self.lines = lines
         self.count = 0
         self.where = None
+        self.before = sys.gettrace()  # coverage's, or a debugger's
 
     def __enter__(self):
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *_):
-        sys.settrace(None)
+        sys.settrace(self.before)
 
     def _call(self, frame, event, argument):
         name = frame.f_code.co_filename
@@ -101,7 +102,7 @@ class Injector:
         self.count += 1
         if self.count == self.at:
             self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
-            sys.settrace(None)
+            sys.settrace(self.before)
             raise self.error("injected")
 
 

@@ -225,13 +225,23 @@ def _run(url: URL, statement: str) -> None:
 # What the server says
 
 
+#: What the tests' own looks at a server are called there.
+_OBSERVER = "tests-observer"
+
+
 class Backends:
     """What the server itself tells about its connections to one database."""
 
     def __init__(self, url: URL) -> None:
         self._postgresql = url.get_backend_name() == "postgresql"
+        # The server's process outlives a connection that was closed by a moment: its
+        # own of a moment ago must not be among the answers.
+        arguments = {"application_name": _OBSERVER} if self._postgresql else {}
         self._engine = create_engine(
-            url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+            url,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args=arguments,
         )
 
     def states(self) -> dict[int, str]:
@@ -243,7 +253,7 @@ class Backends:
             time.sleep(0.12)  # InnoDB shows what it knew a tenth of a second ago
         query = (
             "SELECT pid, state FROM pg_stat_activity WHERE datname ="
-            " current_database() AND pid <> pg_backend_pid() AND"
+            f" current_database() AND application_name <> '{_OBSERVER}' AND"
             " backend_type = 'client backend'"
             if self._postgresql
             else "SELECT p.id, CASE WHEN p.command <> 'Sleep' THEN 'active'"
@@ -260,7 +270,8 @@ class Backends:
         """Return the process or thread ids of all connections."""
         query = (
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-            " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            f" AND application_name <> '{_OBSERVER}'"
+            " AND backend_type = 'client backend'"
             if self._postgresql
             else "SELECT id FROM information_schema.processlist"
             " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
