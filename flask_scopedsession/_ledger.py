@@ -15,15 +15,17 @@ import itertools
 import time
 import typing as t
 import weakref
-from bisect import bisect_left
+from collections import Counter
 from collections import deque
 from time import perf_counter
 
+from ._meters import Meters
+from ._meters import UNFOLDED
 from ._native import allocate_lock
 from ._owner import Owner
-from .snapshot import BUCKET_BOUNDS
-from .snapshot import Histogram
+from ._owner import Responsible
 from .snapshot import Holder
+from .snapshot import SharedUse
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -35,45 +37,6 @@ if t.TYPE_CHECKING:
 
 #: Where a pool entry keeps its :class:`Slot`; the entry outlives reconnections.
 SLOT = "flask_scopedsession"
-
-#: Samples that may wait to be folded into a histogram.
-_UNFOLDED = 2048
-
-
-class Meter:
-    """Durations, recorded without a lock and folded into a histogram when read."""
-
-    __slots__ = ("_counts", "_highest", "_lock", "_sum", "add", "fresh")
-
-    def __init__(self) -> None:
-        self.fresh: deque[float] = deque()
-        self.add = self.fresh.append
-        self._lock = allocate_lock()
-        self._counts = [0] * (len(BUCKET_BOUNDS) + 1)
-        self._sum = 0.0
-        self._highest = 0.0
-
-    def trim(self) -> None:
-        """Fold what has gathered, unless somebody is already at it."""
-        if self._lock.acquire(False):
-            try:
-                self._fold()
-            finally:
-                self._lock.release()
-
-    def read(self) -> Histogram:
-        """Return everything recorded so far."""
-        with self._lock:
-            self._fold()
-            return Histogram.of(tuple(self._counts), self._sum, self._highest)
-
-    def _fold(self) -> None:
-        # Only as many as are there now, so that busy threads cannot keep us here.
-        for _ in range(len(self.fresh)):
-            seconds = max(0.0, self.fresh.popleft())
-            self._counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
-            self._sum += seconds
-            self._highest = max(self._highest, seconds)
 
 
 class Slot:
@@ -156,6 +119,8 @@ class PoolAccount:
         self.generation = 0
         self.listens_only = False
         """A ready-made pool of the user's: its waits and timeouts are unknown."""
+        self.most = float("inf")
+        """How many connections may be open at a time."""
         self.describe: t.Callable[[], tuple[Holder, ...]] = tuple
         """Says who holds what right now; the reader of this ledger sets it."""
         self.reset()
@@ -166,11 +131,7 @@ class PoolAccount:
         self.waiting.clear()
         self.open.clear()
         self.pinging.clear()
-        self.waits = Meter()
-        self.held = Meter()
-        self.created = Meter()
-        self.invalidated = Meter()
-        self.timeouts = Meter()
+        self.meters = Meters(self.in_use)
         self.timeout_times: deque[float] = deque(maxlen=1000)
         self.recent_timeouts: deque[TimedOut] = deque(maxlen=5)
         self.last_return = perf_counter()
@@ -184,7 +145,10 @@ class PoolAccount:
         self, proxied: PoolProxiedConnection, owner: Owner, now: float, waited: float
     ) -> Hold:
         """Note that `owner` has got a connection, `now`, after `waited` seconds."""
-        self.waits.add(waited)
+        meters = self.meters
+        if now >= meters.turn_at or len(meters.waits.fresh) > UNFOLDED:
+            meters.turn(now)  # first, so that this falls into the new step
+        meters.waits.add(waited)
         key = id(proxied)
         hold = self.holds.get(key)
         if hold is not None:
@@ -205,32 +169,46 @@ class PoolAccount:
 
             hold.stack = raw_stack(3)
         self.holds[key] = hold
-        if len(self.waits.fresh) > _UNFOLDED:
-            self.waits.trim()
-            self.held.trim()
+        if len(self.holds) > meters.used.now:
+            meters.used.now = max(meters.used.now, self.in_use()[0])
         return hold
+
+    def note_pending(self) -> None:
+        """Note that more are asked for than there are."""
+        pending = self.meters.pending
+        pending.now = max(pending.now, self.in_use()[1])
+
+    def in_use(self) -> tuple[int, int]:
+        """Count what is in use, and who must wait for that."""
+        out = [hold for hold in list(self.holds.values()) if hold.out]
+        held = sum(hold.generation == self.generation for hold in out)
+        # A slot is either held or asked for; whoever asks beyond the last one waits.
+        beyond = held + len(self.waiting) - self.most
+        return len(out), int(beyond) if beyond > 0 else 0
 
     def check_in(self, entry: ConnectionPoolEntry) -> None:
         """Note that a pool entry came back, or its connection was detached."""
         self.last_return = now = perf_counter()
+        if now >= self.meters.turn_at:
+            self.meters.turn(now)
         info = entry.record_info
         slot = None if info is None else info.get(SLOT)
         if slot is not None:
             slot.returned = now
             hold, slot.hold = slot.hold, None
             if hold is not None:
-                self._time(hold)
+                self._time(hold, now)
 
-    def _forget(self, hold: t.Any) -> None:
-        # Called when the proxied connection is freed, maybe by the collector.
+    def _forget(self, hold: t.Any, clock: t.Callable[[], float] = perf_counter) -> None:
+        # Called when the proxied connection is freed, maybe by the collector, or at
+        # interpreter exit: the clock is a default, since there are no globals then.
         self.holds.pop(hold.key, None)
-        self._time(hold)
+        self._time(hold, clock())
 
-    def _time(self, hold: Hold, clock: t.Callable[[], float] = perf_counter) -> None:
-        # The clock is a default, since there are no globals at interpreter exit.
+    def _time(self, hold: t.Any, now: float) -> None:
         if not hold.timed:
             hold.timed = True
-            self.held.add(clock() - hold.since)
+            self.meters.held.add((now - hold.since, hold.owner))
 
     # -- written when connections come and go ----------------------------------
 
@@ -243,18 +221,26 @@ class PoolAccount:
         if info is not None:
             info[SLOT] = slot
         self.open[entry] = slot
-        self.created.add(took)
+        self.meters.turn(slot.opened)
+        self.meters.created.add(took)
 
     def closed(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was closed, or left the pool for good."""
         self.open.pop(entry, None)
+
+    def died(self, entry: ConnectionPoolEntry) -> None:
+        """Note that a connection was found dead, or thrown away."""
+        now, slot = perf_counter(), self.open.get(entry)
+        self.meters.turn(now)
+        self.meters.invalidated.add(0.0 if slot is None else now - slot.opened)
 
     def timed_out(self, waiting: Waiting) -> TimedOut:
         """Note a checkout that gave up, and who held what at that moment."""
         now = perf_counter()
         holders = self.describe()
         timeout = TimedOut(time.time(), now - waiting.since, waiting.owner, holders)
-        self.timeouts.add(timeout.waited)
+        self.meters.turn(now)
+        self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)
         self.recent_timeouts.append(timeout)
         return timeout
@@ -288,13 +274,27 @@ class SessionEntry(weakref.ref["Session"]):
     context: weakref.ref[t.Any] | None
 
 
+class Lost:
+    """What the scopes of one view lost, since the start."""
+
+    __slots__ = ("last", "objects", "scopes")
+
+    def __init__(self) -> None:
+        self.scopes = 0
+        self.objects: Counter[str] = Counter()
+        self.last = 0.0
+
+
 class Ledger:
     """Everything one application holds in this process."""
 
     def __init__(self) -> None:
         self.pools: dict[str, PoolAccount] = {}
         self.sessions: dict[int, SessionEntry] = {}
+        self.lost: dict[Responsible, Lost] = {}
+        self.shared: deque[SharedUse] = deque(maxlen=5)
         self.started = time.time()
+        self._lock = allocate_lock()
         self._numbers = itertools.count(1)
 
     def opened(
@@ -330,12 +330,23 @@ class Ledger:
                 return hold
         return None
 
+    def lost_work(self, who: Responsible, objects: Counter[str]) -> None:
+        """Note that a scope ended well, but with changes that nobody committed."""
+        with self._lock:
+            lost = self.lost.setdefault(who, Lost())
+            lost.scopes += 1
+            lost.objects.update(objects)
+            lost.last = time.time()
+
     def _collected(self, entry: t.Any) -> None:
         self.sessions.pop(entry.key, None)
 
     def reset(self) -> None:
         """Begin anew after a fork: nothing of the parent's is ours."""
         self.sessions.clear()
+        self.lost.clear()
+        self.shared.clear()
+        self._lock = allocate_lock()
         self.started = time.time()
         for account in self.pools.values():
             account.reset()

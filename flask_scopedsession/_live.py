@@ -26,11 +26,11 @@ from ._control.protocol import CREDENTIALS
 from ._control.protocol import encode
 from ._control.protocol import PROTOCOL
 from ._control.server import SERVER
+from ._json import timestamp
 from ._native import allocate_lock
 from ._reading import MOST
 from ._reading import parent_pid
 from ._reading import Reader
-from ._reading import timestamp
 from .errors import ControlError
 from .snapshot import PoolSnapshot
 from .snapshot import Role
@@ -187,6 +187,8 @@ class LiveView:
             snapshot_at=timestamp(now),
             pools=pools,
             sessions=sessions,
+            lost_work=self._reader.lost_work(),
+            recent_shared=self._reader.recent_shared(),
             truncated=len(sessions) >= MOST or any(p.used > MOST for p in pools),
             host=socket.gethostname(),
         )
@@ -329,6 +331,7 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
     pools = tuple(
         replace(
             pool,
+            views=pool.views[:keep],
             holders=tuple(
                 replace(h, sql=None, stack=None) for h in pool.holders[:keep]
             ),
@@ -345,5 +348,6 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
         worker,
         pools=pools,
         sessions=worker.sessions[:keep],
+        lost_work=worker.lost_work[:keep],
         truncated=worker.truncated or keep < max(longest, len(worker.sessions)),
     )

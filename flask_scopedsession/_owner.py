@@ -139,7 +139,25 @@ def end_owner(context: t.Any) -> None:
     """Note that the context's work is over; what it still holds, it leaked."""
     owner = context.__dict__.pop(KEY, None)
     if owner is not None:
+        owner.url_rule  # noqa: B018 - noted, as long as there is a request to ask
         owner.ended = True
+
+
+class Responsible(t.NamedTuple):
+    """Who it was: a view by its endpoint, method and rule, or else a command."""
+
+    endpoint: str | None = None
+    method: str | None = None
+    rule: str | None = None
+    command: str | None = None
+
+
+def responsible(owner: Owner) -> Responsible:
+    """Name the view or the command."""
+    rule = owner.url_rule
+    if rule is None:
+        return Responsible(None, owner.method, None, owner.command)
+    return Responsible(rule.endpoint, owner.method, rule.rule, owner.command)
 
 
 def described(owner: Owner | None) -> str:

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from .snapshot import clean
+from ._json import clean
 
 #: What ASCII has instead of the few other characters that we write.
 _ASCII = str.maketrans({"→": "->", "×": "x", "·": "|", "∞": "inf", "…": "..."})

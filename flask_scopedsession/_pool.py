@@ -16,7 +16,10 @@ from time import perf_counter
 
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import Pool
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import SingletonThreadPool
 
 from ._ledger import PoolAccount
 from ._ledger import SLOT
@@ -55,6 +58,8 @@ class TrackedPool(Pool):
         owner = current_owner()
         ident = owner.ident
         waiting = account.waiting[ident] = Waiting(perf_counter(), owner)
+        if len(account.waiting) + len(account.holds) > account.most:
+            account.note_pending()
         try:
             proxied = super().connect()
             now = perf_counter()
@@ -155,6 +160,8 @@ def tracked(base: type[Pool]) -> type[TrackedPool]:
 def attach(pool: Pool, account: PoolAccount, after_fork: t.Callable[[], Pool]) -> None:
     """Let a new pool of a tracked class feed `account`."""
     if isinstance(pool, TrackedPool):
+        most = limits(pool).max
+        account.most = float("inf") if most is None else most
         pool.account = account
         pool.after_fork = after_fork
         pool.pid = os.getpid()
@@ -176,6 +183,30 @@ def returns_are_seen(base: type[Pool]) -> bool:
 def base_class(pool: Pool) -> type[Pool]:
     """Return the class that the user or the dialect chose."""
     return pool.base_class if isinstance(pool, TrackedPool) else type(pool)
+
+
+class Limits(t.NamedTuple):
+    """What a pool may open, as far as its class knows."""
+
+    size: int | None
+    max: int | None
+    unlimited: bool | None
+    pool_timeout: float | None
+
+
+def limits(pool: Pool) -> Limits:
+    """Return a pool's limits; ``None`` where its class has no such notion."""
+    if isinstance(pool, QueuePool):
+        size = pool.size()
+        # Private: SQLAlchemy offers the current overflow, but not its bound.
+        overflow = getattr(pool, "_max_overflow", None)
+        if overflow == -1 or size == 0:
+            return Limits(size, None, True, pool.timeout())
+        most = None if overflow is None else size + overflow
+        return Limits(size, most, False, pool.timeout())
+    if isinstance(pool, SingletonThreadPool):
+        return Limits(t.cast(t.Any, pool).size, None, None, None)
+    return Limits(None, None, True if isinstance(pool, NullPool) else None, None)
 
 
 # -- a timeout that helps ------------------------------------------------------

@@ -9,41 +9,46 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import typing as t
 import weakref
 from collections.abc import Iterable
 from collections.abc import Mapping
-from datetime import datetime
-from datetime import timezone
 from time import perf_counter
 
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import NullPool
-from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
-from sqlalchemy.pool import SingletonThreadPool
 
 from ._frames import Places
 from ._frames import raw_frames
 from ._frames import RawFrame
+from ._json import timestamp
 from ._ledger import Hold
 from ._ledger import Ledger
 from ._ledger import PoolAccount
 from ._ledger import SessionEntry
 from ._ledger import TimedOut
 from ._ledger import Waiting
+from ._meters import add_use
+from ._meters import Meters
+from ._meters import NO_USE
 from ._native import original
 from ._owner import frame_of
 from ._owner import Owner
+from ._owner import Responsible
+from ._owner import responsible
 from ._pool import base_class
+from ._pool import Limits
+from ._pool import limits
 from .snapshot import ConfiguredPool
 from .snapshot import DatabaseURL
 from .snapshot import Holder
+from .snapshot import LostWorkCount
 from .snapshot import PoolSnapshot
 from .snapshot import PoolTimeout
 from .snapshot import SessionSnapshot
 from .snapshot import SessionState
+from .snapshot import SharedUse
+from .snapshot import ViewUse
 from .snapshot import Waiter
 
 if t.TYPE_CHECKING:
@@ -63,42 +68,13 @@ WEDGED_AFTER = 2.0
 #: At most so many holders per pool, and sessions per worker, are told.
 MOST = 1000
 
-
-class Limits(t.NamedTuple):
-    """What a pool may open, as far as its class knows."""
-
-    size: int | None
-    max: int | None
-    unlimited: bool | None
-    pool_timeout: float | None
-
-
-def limits(pool: Pool) -> Limits:
-    """Return a pool's limits; ``None`` where its class has no such notion."""
-    if isinstance(pool, QueuePool):
-        size = pool.size()
-        # Private: SQLAlchemy offers the current overflow, but not its bound.
-        overflow = getattr(pool, "_max_overflow", None)
-        if overflow == -1 or size == 0:
-            return Limits(size, None, True, pool.timeout())
-        most = None if overflow is None else size + overflow
-        return Limits(size, most, False, pool.timeout())
-    if isinstance(pool, SingletonThreadPool):
-        return Limits(t.cast(t.Any, pool).size, None, None, None)
-    return Limits(None, None, True if isinstance(pool, NullPool) else None, None)
+#: At most so many views per pool.
+MOST_VIEWS = 20
 
 
 def safe_url(url: URL) -> DatabaseURL:
     """Return the parts of a URL that may be shown: a list of the good ones."""
     return DatabaseURL(url.drivername, url.host, url.port, url.database)
-
-
-def timestamp(seconds: float | None = None) -> str:
-    """Return a time, now by default, as RFC 3339 in UTC."""
-    moment = datetime.fromtimestamp(
-        time.time() if seconds is None else seconds, timezone.utc
-    )
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Reader:
@@ -188,22 +164,17 @@ class Reader:
             used_pct=100.0 * used / bounds.max if bounds.max else None,
             max_wait_s=None if blind else longest,
             held_long=sum(h.held_s > self._held_long_after for h in holders),
-            checkouts_total=account.waits.read().count,
-            connects_total=account.created.read().count,
-            timeouts_total=None if blind else account.timeouts.read().count,
             timeouts_60s=None
             if blind
             else sum(at > minute_ago for at in list(account.timeout_times)),
-            invalidated_total=account.invalidated.read().count,
-            wait_s=None if blind else account.waits.read(),
-            hold_s=account.held.read(),
-            create_s=account.created.read(),
             wedged=longest >= WEDGED_AFTER and now - account.last_return >= longest,
             holders=holders[:MOST],
             waiters=waiters[:MOST],
             recent_timeouts=tuple(
                 self._timeout(timeout) for timeout in list(account.recent_timeouts)
             ),
+            **_measured(account, bounds, used, len(waiters)),
+            views=_views(account.meters, live, now),
         )
 
     def _blocked(self, account: PoolAccount, live: list[Hold]) -> list[Waiting]:
@@ -237,8 +208,8 @@ class Reader:
     ) -> Holder:
         owner = hold.owner
         in_transaction = self._in_transaction(account, hold)
-        idle = None
-        if in_transaction and hold.running_since is None and hold.idle_since:
+        running, idle = hold.running_since, None
+        if in_transaction and running is None and hold.idle_since:
             idle = max(0.0, now - hold.idle_since)
         return Holder(
             connection=None if hold.slot is None else hold.slot.number,
@@ -249,11 +220,12 @@ class Reader:
             request_over=owner.over,
             in_transaction=in_transaction,
             idle_in_transaction_s=idle,
+            running_s=None if running is None else max(0.0, now - running),
             at=self._at(owner, stacks, hold),
             stack=None if hold.stack is None else self._places.stack(hold.stack),
             session=None if hold.session is None else hold.session.number,
             sql=hold.statement,
-            **_responsible(owner),
+            **responsible(owner)._asdict(),
         )
 
     @staticmethod
@@ -287,7 +259,7 @@ class Reader:
             thread=owner.thread.name,
             at=self._at(owner, stacks),
             self_deadlock=id(owner.thread) in holding,
-            **_responsible(owner),
+            **responsible(owner)._asdict(),
         )
 
     @staticmethod
@@ -295,11 +267,28 @@ class Reader:
         return PoolTimeout(
             at_time=timestamp(timeout.at),
             waited_s=timeout.waited,
-            endpoint=_responsible(timeout.owner)["endpoint"],
+            endpoint=responsible(timeout.owner).endpoint,
             holders=timeout.holders[:MOST],
         )
 
     # -- sessions --------------------------------------------------------------
+
+    def lost_work(self) -> tuple[LostWorkCount, ...]:
+        """Read what was never committed, the latest first."""
+        lost = sorted(self._ledger.lost.copy().items(), key=lambda each: -each[1].last)
+        return tuple(
+            LostWorkCount(
+                **who._asdict(),
+                scopes_total=each.scopes,
+                objects=dict(each.objects),
+                last_at=timestamp(each.last),
+            )
+            for who, each in lost[:MOST_VIEWS]
+        )
+
+    def recent_shared(self) -> tuple[SharedUse, ...]:
+        """Read which sessions two threads used at the same time, the latest last."""
+        return tuple(self._ledger.shared)
 
     def sessions(self) -> tuple[SessionSnapshot, ...]:
         """Read every open session, oldest first."""
@@ -357,8 +346,66 @@ class Reader:
             deleted=_count(lambda: session.deleted),
             identity=_count(lambda: session.identity_map),
             idle_in_transaction_s=max(idle, default=None),
-            **_responsible(entry.owner),
+            **responsible(entry.owner)._asdict(),
         )
+
+
+def _measured(
+    account: PoolAccount, bounds: Limits, used: int, pending: int
+) -> dict[str, t.Any]:
+    """Return what was measured, since the start and over the last minute."""
+    meters, blind = account.meters, account.listens_only
+    # Where there is no telling who just passes, there is none of the most that waited.
+    counted = not blind and (bounds.max is not None or bool(bounds.unlimited))
+    with meters.at_rest() as window:
+        return {
+            "checkouts_total": meters.waits.total().count,
+            "connects_total": meters.created.total().count,
+            "timeouts_total": None if blind else meters.timeouts.total().count,
+            "invalidated_total": meters.invalidated.total().count,
+            "wait_s": None if blind else meters.waits.total(),
+            "hold_s": meters.held.total(),
+            "create_s": meters.created.total(),
+            "window_s": window,
+            "wait_60s": None if blind else meters.waits.minute(),
+            "hold_60s": meters.held.minute(),
+            "create_60s": meters.created.minute(),
+            "invalidated_60s": meters.invalidated.minute().count,
+            "invalidated_age_s": meters.invalidated.total(),
+            "used_max": meters.used.ever(used),
+            "used_max_60s": meters.used.minute(used),
+            "pending_max": meters.pending.ever(pending) if counted else None,
+            "pending_max_60s": meters.pending.minute(pending) if counted else None,
+            "busiest": meters.busiest,
+        }
+
+
+def _views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ...]:
+    """Return the views that had most of the pool's time; who holds now, too."""
+    with meters.at_rest() as window:
+        ever, minute = meters.held.uses(), meters.held.uses_minute()
+    for hold in live:
+        holder, held = responsible(hold.owner), now - hold.since
+        add_use(ever, holder, 1, held)
+        add_use(minute, holder, 1, min(held, window))
+    whole = sum(use.seconds for use in ever.values())
+    whole_60s = sum(use.seconds for use in minute.values())
+    found = []
+    for who, use in ever.items():
+        lately = minute.get(who, NO_USE)
+        found.append(
+            ViewUse(
+                **(who or Responsible())._asdict(),
+                checkouts_total=use.times,
+                held_s=use.seconds,
+                share=use.seconds / whole if whole else None,
+                checkouts_60s=lately.times,
+                held_60s=lately.seconds,
+                share_60s=lately.seconds / whole_60s if whole_60s else None,
+            )
+        )
+    found.sort(key=lambda view: -max(view.share or 0.0, view.share_60s or 0.0))
+    return tuple(found[:MOST_VIEWS])
 
 
 def _stacks(asked: Iterable[Hold | Waiting]) -> Stacks:
@@ -389,16 +436,6 @@ def _session_state(
     if holds:
         return "holding"
     return "begun" if session.in_transaction() else "idle"
-
-
-def _responsible(owner: Owner) -> dict[str, t.Any]:
-    rule = owner.url_rule
-    return {
-        "endpoint": None if rule is None else rule.endpoint,
-        "method": owner.method,
-        "rule": None if rule is None else rule.rule,
-        "command": owner.command,
-    }
 
 
 def _count(collection: t.Callable[[], t.Sized]) -> int | None:

@@ -26,6 +26,8 @@ from ._context import has_context
 from ._owner import current_owner
 from ._owner import end_owner
 from ._owner import KEY as OWNER
+from ._owner import Responsible
+from ._owner import responsible
 from ._session import close_session
 from ._session import describe_lost_work
 from ._session import ended_well
@@ -190,7 +192,10 @@ class Scopes(ScopedRegistry[t.Any]):
         for session in list(scope.sessions.values()):
             lost = unsaved_work(session)
             if lost:
-                message = describe_lost_work(context.__dict__.get(OWNER), lost)
+                owner = context.__dict__.get(OWNER)
+                message = describe_lost_work(owner, lost)
+                who = Responsible() if owner is None else responsible(owner)
+                scope.state.ledger.lost_work(who, lost)
                 if scope.state.settings.lost_work == "raise":
                     raising.append(LostWork(message))
                 elif scope.state.first_report(message.partition(" ended ")[0]):

@@ -21,12 +21,17 @@ import typing as t
 
 from ._frames import Places
 from ._frames import raw_frames
+from ._json import timestamp
 from ._owner import at_work
 from ._owner import described
 from ._owner import frame_of
 from ._owner import is_inside
 from ._owner import Owner
+from ._owner import Responsible
+from ._owner import responsible
 from .errors import SharedSession
+from .snapshot import SharedUse
+from .snapshot import ThreadPlace
 
 if t.TYPE_CHECKING:
     from ._ledger import SessionEntry
@@ -64,7 +69,7 @@ class OneThreadAtATime:
             if user[0] == mine[0]:
                 return None
             if self._scopedsession_busy(user):
-                raise SharedSession(self._scopedsession_say())
+                raise SharedSession(self._scopedsession_say(None))
             self.__dict__[_USER] = mine
         by = self._scopedsession_by
         if by is None or by.ident != mine[0]:
@@ -114,15 +119,26 @@ class OneThreadAtATime:
         if state.first_report(f"{who} shares"):
             log.warning("%s", self._scopedsession_say(before))
 
-    def _scopedsession_say(self, before: Owner | None = None) -> str:
-        """Name both threads, and their lines."""
-        entry = self._scopedsession_entry
-        who = described(None if entry is None else entry.owner)
-        here, there = Owner(None, None), before or self._scopedsession_by
+    def _scopedsession_say(self, before: Owner | None) -> str:
+        """Note both threads and their lines in the ledger, and name them."""
+        entry, state = self._scopedsession_entry, self._scopedsession_state
+        owner = None if entry is None else entry.owner
+        there = _place(entry, before or self._scopedsession_by)
+        here = _place(entry, Owner(None, None))
+        if state is not None:
+            who = Responsible() if owner is None else responsible(owner)
+            state.ledger.shared.append(
+                SharedUse(
+                    at_time=timestamp(),
+                    **who._asdict(),
+                    refused=before is None,
+                    threads=(there, here),
+                )
+            )
         what = "use one session in one transaction" if before else "call one session"
         return (
-            f"{who}: two threads {what} at the same time,"
-            f" {_place(entry, there)} and {_place(entry, here)}. Give each thread a"
+            f"{described(owner)}: two threads {what} at the same time,"
+            f" {_named(there)} and {_named(here)}. Give each thread a"
             " context of its own, 'with app.app_context():', and hand over primary"
             " keys instead of objects."
         )
@@ -132,13 +148,17 @@ class OneThreadAtATime:
         def in_transaction(self) -> bool: ...
 
 
-def _place(entry: SessionEntry | None, owner: Owner | None) -> str:
-    """Name a thread, and the line of the app's own code that it is at."""
+def _place(entry: SessionEntry | None, owner: Owner | None) -> ThreadPlace:
+    """Return a thread, and the line of the app's own code that it is at."""
     if owner is None:
-        return "one that is unknown"
+        return ThreadPlace("one that is unknown")
     context = None if entry is None or entry.context is None else entry.context()
     at = None
     if context is not None:
         frame = frame_of(owner, sys._current_frames())
         at = Places(context.app.root_path).innermost(raw_frames(frame))
-    return f"{owner.thread.name!r}" + (f" at {at}" if at else "")
+    return ThreadPlace(owner.thread.name, at)
+
+
+def _named(place: ThreadPlace) -> str:
+    return f"{place.thread!r}" + (f" at {place.at}" if place.at else "")

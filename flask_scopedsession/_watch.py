@@ -49,8 +49,7 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     def invalidated(
         _: DBAPIConnection, entry: ConnectionPoolEntry, __: BaseException | None
     ) -> None:
-        slot = account.open.get(entry)
-        account.invalidated.add(0.0 if slot is None else perf_counter() - slot.opened)
+        account.died(entry)
 
     def connecting(*_: t.Any) -> None:
         waiting = account.waiting.get(threading.get_ident())

@@ -8,33 +8,31 @@ process goes on, so they may differ by what happened in between.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import types
 import typing as t
 from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 
-if t.TYPE_CHECKING:
-    from typing_extensions import Self
+from ._json import Reading
 
 __all__ = [
     "SCHEMA",
+    "BusyMinute",
     "ConfiguredPool",
     "DatabaseTotal",
     "DatabaseURL",
     "Histogram",
     "Holder",
+    "LostWorkCount",
     "PoolSnapshot",
     "PoolTimeout",
     "SearchedDirectory",
     "SessionSnapshot",
+    "SharedUse",
     "Silent",
     "Survey",
+    "ThreadPlace",
+    "ViewUse",
     "Waiter",
     "WorkerSnapshot",
 ]
@@ -54,37 +52,8 @@ SessionState = t.Literal[
 ]
 
 
-class _Reading:
-    """What all readings can: become JSON-ready, and be made from it."""
-
-    __slots__ = ()
-
-    def to_dict(self) -> dict[str, t.Any]:
-        """Return plain dicts, lists and scalars, ready for :func:`json.dumps`."""
-        return {
-            field.name: _plain(getattr(self, field.name))
-            for field in dataclasses.fields(t.cast(t.Any, self))
-        }
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Make a reading from what :meth:`to_dict` gave; unknown keys are ignored.
-
-        :raises ValueError: A field is missing or of another type.
-        """
-        if not isinstance(data, Mapping):
-            raise ValueError(f"{cls.__name__} is not an object")  # noqa: TRY004
-        values = {}
-        for name, (kind, required) in _fields(t.cast(t.Any, cls)).items():
-            if name in data:
-                values[name] = _typed(kind, data[name], f"{cls.__name__}.{name}")
-            elif required:
-                raise ValueError(f"{cls.__name__}.{name} is missing")
-        return cls(**values)
-
-
 @dataclass(frozen=True, slots=True)
-class Histogram(_Reading):
+class Histogram(Reading):
     """How long something took: counts by bucket, in seconds."""
 
     count: int
@@ -110,7 +79,7 @@ class Histogram(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseURL(_Reading):
+class DatabaseURL(Reading):
     """The parts of a database URL that are safe to show, and no others."""
 
     drivername: str
@@ -124,7 +93,7 @@ class DatabaseURL(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class Holder(_Reading):
+class Holder(Reading):
     """Who has a connection checked out."""
 
     connection: int | None
@@ -140,6 +109,8 @@ class Holder(_Reading):
     """The request, command or context that checked it out has ended."""
     in_transaction: bool | None = None
     idle_in_transaction_s: float | None = None
+    running_s: float | None = None
+    """For how long the statement that runs right now has been running."""
     at: str | None = None
     stack: tuple[str, ...] | None = None
     session: int | None = None
@@ -147,7 +118,7 @@ class Holder(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter(_Reading):
+class Waiter(Reading):
     """Who waits for a connection."""
 
     waited_s: float
@@ -162,7 +133,7 @@ class Waiter(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolTimeout(_Reading):
+class PoolTimeout(Reading):
     """A checkout that gave up, and who held the connections at that moment."""
 
     at_time: str
@@ -172,7 +143,41 @@ class PoolTimeout(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSnapshot(_Reading):
+class ViewUse(Reading):
+    """What one view, or command, had of a pool's time."""
+
+    endpoint: str | None
+    method: str | None
+    rule: str | None
+    command: str | None
+    checkouts_total: int
+    held_s: float
+    """Seconds for which it held connections, since the start."""
+    share: float | None
+    """Of everybody's seconds, from 0 to 1."""
+    checkouts_60s: int
+    held_60s: float
+    """Seconds for which it held connections, in the last minute."""
+    share_60s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BusyMinute(Reading):
+    """The minute since the start that had most of a pool."""
+
+    at: str
+    """When it ended."""
+    span_s: float
+    """Less than a minute for a process that is younger."""
+    checkouts: int
+    held_s: float
+    """Seconds of the holds that ended in it."""
+    waited_s: float
+    timeouts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot(Reading):
     """One reading of the pool of one bind."""
 
     bind: str
@@ -198,14 +203,30 @@ class PoolSnapshot(_Reading):
     wait_s: Histogram | None
     hold_s: Histogram
     create_s: Histogram
+    window_s: float = 0.0
+    """What ``_60s`` stands for exactly: up to 70 seconds, in steps of ten."""
+    wait_60s: Histogram | None = None
+    hold_60s: Histogram | None = None
+    create_60s: Histogram | None = None
+    invalidated_60s: int = 0
+    invalidated_age_s: Histogram | None = None
+    """How old connections were when they died."""
+    used_max: int = 0
+    """The most that were in use at a time, since the start."""
+    used_max_60s: int = 0
+    pending_max: int | None = None
+    pending_max_60s: int | None = None
+    busiest: BusyMinute | None = None
     wedged: bool = False
     holders: tuple[Holder, ...] = ()
     waiters: tuple[Waiter, ...] = ()
     recent_timeouts: tuple[PoolTimeout, ...] = ()
+    views: tuple[ViewUse, ...] = ()
+    """The views that had most of its time, since the start or in the last minute."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConfiguredPool(_Reading):
+class ConfiguredPool(Reading):
     """A pool as this process would make it, when no worker can be asked."""
 
     bind: str
@@ -218,7 +239,7 @@ class ConfiguredPool(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class SessionSnapshot(_Reading):
+class SessionSnapshot(Reading):
     """One open session."""
 
     session: int
@@ -240,7 +261,44 @@ class SessionSnapshot(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSnapshot(_Reading):
+class LostWorkCount(Reading):
+    """What the scopes of one view, or command, lost since the start."""
+
+    endpoint: str | None
+    method: str | None
+    rule: str | None
+    command: str | None
+    scopes_total: int
+    """How many ended well, but with changes that nobody committed."""
+    objects: Mapping[str, int]
+    """Changes that were lost, by model or table."""
+    last_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadPlace(Reading):
+    """A thread, and the line of the application's code that it was at."""
+
+    thread: str
+    at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedUse(Reading):
+    """Two threads that used one session at the same time."""
+
+    at_time: str
+    endpoint: str | None
+    method: str | None
+    rule: str | None
+    command: str | None
+    refused: bool
+    """The second got an error; else they share a transaction."""
+    threads: tuple[ThreadPlace, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSnapshot(Reading):
     """One process: its pools and its open sessions."""
 
     id: str
@@ -255,13 +313,15 @@ class WorkerSnapshot(_Reading):
     snapshot_at: str
     pools: tuple[PoolSnapshot, ...]
     sessions: tuple[SessionSnapshot, ...]
+    lost_work: tuple[LostWorkCount, ...] = ()
+    recent_shared: tuple[SharedUse, ...] = ()
     truncated: bool = False
     uid: int | None = None
     host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Silent(_Reading):
+class Silent(Reading):
     """A worker that is there, but gave no usable answer."""
 
     id: str
@@ -271,7 +331,7 @@ class Silent(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class SearchedDirectory(_Reading):
+class SearchedDirectory(Reading):
     """Where workers were looked for, and what stood in the way."""
 
     dir: str
@@ -281,7 +341,7 @@ class SearchedDirectory(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseTotal(_Reading):
+class DatabaseTotal(Reading):
     """One database, summed over all live workers."""
 
     url: DatabaseURL
@@ -295,7 +355,7 @@ class DatabaseTotal(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class Survey(_Reading):
+class Survey(Reading):
     """What every live worker answered, and who stayed silent."""
 
     app: str
@@ -336,7 +396,7 @@ class Survey(_Reading):
     def to_dict(self) -> dict[str, t.Any]:
         """Return the JSON document of ``--json``."""
         # super() does not work in a dataclass with slots, which is a new class.
-        data = _Reading.to_dict(self)
+        data = Reading.to_dict(self)
         data["totals"] = [total.to_dict() for total in self.totals]
         schema = data.pop("schema")
         return {"schema": schema, **data}
@@ -367,76 +427,3 @@ def _quantile(
             return min(lower + (upper - lower) * (rank - below) / inside, highest)
         below += inside
     return highest
-
-
-# -- JSON, both ways -----------------------------------------------------------
-
-
-def _plain(value: t.Any) -> t.Any:
-    if isinstance(value, _Reading):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, float):
-        return round(value, 6)
-    return clean(value) if isinstance(value, str) else value
-
-
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
-
-
-def clean(text: str) -> str:
-    """Strip what could steer a terminal: controls, escapes, bidi marks."""
-    return _UNPRINTABLE.sub("", text)
-
-
-@cache
-def _fields(cls: type) -> dict[str, tuple[t.Any, bool]]:
-    hints = t.get_type_hints(cls)
-    return {
-        field.name: (hints[field.name], field.default is dataclasses.MISSING)
-        for field in dataclasses.fields(cls)
-    }
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            if math.isfinite(number := float(value)):
-                return number
-    return None
-
-
-def _typed(kind: t.Any, value: t.Any, where: str) -> t.Any:
-    """Check one value that came from another process against its annotation."""
-    origin = t.get_origin(kind)
-    arguments = t.get_args(kind)
-    if origin in (t.Union, types.UnionType):
-        if value is None:
-            return None
-        return _typed(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is t.Literal:
-        if value in arguments:
-            return value
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(_typed(arguments[0], item, where) for item in value)
-    elif origin is not None:  # Mapping[str, str]
-        if isinstance(value, Mapping):
-            return {clean(str(key)): clean(str(item)) for key, item in value.items()}
-    elif isinstance(kind, type) and issubclass(kind, _Reading):
-        return kind.from_dict(value)
-    elif kind is float:
-        number = _finite(value)
-        if number is not None:
-            return number
-    elif kind is str:
-        if isinstance(value, str):
-            return clean(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise ValueError(f"{where} is not {getattr(kind, '__name__', kind)}")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 
+from .._json import clean
 from ..errors import ControlError
 from ..errors import UnsafeDirectory
-from ..snapshot import clean
 from ..snapshot import SearchedDirectory
 from ..snapshot import Silent
 from ..snapshot import WorkerSnapshot

@@ -26,7 +26,12 @@ from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 from waiting import wait_until
 
+from flask_scopedsession import _ledger
+from flask_scopedsession import _meters
+from flask_scopedsession import _pool
+from flask_scopedsession import _reading
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._owner import Owner
 from flask_scopedsession._pool import returns_are_seen
 from flask_scopedsession._pool import tracked
 
@@ -317,18 +322,15 @@ def test_collected_in_the_middle_of_a_reading(make):
     done = threading.Event()
 
     def read_while_collecting():
-        account.held._lock.acquire()
-        try:
+        with account.meters.at_rest():
             raw = db_engine.raw_connection()
             raw.cycle = raw
             del raw
             for _ in range(5000):  # so that the meters want folding, too
-                account.waits.add(0.0)
-                account.held.add(0.0)
+                account.meters.waits.add(0.0)
+                account.meters.held.add((0.0, Owner(None, None)))
             gc.collect()
             db_engine.connect().close()
-        finally:
-            account.held._lock.release()
         done.set()
 
     db_engine = db.engine
@@ -567,8 +569,8 @@ def test_meters_stay_bounded(make):
     account = db._states[next(iter(db._states))].ledger.pools["default"]
     for _ in range(5000):
         db.engine.connect().close()
-    assert len(account.waits.fresh) <= 2049
-    assert len(account.held.fresh) <= 2049
+    assert len(account.meters.waits.fresh) <= 1025
+    assert len(account.meters.held.fresh) <= 1025
     assert pool_of(db).checkouts_total == 5000
 
 
@@ -834,3 +836,179 @@ def test_a_command_is_named(make_app, sqlite_url):
     assert holder.command == "nightly"
     assert found[0].sessions[0].command == "nightly"
     assert "canary" not in str(found[0].to_dict())
+
+
+# Over time
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let time pass for the ledger when the test says so."""
+
+    class Clock:
+        ahead = 0.0
+
+        def __call__(self):
+            return time.perf_counter() + self.ahead
+
+    clock = Clock()
+    for module in (_ledger, _meters, _pool, _reading):
+        monkeypatch.setattr(module, "perf_counter", clock)
+    return clock
+
+
+def test_the_last_minute(make, clock):
+    """What is older counts since the start only; a new wait is of the new minute."""
+    db = make()
+    db.engine.connect().close()
+    clock.ahead += 300
+    connection = db.engine.connect()
+    found = pool_of(db)
+    assert (found.wait_s.count, found.wait_60s.count) == (2, 1)
+    assert (found.create_s.count, found.create_60s.count) == (1, 0)
+    assert (found.hold_s.count, found.hold_60s.count) == (1, 0)
+    connection.close()
+    found = pool_of(db)
+    assert (found.hold_s.count, found.hold_60s.count) == (2, 1)
+    assert 60 <= found.window_s <= 70
+
+
+def test_a_burst_that_is_over(make, clock):
+    """How much was in use, and how many waited, is known a minute later."""
+    db = make(pool_size=2, max_overflow=0, pool_timeout=10)
+    engine = db.engine
+    out = [engine.connect() for _ in range(2)]
+    waiters = [threading.Thread(target=lambda: engine.connect().close()) for _ in "ab"]
+    for thread in waiters:
+        thread.start()
+    wait_until(lambda: pool_of(db).pending == 2)
+    for connection in out:
+        connection.close()
+    for thread in waiters:
+        thread.join(10)
+    clock.ahead += 30
+    found = pool_of(db)
+    assert (found.used, found.used_max_60s, found.used_max) == (0, 2, 2)
+    assert (found.pending, found.pending_max_60s, found.pending_max) == (0, 2, 2)
+    clock.ahead += 60
+    found = pool_of(db)
+    assert (found.used_max_60s, found.used_max) == (0, 2)
+    assert (found.pending_max_60s, found.pending_max) == (0, 2)
+
+
+def test_a_pool_whose_waiters_are_unknown(make):
+    """It says so, rather than that there were none."""
+    db = make(poolclass=OwnPool)
+    db.engine.connect().close()
+    assert (pool_of(db).pending_max, pool_of(db).pending_max_60s) == (None, None)
+    assert pool_of(db).used_max == 1
+
+
+def test_nobody_waits_for_a_pool_without_limit(make):
+    db = make(poolclass=NullPool)
+    out = [db.engine.connect() for _ in range(3)]
+    assert (pool_of(db).used_max, pool_of(db).pending_max) == (3, 0)
+    for connection in out:
+        connection.close()
+
+
+def test_the_views_that_use_the_pool(make_app, clock):
+    """By share of its time; who holds a connection right now counts, too."""
+    db = ScopedSession()
+    app = make_app(db)
+    kept = []
+
+    @app.get("/quick")
+    def quick():
+        db.session.execute(text("SELECT 1"))
+        return ""
+
+    @app.get("/slow/<name>")
+    def slow(name):
+        db.session.execute(text("SELECT 1"))
+        clock.ahead += 3
+        return ""
+
+    @app.get("/keep")
+    def keep():
+        kept.append(db.engine.connect())
+        return ""
+
+    client = app.test_client()
+    for path in ("/quick", "/slow/a", "/slow/b", "/keep"):
+        client.get(path)
+    clock.ahead += 2
+    with app.app_context():
+        views = pool_of(db).views
+    assert [(v.endpoint, v.method, v.rule, v.checkouts_total) for v in views] == [
+        ("slow", "GET", "/slow/<name>", 2),
+        ("keep", "GET", "/keep", 1),
+        ("quick", "GET", "/quick", 1),
+    ]
+    assert [round(v.share, 2) for v in views] == [0.75, 0.25, 0.0]
+    assert [round(v.held_s) for v in views] == [6, 2, 0]
+    clock.ahead += 94
+    with app.app_context():
+        views = pool_of(db).views
+    assert [(v.endpoint, round(v.held_s), round(v.share_60s)) for v in views[:1]] == [
+        ("keep", 96, 1)
+    ]
+    kept.pop().close()
+
+
+def test_a_session_opened_before_the_rule_is_matched(make_app):
+    """As an interface for server-side sessions does; its view is known all the same."""
+    db = ScopedSession()
+    app = make_app(db)
+
+    class Interface(type(app.session_interface)):
+        def open_session(self, app, request):
+            db.session.execute(text("SELECT 1"))
+            return super().open_session(app, request)
+
+    app.session_interface = Interface()
+
+    @app.get("/view")
+    def view():
+        return ""
+
+    assert app.test_client().get("/view").status_code == 200
+    with app.app_context():
+        (found,) = pool_of(db).views
+    assert (found.endpoint, found.rule) == ("view", "/view")
+
+
+def test_how_old_connections_were_when_they_died(make, clock):
+    db = make()
+    with db.engine.connect() as connection:
+        clock.ahead += 600
+        connection.invalidate()
+    found = pool_of(db)
+    assert (found.invalidated_total, found.invalidated_60s) == (1, 1)
+    assert round(found.invalidated_age_s.max) == 600
+    clock.ahead += 70
+    assert pool_of(db).invalidated_60s == 0
+
+
+def test_how_long_a_statement_has_been_running(make):
+    """Told while it runs; idle before and after."""
+    db = make()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work():
+        with engine.connect() as connection:
+            connection.connection.driver_connection.create_function(
+                "wait", 0, lambda: (inside.set(), go_on.wait(10)) and 1
+            )
+            connection.execute(text("SELECT wait()"))
+
+    engine = db.engine
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(10)
+    (holder,) = pool_of(db).holders
+    assert holder.running_s > 0
+    assert holder.idle_in_transaction_s is None
+    go_on.set()
+    thread.join(10)
+    assert pool_of(db).holders == ()

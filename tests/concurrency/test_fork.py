@@ -421,7 +421,7 @@ def test_forking_while_another_thread_is_in_the_ledger(fork):
         account = state.ledger.pools["default"]
         inside, leave = threading.Event(), threading.Event()
         def hold_the_locks():
-            with account.held._lock, account.waits._lock:
+            with account.meters.at_rest():
                 inside.set()
                 leave.wait(20)
         thread = threading.Thread(target=hold_the_locks)

@@ -6,14 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from flask_scopedsession.snapshot import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram
 from flask_scopedsession.snapshot import Holder
+from flask_scopedsession.snapshot import LostWorkCount
 from flask_scopedsession.snapshot import PoolSnapshot
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import SessionSnapshot
+from flask_scopedsession.snapshot import SharedUse
 from flask_scopedsession.snapshot import Silent
 from flask_scopedsession.snapshot import Survey
+from flask_scopedsession.snapshot import ThreadPlace
+from flask_scopedsession.snapshot import ViewUse
 from flask_scopedsession.snapshot import Waiter
 from flask_scopedsession.snapshot import WorkerSnapshot
 
@@ -51,6 +56,52 @@ def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
     return Waiter(waited_s=waited_s, **{**fields, **changes})
 
 
+def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
+    """Return what a view had of a pool: all of it."""
+    fields: dict[str, Any] = {
+        "method": "GET",
+        "rule": "/orders/<int:id>",
+        "command": None,
+        "checkouts_total": 100,
+        "held_s": 0.05,
+        "share": 1.0,
+        "checkouts_60s": 10,
+        "held_60s": 0.05,
+        "share_60s": 1.0,
+    }
+    return ViewUse(endpoint=endpoint, **{**fields, **changes})
+
+
+def lost_work(objects: dict[str, int], **changes: Any) -> LostWorkCount:
+    """Return what one view lost."""
+    fields: dict[str, Any] = {
+        "endpoint": "orders.add",
+        "method": "POST",
+        "rule": "/orders",
+        "command": None,
+        "scopes_total": 3,
+        "last_at": "2026-11-22T10:10:00.000Z",
+    }
+    return LostWorkCount(objects=objects, **{**fields, **changes})
+
+
+def a_shared_use(**changes: Any) -> SharedUse:
+    """Return two threads that used one session at the same time."""
+    fields: dict[str, Any] = {
+        "at_time": "2026-11-22T10:10:00.000Z",
+        "endpoint": "orders.show",
+        "method": "GET",
+        "rule": "/orders/<int:id>",
+        "command": None,
+        "refused": False,
+        "threads": (
+            ThreadPlace("Thread-1", "shop/views.py:88 show"),
+            ThreadPlace("Thread-2"),
+        ),
+    }
+    return SharedUse(**{**fields, **changes})
+
+
 def a_pool(bind: str = "default", used: int = 1, **changes: Any) -> PoolSnapshot:
     """Return a healthy pool of at most 15 connections."""
     fields: dict[str, Any] = {
@@ -75,6 +126,17 @@ def a_pool(bind: str = "default", used: int = 1, **changes: Any) -> PoolSnapshot
         "wait_s": TIMES,
         "hold_s": TIMES,
         "create_s": TIMES,
+        "window_s": 65.0,
+        "wait_60s": TIMES,
+        "hold_60s": TIMES,
+        "create_60s": TIMES,
+        "invalidated_age_s": TIMES,
+        "used_max": used,
+        "used_max_60s": used,
+        "pending_max": 0,
+        "pending_max_60s": 0,
+        "busiest": BusyMinute("2026-11-22T09:00:00.000Z", 60.0, 90, 4.5, 0.1, 0),
+        "views": (a_view_use(),),
     }
     return PoolSnapshot(bind=bind, used=used, **{**fields, **changes})
 

@@ -14,10 +14,12 @@ from readings import a_holder
 from readings import a_last_worker
 from readings import a_pool
 from readings import a_session
+from readings import a_shared_use
 from readings import a_silent
 from readings import a_survey
 from readings import a_worker
 from readings import AUDIT
+from readings import lost_work
 from readings import ORDERS
 from sqlalchemy import text
 
@@ -64,6 +66,7 @@ HOLDER: Keys = {
     "request_over": (bool, None),
     "in_transaction": (bool, None),
     "idle_in_transaction_s": (*NUMBER, None),
+    "running_s": (*NUMBER, None),
     "at": (str, None),
     "stack": (list, None),
     "session": (int, None),
@@ -84,6 +87,29 @@ TIMEOUT: Keys = {
     "waited_s": NUMBER,
     "endpoint": (str, None),
     "holders": [HOLDER],
+}
+WHO: Keys = {
+    "endpoint": (str, None),
+    "method": (str, None),
+    "rule": (str, None),
+    "command": (str, None),
+}
+VIEW: Keys = {
+    **WHO,
+    "checkouts_total": int,
+    "held_s": NUMBER,
+    "share": (*NUMBER, None),
+    "checkouts_60s": int,
+    "held_60s": NUMBER,
+    "share_60s": (*NUMBER, None),
+}
+BUSIEST: Keys = {
+    "at": TIME,
+    "span_s": NUMBER,
+    "checkouts": int,
+    "held_s": NUMBER,
+    "waited_s": NUMBER,
+    "timeouts": int,
 }
 CONFIGURED: Keys = {
     "bind": str,
@@ -116,6 +142,18 @@ POOL: Keys = {
     "waiters": [WAITER],
     "recent_timeouts": [TIMEOUT],
     # Beyond the first list of the contract.
+    "window_s": NUMBER,
+    "wait_60s": HISTOGRAM,
+    "hold_60s": HISTOGRAM,
+    "create_60s": HISTOGRAM,
+    "invalidated_60s": int,
+    "invalidated_age_s": HISTOGRAM,
+    "used_max": int,
+    "used_max_60s": int,
+    "pending_max": (int, None),
+    "pending_max_60s": (int, None),
+    "busiest": (BUSIEST, None),
+    "views": [VIEW],
     "wedged": bool,
 }
 SESSION: Keys = {
@@ -151,6 +189,17 @@ WORKER: Keys = {
     "sessions": [SESSION],
     "truncated": bool,
     # Beyond the first list of the contract.
+    "lost_work": [
+        {**WHO, "scopes_total": int, "objects": {"Item": int}, "last_at": TIME}
+    ],
+    "recent_shared": [
+        {
+            **WHO,
+            "at_time": TIME,
+            "refused": bool,
+            "threads": [{"thread": str, "at": (str, None)}],
+        }
+    ],
     "uid": (int, None),
     "host": str,
 }
@@ -199,6 +248,9 @@ def conforms(kind: Any, value: Any, where: str = "$") -> None:
         assert kind.fullmatch(value), where
     elif isinstance(kind, tuple) and isinstance(kind[0], str):
         assert value in kind, where
+    elif isinstance(kind, tuple) and isinstance(kind[0], dict):
+        if value is not None:
+            conforms(kind[0], value, where)
     else:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if value is None:
@@ -217,7 +269,14 @@ def full_survey() -> Survey:
     ]
     versions = dict.fromkeys(SURVEY["versions"], "1.0")
     return a_survey(
-        a_worker(1, pools, state="wedged", sessions=(a_session(),)),
+        a_worker(
+            1,
+            pools,
+            state="wedged",
+            sessions=(a_session(),),
+            lost_work=(lost_work({"Item": 4}),),
+            recent_shared=(a_shared_use(),),
+        ),
         a_last_worker(2, "gone", server=None, truncated=True),
         versions=versions,
         silent=(a_silent(3, "stopped"),),
@@ -275,6 +334,9 @@ def test_unknown_keys_are_ignored() -> None:
     survey = full_survey()
     data = with_more(document(survey))
     data["versions"].pop("later")
+    for worker in data["workers"]:
+        for lost in worker["lost_work"]:
+            lost["objects"].pop("later")
     assert Survey.from_dict(data) == survey
 
 
@@ -293,6 +355,8 @@ def test_unknown_keys_are_ignored() -> None:
         (("pools", 0, "url"), "postgresql://u:p@h/d"),
         (("pools", 0, "hold_s", "buckets"), ["x"]),
         (("sessions", 0, "state"), "tired"),
+        (("lost_work", 0, "objects"), {"Item": "many"}),
+        (("recent_shared", 0, "threads"), "both"),
         (("truncated",), 1),
     ],
 )

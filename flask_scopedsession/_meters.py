@@ -1,0 +1,260 @@
+"""Durations and high-water marks: since the start, and over the last minute.
+
+Who measures appends to a deque, which the interpreter does in one step; who reads, or
+comes by when a step of ten seconds is over, folds what has gathered into counts. So
+nothing here takes a lock while a connection is handed out or comes back.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+from bisect import bisect_left
+from collections import deque
+from contextlib import contextmanager
+from time import perf_counter
+
+from ._json import timestamp
+from ._native import allocate_lock
+from ._owner import Owner
+from ._owner import Responsible
+from ._owner import responsible
+from .snapshot import BUCKET_BOUNDS
+from .snapshot import BusyMinute
+from .snapshot import Histogram
+
+#: The last minute is told in steps: so many, of so many seconds.
+STEPS, STEP = 6, 10.0
+
+#: Samples that may wait to be folded.
+UNFOLDED = 1024
+
+#: Views that are told apart; what others took is added up under nobody's name.
+_MOST_VIEWS = 200
+
+
+class Tally:
+    """Durations that were counted: a histogram in the making."""
+
+    __slots__ = ("counts", "highest", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKET_BOUNDS) + 1)
+        self.sum = 0.0
+        self.highest = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
+        self.sum += seconds
+        self.highest = max(self.highest, seconds)
+
+    def merge(self, other: Tally) -> None:
+        """Count what `other` has counted."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+        self.highest = max(self.highest, other.highest)
+
+    def histogram(self) -> Histogram:
+        """Return what was counted."""
+        return Histogram.of(tuple(self.counts), self.sum, self.highest)
+
+
+def _merged(tallies: t.Iterable[Tally]) -> Tally:
+    merged = Tally()
+    for tally in tallies:
+        merged.merge(tally)
+    return merged
+
+
+class Meter:
+    """Durations of one kind, recorded without a lock."""
+
+    __slots__ = ("_before", "_now", "_steps", "add", "fresh")
+
+    def __init__(self) -> None:
+        self.fresh: deque[t.Any] = deque()
+        """What waits to be folded."""
+        self.add = self.fresh.append
+        self._now = Tally()
+        self._steps: deque[Tally] = deque()
+        self._before = Tally()
+        """What is older than the steps."""
+
+    def fold(self) -> None:
+        """Count what has gathered."""
+        # Only as many as are there now, so that busy threads cannot keep us here.
+        for _ in range(len(self.fresh)):
+            self._count(self.fresh.popleft())
+
+    def _count(self, sample: t.Any) -> None:
+        self._now.add(max(0.0, sample))
+
+    def turn(self) -> None:
+        """Begin the next step."""
+        self._steps.append(self._now)
+        self._now = Tally()
+        if len(self._steps) > STEPS:
+            self._before.merge(self._steps.popleft())
+
+    def total(self) -> Histogram:
+        """Return everything that was folded."""
+        return _merged((self._before, *self._steps, self._now)).histogram()
+
+    def minute(self) -> Histogram:
+        """Return what was folded in the last minute."""
+        return _merged((*self._steps, self._now)).histogram()
+
+
+class Use(t.NamedTuple):
+    """What one view had of a pool: how often, and for how many seconds in all."""
+
+    times: int
+    seconds: float
+
+
+Uses = dict["Responsible | None", Use]
+
+NO_USE = Use(0, 0.0)
+
+
+def add_use(uses: Uses, who: Responsible | None, times: int, seconds: float) -> None:
+    """Add to what a view had; beyond those that are told apart, to nobody's."""
+    if who not in uses and len(uses) >= _MOST_VIEWS:
+        who = None
+    before = uses.get(who, NO_USE)
+    uses[who] = Use(before.times + times, before.seconds + seconds)
+
+
+class HoldMeter(Meter):
+    """How long connections were held, and by whom: adds seconds and owner."""
+
+    __slots__ = ("_uses", "_uses_now", "_uses_steps")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._uses: Uses = {}
+        self._uses_now: Uses = {}
+        self._uses_steps: deque[Uses] = deque(maxlen=STEPS)
+
+    def _count(self, sample: tuple[float, Owner]) -> None:
+        seconds, owner = sample
+        super()._count(seconds)
+        who = responsible(owner)
+        add_use(self._uses, who, 1, seconds)
+        # A view has no more of a minute's time than a minute for each connection.
+        add_use(self._uses_now, who, 1, min(seconds, STEPS * STEP))
+
+    def turn(self) -> None:
+        """Begin the next step."""
+        super().turn()
+        self._uses_steps.append(self._uses_now)
+        self._uses_now = {}
+
+    def uses(self) -> Uses:
+        """Return what each view had since the start."""
+        return dict(self._uses)
+
+    def uses_minute(self) -> Uses:
+        """Return what each view had in the last minute."""
+        found: Uses = {}
+        for step in (*self._uses_steps, self._uses_now):
+            for who, use in step.items():
+                add_use(found, who, *use)
+        return found
+
+
+class Peak:
+    """The most of something at a time."""
+
+    __slots__ = ("_ever", "_steps", "now")
+
+    def __init__(self) -> None:
+        self.now = 0
+        """Within the current step."""
+        self._steps: deque[int] = deque(maxlen=STEPS)
+        self._ever = 0
+
+    def turn(self, current: int) -> None:
+        """Begin the next step with what there is now."""
+        self._steps.append(self.now)
+        self._ever = max(self._ever, self.now)
+        self.now = current
+
+    def ever(self, current: int) -> int:
+        """Return the most since the start."""
+        return max(self._ever, self.now, current)
+
+    def minute(self, current: int) -> int:
+        """Return the most in the last minute."""
+        return max(*self._steps, self.now, current, 0)
+
+
+class Meters:
+    """Everything that is measured of one pool.
+
+    :param state: Counts what is in use and who waits, now.
+    """
+
+    def __init__(self, state: t.Callable[[], tuple[int, int]]) -> None:
+        self.waits = Meter()
+        self.held = HoldMeter()
+        self.created = Meter()
+        self.invalidated = Meter()
+        """How old connections were when they died."""
+        self.timeouts = Meter()
+        self.used = Peak()
+        self.pending = Peak()
+        self.started = perf_counter()
+        self.turn_at = self.started + STEP
+        """When the current step is over."""
+        self.busiest: BusyMinute | None = None
+        self._state = state
+        self._epoch = time.time()
+        self._lock = allocate_lock()
+
+    @property
+    def _meters(self) -> tuple[Meter, ...]:
+        return self.waits, self.held, self.created, self.invalidated, self.timeouts
+
+    def turn(self, now: float) -> None:
+        """Fold, and begin the next step if it is time; unless somebody is at it."""
+        if self._lock.acquire(False):
+            try:
+                self._turn(now)
+            finally:
+                self._lock.release()
+
+    @contextmanager
+    def at_rest(self) -> t.Generator[float, None, None]:
+        """Keep everybody else from folding; give the seconds of the last minute."""
+        with self._lock:
+            now = perf_counter()
+            self._turn(now)
+            yield min(now - self.started, now - self.turn_at + STEP * (STEPS + 1))
+
+    def _turn(self, now: float) -> None:
+        for meter in self._meters:
+            meter.fold()
+        end = self.turn_at
+        while now >= end:
+            used, pending = self._state()
+            self.used.turn(used)
+            self.pending.turn(pending)
+            for meter in self._meters:
+                meter.turn()
+            self._note_minute(time.time() - (now - end))
+            # After a long rest, all steps are to go, and no more than those.
+            end = self.turn_at = max(end + STEP, now - STEP * STEPS)
+
+    def _note_minute(self, at: float) -> None:
+        held, waited = self.held.minute(), self.waits.minute()
+        if self.busiest is None or held.sum > self.busiest.held_s:
+            self.busiest = BusyMinute(
+                at=timestamp(at),
+                span_s=min(at - self._epoch, STEPS * STEP),
+                checkouts=waited.count,
+                held_s=held.sum,
+                waited_s=waited.sum,
+                timeouts=self.timeouts.minute().count,
+            )
