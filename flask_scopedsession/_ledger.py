@@ -62,6 +62,7 @@ class Hold(weakref.ref["PoolProxiedConnection"]):
     since: float
     owner: Owner
     generation: int
+    account: PoolAccount
     slot: Slot | None = None
     timed = False
     in_transaction = False
@@ -119,6 +120,9 @@ class PoolAccount:
         self.generation = 0
         self.listens_only = False
         """A ready-made pool of the user's: its waits and timeouts are unknown."""
+        self.nesting: set[str] = set()
+        """Views that were seen to ask for one while they held another. Where they check
+        connections out is recorded, for the day when they wait for themselves."""
         self.most = float("inf")
         """How many connections may be open at a time."""
         self.describe: t.Callable[[], tuple[Holder, ...]] = tuple
@@ -159,12 +163,14 @@ class PoolAccount:
         hold.since = now
         hold.owner = owner
         hold.generation = self.generation
+        hold.account = self
+        owner.hold = hold
         entry = proxied.record_info
         if entry is not None:
             slot = hold.slot = entry.get(SLOT)
             if slot is not None:
                 slot.hold = hold
-        if self.stacks:
+        if self.stacks or (self.nesting and self._nests(owner)):
             from ._frames import raw_stack
 
             hold.stack = raw_stack(3)
@@ -172,6 +178,14 @@ class PoolAccount:
         if len(self.holds) > meters.used.now:
             meters.used.now = max(meters.used.now, self.in_use()[0])
         return hold
+
+    def note_nesting(self, owner: Owner) -> None:
+        """Note that somebody asks for a connection who has one."""
+        if owner.rule is not None:
+            self.nesting.add(owner.rule.endpoint)
+
+    def _nests(self, owner: Owner) -> bool:
+        return owner.rule is not None and owner.rule.endpoint in self.nesting
 
     def note_pending(self) -> None:
         """Note that more are asked for than there are."""
@@ -208,7 +222,10 @@ class PoolAccount:
     def _time(self, hold: t.Any, now: float) -> None:
         if not hold.timed:
             hold.timed = True
-            self.meters.held.add((now - hold.since, hold.owner))
+            owner = hold.owner
+            if owner.hold is hold:
+                owner.hold = None  # or they would keep each other alive
+            self.meters.held.add((now - hold.since, owner))
 
     # -- written when connections come and go ----------------------------------
 

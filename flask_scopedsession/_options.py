@@ -33,8 +33,23 @@ HOLD95   95 % of all checkouts lasted no longer than this
 TIMEOUTS checkouts that gave up, since the worker started
 
 Below: totals per database, with the most that its workers may open; then what needs
-an eye: who holds connections (by view and line) and who waits. A narrow terminal
-goes without POOL and HOLD95. More than ten healthy workers are one line.
+an eye: who holds connections (by view and line), who waits, and of each bind that kept
+somebody waiting in the last minute, whose time it was and what timed out. A narrow
+terminal goes without POOL and HOLD95. More than ten healthy workers are one line.
+
+--verbose adds every holder, and all that was measured:
+
+\b
+TIME TO  wait for a connection, hold it, connect to the database; first
+         the last minute: how often (60S), P50, P95 and MAX; then since
+         the worker's start: how often (TOTAL), P95 and MAX
+USED60   the most that were in use at a time, in the last minute; USED:
+         since the start; WAIT60 and WAIT: the most that waited
+OPENED   connections made; DIED: found dead or thrown away; AGE: the
+         highest at which one died
+SHARE60  a view's share of the time for which connections were held, in
+         the last minute; HOLDS60: how often; SHARE and HOLDS: since the
+         start; MEAN: how long a hold of this view lasts
 """
 
 SESSION_HELP = """\
@@ -54,6 +69,9 @@ CONN     the connections it holds, by their numbers in the worker
 NEW, DEL objects to be inserted, and to be deleted, at the next flush
 IDENTITY objects that it has loaded
 IDLE-TX  how long it has been idle in its transaction
+
+Below: views whose changes were never committed, and sessions that two threads used at
+the same time.
 """
 
 PING_HELP = """\

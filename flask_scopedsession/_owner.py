@@ -51,6 +51,7 @@ class Owner:
         "command",
         "ended",
         "greenlet",
+        "hold",
         "ident",
         "method",
         "native_id",
@@ -61,6 +62,8 @@ class Owner:
 
     def __init__(self, context: object | None, current: Request | None) -> None:
         self.ended = False
+        self.hold: t.Any = None
+        """The last connection that it checked out, if it still has it."""
         self.ident = threading.get_ident()
         self.thread = threading.current_thread()
         self.native_id = native_thread_id()

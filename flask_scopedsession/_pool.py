@@ -36,6 +36,9 @@ log = logging.getLogger("flask_scopedsession")
 #: Seconds between two log records about timeouts of the same pool.
 _LOG_EVERY = 10.0
 
+#: Pools of so many connections have all checkouts recorded.
+_SMALL = 2
+
 
 class TrackedPool(Pool):
     """What :func:`tracked` adds to a pool class."""
@@ -60,6 +63,9 @@ class TrackedPool(Pool):
         waiting = account.waiting[ident] = Waiting(perf_counter(), owner)
         if len(account.waiting) + len(account.holds) > account.most:
             account.note_pending()
+        before = owner.hold
+        if before is not None and before.account is account and before.out:
+            account.note_nesting(owner)
         try:
             proxied = super().connect()
             now = perf_counter()
@@ -162,6 +168,8 @@ def attach(pool: Pool, account: PoolAccount, after_fork: t.Callable[[], Pool]) -
     if isinstance(pool, TrackedPool):
         most = limits(pool).max
         account.most = float("inf") if most is None else most
+        # In a pool this small, two that ask for a second one wait for each other.
+        account.stacks = account.stacks or account.most <= _SMALL
         pool.account = account
         pool.after_fork = after_fork
         pool.pid = os.getpid()

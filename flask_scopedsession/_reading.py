@@ -137,7 +137,7 @@ class Reader:
         # Who has returned it meanwhile may have shown us another request's line.
         found = [(hold, holder) for hold, holder in found if hold.out]
         holders = tuple(holder for _, holder in found)
-        holding = {id(h.owner.thread) for h, _ in found if not h.owner.over}
+        holding = {id(h.owner.thread): h for h, _ in found if not h.owner.over}
         waiters = tuple(
             self._waiter(waiter, stacks, now, holding) for waiter in waiting
         )
@@ -251,14 +251,17 @@ class Reader:
         return self._places.definition(app.view_functions.get(rule.endpoint))
 
     def _waiter(
-        self, waiting: Waiting, stacks: Stacks, now: float, holding: set[int]
+        self, waiting: Waiting, stacks: Stacks, now: float, holding: dict[int, Hold]
     ) -> Waiter:
         owner = waiting.owner
+        own = holding.get(id(owner.thread))
+        recorded = () if own is None else self._places.stack(own.stack or ())
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
             thread=owner.thread.name,
             at=self._at(owner, stacks),
-            self_deadlock=id(owner.thread) in holding,
+            self_deadlock=own is not None,
+            holds_from=recorded[0] if recorded else None,
             **responsible(owner)._asdict(),
         )
 

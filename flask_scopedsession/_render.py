@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing as t
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,10 +16,8 @@ from ._page import number
 from ._page import Page
 from ._page import some
 from .snapshot import ConfiguredPool
-from .snapshot import Holder
 from .snapshot import SessionSnapshot
 from .snapshot import Survey
-from .snapshot import Waiter
 from .snapshot import WorkerSnapshot
 
 #: From what needs no eye to what needs it most, which stands nearest the prompt.
@@ -60,8 +60,61 @@ def render_sessions(survey: Survey, *, verbose: bool = False) -> str:
     page.line()
     live = sum(len(worker.sessions) for worker in survey.live)
     page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
+    _lost_work(page, survey)
+    _shared(page, survey)
     absent(page, survey)
     return str(page)
+
+
+def _lost_work(page: Page, survey: Survey) -> None:
+    """Tell which views ended well without committing what they had changed."""
+    found = [(w, lost) for w in survey.workers for lost in w.lost_work]
+    if not found:
+        return
+    page.line()
+    page.line("Changes that were never committed, and so rolled back", "bold")
+    for who in dict.fromkeys(responsible(lost) for _, lost in found):
+        mine = [(w, lost) for w, lost in found if responsible(lost) == who]
+        objects: Counter[str] = Counter()
+        for _, lost in mine:
+            objects.update(lost.objects)
+        kinds = ", ".join(
+            f"{amount} {kind}" for kind, amount in sorted(objects.items())
+        )
+        last = ago(survey, max(lost.last_at for _, lost in mine))
+        page.parts(
+            [
+                f"{sum(lost.scopes_total for _, lost in mine)}× {who},",
+                f"{kinds},",
+                f"last {last}",
+                f"· pid {some(pids_of(worker for worker, _ in mine))}",
+            ],
+            indent=2,
+        )
+
+
+def _shared(page: Page, survey: Survey) -> None:
+    """Tell which sessions two threads used at the same time."""
+    found = [(w, use) for w in survey.workers for use in w.recent_shared]
+    if not found:
+        return
+    page.line()
+    page.line("Sessions that two threads used at the same time", "bold")
+    for worker, use in sorted(found, key=lambda each: each[1].at_time):
+        places = [
+            place.thread + (f" at {place.at}" if place.at else "")
+            for place in use.threads
+        ]
+        page.parts(
+            [
+                f"{responsible(use)},",
+                f"{ago(survey, use.at_time)}:",
+                " and ".join(places),
+                "(the second was refused)" if use.refused else "(in one transaction)",
+                f"· pid {worker.pid}",
+            ],
+            indent=2,
+        )
 
 
 def _rank(session: SessionSnapshot) -> tuple[bool, int]:
@@ -200,10 +253,16 @@ def absent(page: Page, survey: Survey) -> None:
 
 def _age(survey: Survey, worker: WorkerSnapshot) -> str:
     """Say how old a worker's last snapshot is."""
-    now, then = _moment(survey.collected_at), _moment(worker.snapshot_at)
+    age = ago(survey, worker.snapshot_at)
+    return f" (as of {age})" if age else ""
+
+
+def ago(survey: Survey, time: str) -> str:
+    """Say how long before the survey something was; nothing if that is nonsense."""
+    now, then = _moment(survey.collected_at), _moment(time)
     if now is None or then is None:
         return ""
-    return f" (as of {duration(max(0.0, (now - then).total_seconds()))} ago)"
+    return f"{duration(max(0.0, (now - then).total_seconds()))} ago"
 
 
 def _moment(text: str) -> datetime | None:
@@ -214,14 +273,27 @@ def _moment(text: str) -> datetime | None:
     return moment if moment.tzinfo is not None else None
 
 
-def responsible(one: Holder | Waiter | SessionSnapshot) -> str:
+class Doer(t.Protocol):
+    """What tells of a view, a command, or else a thread."""
+
+    @property
+    def endpoint(self) -> str | None: ...
+    @property
+    def method(self) -> str | None: ...
+    @property
+    def rule(self) -> str | None: ...
+    @property
+    def command(self) -> str | None: ...
+
+
+def responsible(one: Doer) -> str:
     """Name the request with its view, the command or the thread."""
     if one.rule is not None or one.endpoint is not None:
         return f"{one.method} {one.rule} → {one.endpoint}"
     return doer(one)
 
 
-def doer(one: Holder | Waiter | SessionSnapshot) -> str:
+def doer(one: Doer) -> str:
     """Name the view, the command or the thread."""
     if one.endpoint is not None:
         return one.endpoint
@@ -229,6 +301,8 @@ def doer(one: Holder | Waiter | SessionSnapshot) -> str:
         return f"{one.method} (no rule matched)"
     if one.command is not None:
         return f"command {one.command}"
+    if not hasattr(one, "thread"):
+        return "others"
     return f"thread {one.thread or 'unknown'}"
 
 

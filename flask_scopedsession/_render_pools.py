@@ -19,6 +19,9 @@ from ._render import doer
 from ._render import header
 from ._render import nobody
 from ._render import pids_of
+from ._render_measured import died
+from ._render_measured import measures
+from ._render_measured import strained
 from .snapshot import Holder
 from .snapshot import PoolSnapshot
 from .snapshot import Survey
@@ -76,14 +79,20 @@ def render_pools(survey: Survey, *, verbose: bool = False) -> str:
     if rows:
         page.table(_COLUMNS, rows, styles=_STYLES, spare=["POOL", "HOLD95"])
     _totals(page, survey)
+    if verbose:
+        measures(page, survey)
     _holders(page, survey, verbose)
     _waiters(page, survey, verbose)
+    strained(page, survey)
     _troubles(page, survey)
     return str(page)
 
 
 def _in_trouble(worker: WorkerSnapshot) -> bool:
-    return any(p.pending or p.held_long or p.timeouts_60s for p in worker.pools)
+    return any(
+        p.pending or p.held_long or p.timeouts_60s or p.invalidated_60s
+        for p in worker.pools
+    )
 
 
 def _rows(workers: Iterable[WorkerSnapshot], survey: Survey) -> list[list[str]]:
@@ -177,14 +186,17 @@ def _crowded(worker: WorkerSnapshot, pool: PoolSnapshot) -> bool:
 def _holder_parts(members: list[_Found[Holder]]) -> list[str]:
     holder = members[0].one
     held = duration(holder.held_s)
-    return [
-        f"longest {held}," if len(members) > 1 else f"held {held},",
-        _doing(holder),
-    ]
+    parts = [f"longest {held}," if len(members) > 1 else f"held {held},"]
+    since = holder.running_s or holder.idle_in_transaction_s
+    state, *more = _doing(holder).split(", ", 1)
+    parts.append(f"{state} for {duration(since)}" if since else state)
+    return parts if not more else [*parts[:-1], f"{parts[-1]},", *more]
 
 
 def _doing(holder: Holder) -> str:
-    if holder.in_transaction is None:
+    if holder.running_s is not None:
+        state = "running a statement"
+    elif holder.in_transaction is None:
         state = "transaction unknown"
     elif not holder.in_transaction:
         state = "not in transaction"
@@ -210,7 +222,12 @@ def _waiters(page: Page, survey: Survey, verbose: bool) -> None:
         page,
         "Waiting for a connection, longest first",
         found,
-        lambda each: (doer(each.one), each.one.at, each.one.self_deadlock),
+        lambda each: (
+            doer(each.one),
+            each.one.at,
+            each.one.self_deadlock,
+            each.one.holds_from,
+        ),
         _waiter_parts,
         verbose,
     )
@@ -222,7 +239,8 @@ def _waiter_parts(members: list[_Found[Waiter]]) -> list[str]:
     parts = [f"longest {waited}" if len(members) > 1 else f"for {waited}"]
     if waiter.self_deadlock:
         parts[-1] += ","
-        parts.append("while its own thread holds one: a self-deadlock")
+        own = f" from {waiter.holds_from}" if waiter.holds_from else ""
+        parts.append(f"while its own thread holds one{own}: a self-deadlock")
     return parts
 
 
@@ -283,7 +301,9 @@ def _troubles(page: Page, survey: Survey) -> None:
                 found = timeouts.setdefault(pool.bind, [])
                 found.append((worker, pool.timeouts_60s))
     cut = [worker for worker in survey.workers if worker.truncated]
-    if timeouts or cut or survey.silent or len(survey.live) < len(survey.workers):
+    deaths = any(p.invalidated_60s for w in survey.live for p in w.pools)
+    absent_some = survey.silent or len(survey.live) < len(survey.workers)
+    if timeouts or cut or deaths or absent_some:
         page.line()
     for bind, found in timeouts.items():
         total = count(sum(amount for _, amount in found), "checkout")
@@ -296,6 +316,7 @@ def _troubles(page: Page, survey: Survey) -> None:
             ],
             style="red",
         )
+    died(page, survey)
     if cut:
         page.line(f"Not all is shown: pid {some(pids_of(cut))} had too much to tell.")
     absent(page, survey)

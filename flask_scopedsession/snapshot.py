@@ -9,6 +9,7 @@ process goes on, so they may differ by what happened in between.
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,18 @@ class Histogram(Reading):
             buckets=tuple(counts),
         )
 
+    @classmethod
+    def merged(cls, found: Iterable[Histogram | None]) -> Histogram:
+        """Add up several, such as all workers'; what is not known adds nothing."""
+        known = [each for each in found if each is not None]
+        size = max((len(each.buckets) for each in known), default=1)
+        counts = [0] * size
+        for each in known:
+            for index, inside in enumerate(each.buckets):
+                counts[index] += inside
+        highest = max((each.max or 0.0 for each in known), default=0.0)
+        return cls.of(counts, sum(each.sum for each in known), highest)
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseURL(Reading):
@@ -130,6 +143,8 @@ class Waiter(Reading):
     at: str | None = None
     self_deadlock: bool = False
     """The same thread holds a connection of this pool while it waits."""
+    holds_from: str | None = None
+    """The line where it checked that one out, if it is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ import gc
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine
@@ -447,6 +449,88 @@ def test_self_deadlock(make):
     assert waiter.self_deadlock
     release.set()
     thread.join(10)
+
+
+def test_both_places_of_a_self_deadlock(make_app, sqlite_url):
+    """Once a view was seen to nest, it is known where it took the first one."""
+    db = ScopedSession()
+    app = make_app(
+        db,
+        import_name=__name__,
+        flask_options={"root_path": str(Path(__file__).parent)},
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3, "max_overflow": 0},
+    )
+
+    @app.get("/nested")
+    def nested():
+        first = db.engine.connect()
+        second = db.engine.connect()
+        second.close()
+        first.close()
+        return ""
+
+    client = app.test_client()
+    client.get("/nested")
+    out = [db._states[app].engines["default"].connect() for _ in range(2)]
+    thread = threading.Thread(target=client.get, args=("/nested",))
+    thread.start()
+    with app.app_context():
+        wait_until(lambda: pool_of(db).pending == 1)
+        time.sleep(2 * _reading.SETTLED)
+        (waiter,) = pool_of(db).waiters
+    out.pop().close()
+    thread.join(10)
+    out.pop().close()
+    first = nested.__code__.co_firstlineno + 2
+    assert waiter.self_deadlock
+    assert waiter.holds_from == f"test_ledger.py:{first} nested"
+    assert waiter.at == f"test_ledger.py:{first + 1} nested"
+
+
+def test_a_view_that_does_not_nest_is_not_recorded(make_app, sqlite_url):
+    """That would cost each checkout more than all else that the ledger does."""
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+
+    @app.get("/")
+    def view():
+        for _ in range(2):
+            with db.engine.connect() as connection:
+                stack = db.snapshot().pools[0].holders[0].stack
+                connection.close()
+        return str(stack)
+
+    assert app.test_client().get("/").text == "None"
+    assert db._states[app].ledger.pools["default"].nesting == set()
+
+
+def test_owners_and_holds_free_each_other(make_app, sqlite_url):
+    """Without the garbage collector, whoever closes first."""
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    gc.collect()
+    gc.disable()
+    try:
+        found = []
+        with app.app_context():
+            connection = db.engine.connect()
+            (hold,) = db._states[app].ledger.pools["default"].holds.values()
+            found.append(weakref.ref(hold))
+            del hold
+            connection.close()
+            connection = db.engine.connect()
+            (hold,) = db._states[app].ledger.pools["default"].holds.values()
+            found.append(weakref.ref(hold))
+            del hold
+        connection.close()
+        del connection
+        pool_meters = db._states[app].ledger.pools["default"].meters
+        with pool_meters.at_rest():
+            pass  # folded, so that no sample refers to the owner
+        assert [each() for each in found] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_leak_of_the_same_thread_is_no_self_deadlock(make):

@@ -12,6 +12,7 @@ from flask_scopedsession.snapshot import Histogram
 from flask_scopedsession.snapshot import Holder
 from flask_scopedsession.snapshot import LostWorkCount
 from flask_scopedsession.snapshot import PoolSnapshot
+from flask_scopedsession.snapshot import PoolTimeout
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import SessionSnapshot
 from flask_scopedsession.snapshot import SharedUse
@@ -54,6 +55,21 @@ def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
         "at": "shop/views.py:12 index",
     }
     return Waiter(waited_s=waited_s, **{**fields, **changes})
+
+
+def a_timeout(**changes: Any) -> PoolTimeout:
+    """Return a checkout that gave up three seconds ago, and who held the pool then."""
+    holders = (
+        *(a_holder(44.0 - i) for i in range(14)),
+        a_holder(20.0, endpoint="reports.build", at="shop/reports.py:9 build"),
+    )
+    fields: dict[str, Any] = {
+        "at_time": "2026-11-22T10:10:26.123Z",
+        "waited_s": 30.0,
+        "endpoint": "orders.index",
+        "holders": holders,
+    }
+    return PoolTimeout(**{**fields, **changes})
 
 
 def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
@@ -156,6 +172,9 @@ def a_full_pool(bind: str = "default", **changes: Any) -> PoolSnapshot:
             a_holder(20.0, endpoint="reports.build", at="shop/reports.py:9 build"),
         ),
         "waiters": tuple(a_waiter(4.0 - i / 2, self_deadlock=i == 0) for i in range(3)),
+        "pending_max": 9,
+        "pending_max_60s": 3,
+        "recent_timeouts": (a_timeout(),),
     }
     return a_pool(bind, 15, **{**fields, **changes})
 

@@ -15,11 +15,15 @@ from readings import a_holder
 from readings import a_last_worker
 from readings import a_pool
 from readings import a_session
+from readings import a_shared_use
 from readings import a_silent
 from readings import a_survey
+from readings import a_timeout
+from readings import a_view_use
 from readings import a_waiter
 from readings import a_worker
 from readings import AUDIT
+from readings import lost_work
 
 from flask_scopedsession._engines import PingResult
 from flask_scopedsession._page import duration
@@ -140,6 +144,14 @@ SCENES: list[Callable[[], str]] = [
     lambda: render_sessions(sessions()),
     lambda: render_sessions(sessions(), verbose=True),
     lambda: render_sessions(nobody()),
+    lambda: render_sessions(
+        a_survey(
+            a_worker(
+                lost_work=(lost_work({"Order": 2, "Item": 1}),),
+                recent_shared=(a_shared_use(),),
+            )
+        )
+    ),
 ]
 
 
@@ -158,12 +170,17 @@ postgresql+psycopg://db.internal:5432/orders · 16 used, 2 idle, 3 waiting · 2 
 sqlite:////srv/shop/audit.db · 0 used, 2 idle · 1 worker may open at most 15
 
 Held connections, longest first
-  12× orders.show shop/views.py:88 show, longest 41 s, idle in transaction · bind default · pid 48211
+  12× orders.show shop/views.py:88 show, longest 41 s, idle in transaction for 40 s · bind default · pid 48211
   1× reports.build shop/reports.py:9 build, held 20 s, in transaction · bind default · pid 48211
 
 Waiting for a connection, longest first
   1× orders.index shop/views.py:12 index, for 4.0 s, while its own thread holds one: a self-deadlock · bind default · pid 48211
   2× orders.index shop/views.py:12 index, longest 3.5 s · bind default · pid 48211
+
+Bind default, last minute: up to 15/15 in use and 3 waiting in one worker, 95 % waited at most 3.9 ms, one 4.0 ms, 95 % held for at most 3.9 ms
+  Most of its time went to 100% orders.show
+  3.0 s ago, orders.index gave up after 30 s; held then by 14× orders.show shop/views.py:88 show, longest 44 s; 1× reports.build shop/reports.py:9 build, longest 20 s
+  'pool-advise' says how large the pool should be.
 
 7 checkouts timed out in the last minute · bind default · pid 48211
 """  # noqa: E501
@@ -677,3 +694,105 @@ def test_some() -> None:
     """The first five, and how many more."""
     assert some(["1", "2"]) == "1, 2"
     assert some(list("123456")) == "1, 2, 3, 4, 5 and 1 more"
+
+
+# What was measured
+
+
+def test_a_burst_that_is_over() -> None:
+    """Nobody waits any more, and the last minute's trouble is told all the same."""
+    pool = a_pool(
+        used_max_60s=15,
+        pending_max_60s=4,
+        timeouts_60s=2,
+        recent_timeouts=(a_timeout(at_time="2026-11-22T10:09:49.123Z"),),
+    )
+    page = render_pools(a_survey(a_worker(7, [pool])))
+    assert "Bind default, last minute: up to 15/15 in use and 4 waiting" in page
+    assert "40 s ago, orders.index gave up after 30 s; held then by 14×" in page
+
+
+def test_nothing_of_a_calm_minute() -> None:
+    page = render_pools(a_survey(a_worker(7, [a_pool(pending_max=3)])))
+    assert "last minute" not in page
+
+
+def test_views_are_added_up_over_workers() -> None:
+    """Shares are of all workers' time; the last minute decides on the order."""
+    one = a_view_use("a", held_60s=1.0, held_s=90.0)
+    other = a_view_use("b", held_60s=6.0, held_s=10.0)
+    workers = [a_worker(n, [a_pool(views=(one, other), pending=1)]) for n in (1, 2)]
+    page = render_pools(a_survey(*workers))
+    assert "  Most of its time went to 86% b, 14% a\n" in page
+    rows = render_pools(a_survey(*workers), verbose=True)
+    shares = {
+        line.split()[0]: [word for word in line.split() if word.endswith("%")]
+        for line in rows.partition("Views, by")[2].splitlines()[2:4]
+    }
+    assert shares == {"b": ["86%", "10%"], "a": ["14%", "90%"]}
+
+
+def test_verbose_tells_all_that_was_measured() -> None:
+    pool = a_pool(used_max=9, used_max_60s=4, pending_max=2, invalidated_total=3)
+    page = render_pools(a_survey(a_worker(7, [pool])), verbose=True)
+    assert re.search(r"7 +default +hold +10 +\S+ ms +3.9 ms +4.0 ms +10 ", page)
+    assert re.search(r"7 +default +4 +9 +0 +2 +5 +3 +4.0 ms", page)
+
+
+def test_connections_that_died() -> None:
+    pool = a_pool(invalidated_60s=3)
+    page = render_pools(a_survey(*(a_worker(n, [pool]) for n in (1, 2))))
+    assert page.endswith(
+        "\n6 connections died in the last minute · bind default"
+        " · at an age of at most 4.0 ms · pid 1, 2\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"running_s": 12.0}, "held 20 s, running a statement for 12 s ·"),
+        ({"idle_in_transaction_s": 12.0}, "held 20 s, idle in transaction for 12 s ·"),
+        (
+            {"request_over": True, "thread_alive": False},
+            "in transaction, its request is over, its thread is dead ·",
+        ),
+    ],
+)
+def test_what_a_holder_does(changes: dict[str, Any], expected: str) -> None:
+    pool = a_pool(held_long=1, holders=(a_holder(20.0, **changes),))
+    assert expected in render_pools(a_survey(a_worker(7, [pool])))
+
+
+def test_both_places_of_a_self_deadlock() -> None:
+    waiter = a_waiter(self_deadlock=True, holds_from="shop/views.py:9 index")
+    pool = a_pool(pending=1, waiters=(waiter,))
+    assert (
+        "1× orders.index shop/views.py:12 index, for 1.0 s, while its own thread"
+        " holds one from shop/views.py:9 index: a self-deadlock"
+    ) in render_pools(a_survey(a_worker(7, [pool])))
+
+
+def test_lost_work() -> None:
+    """By view, over all workers."""
+    workers = [
+        a_worker(1, lost_work=(lost_work({"Order": 2, "Item": 1}),)),
+        a_worker(2, lost_work=(lost_work({"Order": 1}, scopes_total=1),)),
+    ]
+    page = render_sessions(a_survey(*workers))
+    assert (
+        "\nChanges that were never committed, and so rolled back\n"
+        "  4× POST /orders → orders.add, 1 Item, 3 Order, last 29 s ago · pid 1, 2\n"
+    ) in page
+
+
+def test_shared_sessions() -> None:
+    """Both threads, and both lines."""
+    uses = (a_shared_use(), a_shared_use(refused=True))
+    page = render_sessions(a_survey(a_worker(7, recent_shared=uses)))
+    said = (
+        "  GET /orders/<int:id> → orders.show, 29 s ago: Thread-1 at shop/views.py:88"
+        " show and Thread-2"
+    )
+    assert f"{said} (in one transaction) · pid 7\n" in page
+    assert f"{said} (the second was refused) · pid 7\n" in page

@@ -81,6 +81,7 @@ WAITER: Keys = {
     "thread": (str, None),
     "at": (str, None),
     "self_deadlock": bool,
+    "holds_from": (str, None),
 }
 TIMEOUT: Keys = {
     "at_time": TIME,
