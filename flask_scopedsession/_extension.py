@@ -42,6 +42,7 @@ from ._scope import Scopes
 from ._scope import Sessions
 from ._scope import ThreadScopes
 from ._session import AppSessionmaker
+from ._session import note_handled_errors
 from ._session import refuse_unknown_options
 from ._session import watched
 from ._state import AppState
@@ -211,6 +212,8 @@ class ScopedSession(t.Generic[S]):
 
         app.teardown_appcontext(remove_sessions)
         step_out_of_abandoned_contexts(app)
+        if settings.lost_work != "ignore":
+            note_handled_errors(app)
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
 

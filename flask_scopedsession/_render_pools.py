@@ -206,7 +206,9 @@ def _doing(holder: Holder) -> str:
         state = "in transaction"
     if holder.request_over:
         state += ", its request is over"
-    return f"{state}, its thread is dead" if holder.thread_alive is False else state
+    if holder.thread_alive is False:
+        return f"{state}, its thread is dead"
+    return f"{state}, its thread is alive" if holder.request_over else state
 
 
 def _waiters(page: Page, survey: Survey, verbose: bool) -> None:

@@ -27,6 +27,7 @@ from .errors import ConfigError
 from .errors import SessionRemoved
 
 if t.TYPE_CHECKING:
+    from flask import Flask
     from flask import Response
     from sqlalchemy import Connection
     from sqlalchemy.orm import SessionTransaction
@@ -37,7 +38,9 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_scopedsession")
 
+#: On a context: its response's status; and that a view or another function raised.
 _STATUS = "_scopedsession_status"
+_RAISED = "_scopedsession_raised"
 
 
 class WatchedSession(OneThreadAtATime, Session):
@@ -273,10 +276,22 @@ def _note_status(response: Response) -> Response:
     return response
 
 
+def note_handled_errors(app: Flask) -> None:
+    """Remember that a view raised, also where a handler turns that into a success."""
+    inner = app.handle_user_exception
+
+    def handle_user_exception(*args: t.Any) -> t.Any:
+        app_context().__dict__[_RAISED] = True
+        return inner(*args)
+
+    t.cast(t.Any, app).handle_user_exception = handle_user_exception
+
+
 def ended_well(context: t.Any, error: BaseException | None) -> bool:
-    """Whether a context ended without an error, and its response was none either."""
+    """Whether a context ended without any error, and its response was none either."""
     status = context.__dict__.pop(_STATUS, None)
-    return error is None and (status is None or status < 400)
+    raised = context.__dict__.pop(_RAISED, False)
+    return error is None and not raised and (status is None or status < 400)
 
 
 def unsaved_work(session: Session) -> Counter[str]:

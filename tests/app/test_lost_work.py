@@ -141,6 +141,43 @@ def test_an_error_is_no_lost_work(db, make, caplog):
     assert [r for r in caplog.records if r.name == "flask_scopedsession"] == []
 
 
+@pytest.mark.parametrize("status", [200, 302])
+def test_a_handled_error_is_no_lost_work(db, make, caplog, status):
+    """Also where its handler answers as if nothing had happened, or sends elsewhere."""
+    app = make()
+    app.register_error_handler(ValueError, lambda error: ("sorry", status))
+
+    def work():
+        db.session.add(User(name="x"))
+        raise ValueError
+
+    assert visit(app, work) == status
+    assert caplog.records == []
+    with app.app_context():
+        assert db.snapshot().lost_work == ()
+
+
+def test_it_is_counted(db, make):
+    """For each view, each time, with what was lost; the log has it only once."""
+    app = make()
+    app.add_url_rule(
+        "/add/<int:number>",
+        "add",
+        lambda number: db.session.add_all([User(name="x")] * number) or "",
+    )
+    for _ in range(2):
+        app.test_client().get("/add/1")
+    with app.app_context():
+        db.session.execute(text("DELETE FROM user WHERE id = 99"))
+        (lost,) = db.snapshot().lost_work
+    assert (lost.endpoint, lost.method, lost.rule) == (
+        "add",
+        "GET",
+        "/add/<int:number>",
+    )
+    assert (lost.scopes_total, lost.objects) == (2, {"User": 2})
+
+
 def test_once_per_view(db, make, caplog):
     app = make()
     for name in ("one", "two"):

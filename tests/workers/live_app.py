@@ -7,8 +7,10 @@ then is served by that worker alone.
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from flask import current_app
 from flask import Flask
 from flask import request
 from flask import Response
+from flask.ctx import AppContext
 from sqlalchemy import Connection
 from sqlalchemy import select
 from sqlalchemy import text
@@ -40,8 +43,9 @@ class Note(Base):
 
 db = ScopedSession(model_class=Base)
 
-#: Connections that ``/leak`` keeps.
+#: Connections that ``/leak`` keeps, and contexts of ``/thread``.
 KEPT: list[Connection] = []
+CONTEXTS: list[AppContext] = []
 
 
 def create_app() -> Flask:
@@ -65,6 +69,10 @@ def create_app() -> Flask:
         "/fail": fail,
         "/stream": stream,
         "/freeze": freeze,
+        "/slow": slow,
+        "/nested": nested,
+        "/share": share,
+        "/thread": thread,
     }.items():
         app.add_url_rule(rule, view_func=view)
     app.cli.command("create-tables")(db.create_all)
@@ -178,4 +186,60 @@ def freeze() -> dict[str, Any]:
     """Sleep ``?seconds=`` (whole ones) and let no other thread run."""
     # Unlike CDLL, PyDLL does not release the interpreter's lock.
     ctypes.PyDLL(None).sleep(request.args.get("seconds", 1, type=int))
+    return answer()
+
+
+def slow() -> dict[str, Any]:
+    """Run one statement for ``?seconds=``, on PostgreSQL."""
+    seconds = request.args.get("seconds", 1.0, type=float)
+    db.session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+    return answer()
+
+
+def nested() -> dict[str, Any]:
+    """Open a second connection while one is held."""
+    db.session.scalar(select(1))
+    with db.engine.connect() as second:
+        second.execute(text("SELECT 1"))
+    return answer()
+
+
+def share() -> dict[str, Any]:
+    """Let a second thread go on with the transaction, and do not wait for it."""
+    db.session.scalar(select(1))
+    found: list[int] = []
+    started = threading.Event()
+
+    def use() -> None:
+        started.wait(10)
+        found.append(db.session.scalar(select(2)))
+
+    copied = contextvars.copy_context()
+    threading.Thread(target=copied.run, args=(use,), name="helper").start()
+    started.set()
+    while not found:
+        pass  # at work, not waiting
+    return answer()
+
+
+def thread() -> dict[str, Any]:
+    """Start a job that pushes a context, uses a session, and never leaves it."""
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    ends = "ends" in request.args
+    working = threading.Event()
+
+    def job() -> None:
+        context = app.app_context()
+        context.push()
+        db.session.scalar(select(1))
+        CONTEXTS.append(context)
+        working.set()
+        if not ends:
+            threading.Event().wait(60)
+
+    started = threading.Thread(target=job, name="nightly", daemon=True)
+    started.start()
+    working.wait(10)
+    if ends:
+        started.join(10)
     return answer()
