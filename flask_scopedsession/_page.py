@@ -20,7 +20,10 @@ from rich.text import Text
 from ._json import clean
 
 #: What ASCII has instead of the few other characters that we write.
-_ASCII = str.maketrans({"→": "->", "×": "x", "·": "|", "∞": "inf", "…": "..."})
+_ASCII = str.maketrans(
+    {"→": "->", "×": "x", "·": "|", "∞": "inf", "…": "...", "░": "."}
+    | dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True))
+)
 
 
 class Column(t.NamedTuple):
@@ -87,7 +90,7 @@ class Page:
         :param styles: How a cell of exactly this text looks.
         :param spare: Columns that a narrow terminal goes without, in this order.
         :param below: The column that a narrow terminal has on a line of its own, which
-            may be broken before an arrow.
+            may be broken before an arrow; when its turn comes in `spare`, else first.
         """
         plain = [[self._plain(cell) for cell in row] for row in rows]
         widths = [
@@ -98,13 +101,15 @@ class Page:
         under = next((i for i, c in enumerate(columns) if c.name == below), None)
         if under in shown:
             under = None
-        self._row([c.name for c in columns], columns, widths, shown, gap, "bold")
+        names = [self._plain(c.name) for c in columns]
+        self._row(names, columns, widths, shown, gap, ["bold"] * len(columns))
         for row, original in zip(plain, rows, strict=True):
-            self._row(row, columns, widths, shown, gap, styles or {})
+            looks = [(styles or {}).get(cell, "") for cell in original]
+            self._row(row, columns, widths, shown, gap, looks)
             if under is not None:
                 before, arrow, after = original[under].rpartition(" → ")
                 parts = [before, f"→ {after}"] if arrow else [after]
-                self.parts(parts, indent=widths[0] + gap)
+                self.parts(parts, indent=widths[0] + gap, style=looks[under])
 
     def _choose(
         self,
@@ -114,13 +119,10 @@ class Page:
         below: str | None,
     ) -> tuple[list[int], int]:
         """Return the columns that fit, and the space between them."""
-        dropped: list[list[str]] = [[]]
-        if below is not None:
-            dropped.append([below])
-        for name in spare:
-            dropped.append([*dropped[-1], name])
+        first = [below] if below is not None and below not in spare else []
+        order = [*first, *spare]
         shown, gap = list(range(len(columns))), 2
-        for names in dropped:
+        for names in (order[:some] for some in range(len(order) + 1)):
             shown = [i for i, c in enumerate(columns) if c.name not in names]
             for gap in (2, 1):
                 if self._fits(sum(widths[i] for i in shown) + gap * (len(shown) - 1)):
@@ -134,7 +136,7 @@ class Page:
         widths: Sequence[int],
         shown: Sequence[int],
         gap: int,
-        style: str | t.Mapping[str, str],
+        styles: Sequence[str],
     ) -> None:
         line = Text()
         for index in shown:
@@ -142,7 +144,7 @@ class Page:
             space = " " * (widths[index] - cell_len(cell))
             line.append(" " * gap if index != shown[0] else "")
             line.append(space if columns[index].number else "")
-            line.append(cell, style if isinstance(style, str) else style.get(cell))
+            line.append(cell, styles[index])
             line.append("" if columns[index].number else space)
         self._print(line)
 
@@ -158,6 +160,34 @@ class Page:
         if self._unicode:
             return text
         return text.translate(_ASCII).encode("ascii", "replace").decode()
+
+
+def fold(text: str, width: int) -> list[str]:
+    """Return the lines of a page, those broken that are wider than a screen."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        styled = Text.from_ansi(line)
+        if cell_len(styled.plain) <= width:
+            lines.append(line)
+            continue
+        indent = len(styled.plain) - len(styled.plain.lstrip())
+        indent = indent if indent < width // 2 else 0
+        console = Console(
+            file=io.StringIO(),
+            width=width - indent,
+            # What has no styles shall have none.
+            force_terminal=line != styled.plain,
+            legacy_windows=False,
+        )
+        console.print(styled[indent:], overflow="fold")
+        folded = t.cast(io.StringIO, console.file).getvalue()
+        lines.extend(" " * indent + part.rstrip() for part in folded.splitlines())
+    return lines
+
+
+def unstyled(text: str) -> str:
+    """Return what is to be read of a page."""
+    return Text.from_ansi(text).plain
 
 
 # -- words ---------------------------------------------------------------------

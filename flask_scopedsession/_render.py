@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ._engines import PingResult
+from ._history import History
+from ._history import style_of
 from ._page import Column
 from ._page import count
 from ._page import duration
@@ -39,13 +41,17 @@ _PING_COLUMNS = (
 )
 
 
-def render_sessions(survey: Survey, *, verbose: bool = False) -> str:
-    """Return what ``session-status`` prints."""
+def render_sessions(
+    survey: Survey, *, verbose: bool = False, history: History | None = None
+) -> str:
+    """Return what ``session-status`` prints; with a history, charts of the pools."""
     page = Page()
     header(page, survey)
     if not survey.workers and not survey.silent:
         nobody(page, survey)
         return str(page)
+    if history is not None:
+        _pools(page, survey, history)
     found = [(w, s) for w in survey.workers for s in w.sessions]
     found.sort(key=lambda item: (_rank(item[1]), item[1].age_s))
     if found:
@@ -53,6 +59,7 @@ def render_sessions(survey: Survey, *, verbose: bool = False) -> str:
             _SESSION_COLUMNS,
             [_session_row(worker, session, verbose) for worker, session in found],
             styles=_SESSION_STYLES,
+            spare=["IDENTITY", "NEW", "DEL", "CONN", "IDLE-TX"],
             below="SCOPE",
         )
     else:
@@ -117,6 +124,18 @@ def _shared(page: Page, survey: Survey) -> None:
         )
 
 
+def _pools(page: Page, survey: Survey, history: History) -> None:
+    """Add how much of each database's pools is used, over all workers."""
+    charts = history.charts(page.width)
+    for total in survey.totals:
+        most = f" of {total.max}" if total.max is not None else ""
+        page.parts([str(total.url), f"· {total.used}{most} used"])
+        chart = charts.total(total)
+        page.line(f"  {chart}", style_of(chart))
+    if survey.totals:
+        page.line()
+
+
 def _rank(session: SessionSnapshot) -> tuple[bool, int]:
     return session.thread_alive is False, _SESSION_STATES.index(session.state)
 
@@ -167,7 +186,7 @@ def header(page: Page, survey: Survey) -> None:
     app = f"{survey.app} on " if survey.app else ""
     at = _moment(survey.collected_at)
     time = at.strftime("%Y-%m-%d %H:%M:%S UTC") if at else survey.collected_at
-    page.line(f"{app}{survey.host} · {time} · this host only", "dim")
+    page.parts([f"{app}{survey.host}", f"· {time}", "· this host only"], style="dim")
     owners = sorted({worker.uid or 0 for worker in survey.workers})
     if len(owners) > 1:
         for uid in owners:

@@ -8,6 +8,9 @@ from collections.abc import Hashable
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ._history import Charts
+from ._history import History
+from ._history import style_of
 from ._page import Column
 from ._page import count
 from ._page import duration
@@ -62,23 +65,29 @@ class _Found(t.Generic[One]):
     one: One
 
 
-def render_pools(survey: Survey, *, verbose: bool = False) -> str:
-    """Return what ``pool-status`` prints."""
+def render_pools(
+    survey: Survey, *, verbose: bool = False, history: History | None = None
+) -> str:
+    """Return what ``pool-status`` prints; with a history, charts in place of POOL."""
     page = Page()
+    charts = history.charts(page.width) if history is not None else None
     header(page, survey)
     if not survey.workers and not survey.silent:
         nobody(page, survey)
         return str(page)
+    if charts:
+        # Where a screen is too small, its end is shown.
+        _totals(page, survey, charts)
+        page.line()
     healthy = [w for w in survey.workers if w.state == "ok" and not _in_trouble(w)]
     shown = survey.workers
     if len(healthy) > _COLLAPSE_BEYOND and not verbose:
         page.line(f"{count(len(healthy), 'worker')} ok", "green")
         fine = {worker.id for worker in healthy}
         shown = tuple(w for w in survey.workers if w.id not in fine)
-    rows = _rows(shown, survey)
-    if rows:
-        page.table(_COLUMNS, rows, styles=_STYLES, spare=["POOL", "HOLD95"])
-    _totals(page, survey)
+    _table(page, _rows(shown, survey, charts), charts)
+    if not charts:
+        _totals(page, survey)
     if verbose:
         measures(page, survey)
     _holders(page, survey, verbose)
@@ -95,8 +104,20 @@ def _in_trouble(worker: WorkerSnapshot) -> bool:
     )
 
 
-def _rows(workers: Iterable[WorkerSnapshot], survey: Survey) -> list[list[str]]:
-    rows = [_row(worker, pool) for worker in workers for pool in worker.pools]
+def _table(page: Page, rows: list[list[str]], charts: Charts | None) -> None:
+    if not rows:
+        return
+    chart = charts.title if charts else None
+    columns = [Column(chart) if chart and c.name == "POOL" else c for c in _COLUMNS]
+    styles = {**{row[3]: style_of(row[3]) for row in rows if chart}, **_STYLES}
+    spare = ["POOL", "HOLD95", "TIMEOUTS", "IDLE", chart or "", "MAXWAIT", "WAITING"]
+    page.table(columns, rows, styles=styles, spare=spare, below=chart)
+
+
+def _rows(
+    workers: Iterable[WorkerSnapshot], survey: Survey, charts: Charts | None
+) -> list[list[str]]:
+    rows = [_row(worker, pool, charts) for worker in workers for pool in worker.pools]
     told = {worker.id for worker in survey.workers}
     for silent in survey.silent:
         if silent.id not in told:
@@ -106,13 +127,15 @@ def _rows(workers: Iterable[WorkerSnapshot], survey: Survey) -> list[list[str]]:
     return rows
 
 
-def _row(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[str]:
+def _row(
+    worker: WorkerSnapshot, pool: PoolSnapshot, charts: Charts | None
+) -> list[str]:
     most = "∞" if pool.unlimited else number(pool.max)
     return [
         str(worker.pid),
         _state(worker, pool),
         pool.bind,
-        pool.pool_class,
+        charts.pool(worker, pool) if charts else pool.pool_class,
         f"{pool.used}/{most}",
         number(pool.idle),
         number(pool.pending),
@@ -135,9 +158,9 @@ def _full(pool: PoolSnapshot) -> bool:
     return pool.max is not None and pool.used >= pool.max
 
 
-def _totals(page: Page, survey: Survey) -> None:
+def _totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
     """Add one line for each database, with the worst case."""
-    if survey.totals:
+    if survey.totals and not charts:
         page.line()
     unlimited = {p.url for w in survey.live for p in w.pools if p.unlimited}
     for total in survey.totals:
@@ -152,6 +175,9 @@ def _totals(page: Page, survey: Survey) -> None:
         elif total.url in unlimited:
             most += " may open any number"
         page.parts([str(total.url), "· " + ", ".join(now), "· " + most])
+        if charts:
+            chart = charts.total(total)
+            page.line(f"  {chart}", style_of(chart))
 
 
 # -- holders and waiters -------------------------------------------------------

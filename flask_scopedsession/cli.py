@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 import traceback
 import typing as t
 from collections.abc import Callable
@@ -34,11 +32,9 @@ if t.TYPE_CHECKING:
 
     from ._engines import PingResult
     from ._extension import ScopedSession
+    from ._history import History
 
 __all__ = ["COMMANDS", "add_commands", "db_ping", "pool_status", "session_status"]
-
-#: Cursor home; to the end of a line; to the end of the screen.
-_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command(
@@ -51,10 +47,10 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
     """Show every pool of every live worker."""
 
-    def draw(survey: Survey, verbose: bool) -> str:
+    def draw(survey: Survey, verbose: bool, history: History | None) -> str:
         from ._render_pools import render_pools
 
-        return render_pools(survey, verbose=verbose)
+        return render_pools(survey, verbose=verbose, history=history)
 
     _status(ctx, draw, **options)
 
@@ -69,17 +65,17 @@ def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
 def session_status(ctx: click.Context, /, **options: t.Any) -> None:
     """Show every open session of every live worker."""
 
-    def draw(survey: Survey, verbose: bool) -> str:
+    def draw(survey: Survey, verbose: bool, history: History | None) -> str:
         from ._render import render_sessions
 
-        return render_sessions(survey, verbose=verbose)
+        return render_sessions(survey, verbose=verbose, history=history)
 
     _status(ctx, draw, **options)
 
 
 def _status(
     ctx: click.Context,
-    draw: Callable[[Survey, bool], str],
+    draw: Callable[[Survey, bool, History | None], str],
     *,
     as_json: bool,
     watch: float | None,
@@ -96,7 +92,7 @@ def _status(
         raise click.UsageError("--check looks once, --watch again and again: use one.")
     ask = _inquirer(ctx, timeout, control_dir, bind)
 
-    def show(everything: Survey) -> str:
+    def show(everything: Survey, history: History | None = None) -> str:
         survey = narrowed(everything, bind, pid)
         if as_json:
             indent = 2 if watch is None else None
@@ -104,11 +100,15 @@ def _status(
         if everything.live and not survey.workers and not survey.silent:
             pids = ", ".join(str(worker.pid) for worker in everything.live)
             return f"No worker of pid {pid} has answered. There are: {pids}.\n"
-        return draw(survey, verbose)
+        return draw(survey, verbose, history)
 
     if watch is not None:
+        from ._history import History
+        from ._screen import watch as watch_workers
+
+        history = History(lambda survey: narrowed(survey, bind, pid), watch)
         try:
-            _watch(lambda: show(ask()), watch, as_json)
+            watch_workers(ask, show, history, watch, as_json=as_json)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
     survey = ask()
@@ -118,29 +118,6 @@ def _status(
         for reason in verdict.reasons:
             click.echo(reason, err=True)
         ctx.exit(verdict.code)
-
-
-def _watch(show: Callable[[], str], seconds: float, as_json: bool) -> t.NoReturn:
-    """Show again and again; on a terminal, in place."""
-    screen = not as_json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    separator = ""
-    if screen:
-        click.clear()
-    while True:
-        text = show()
-        click.echo(_frame(text) if screen else separator + text, nl=False)
-        separator = "" if as_json else "\n"
-        time.sleep(seconds)
-
-
-def _frame(text: str) -> str:
-    """Return what replaces the screen's content line by line, so without flicker."""
-    lines = text.splitlines()
-    height = max(os.get_terminal_size(sys.stdout.fileno()).lines - 1, 3)
-    if len(lines) > height:
-        # The problems are at the end.
-        lines = [lines[0], "...", *lines[2 - height :]]
-    return _HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW
 
 
 def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
