@@ -114,8 +114,9 @@ _STATUS_OPTIONS = (
         flag_value=2.0,
         default=None,
         metavar="[SECONDS]",
-        help="Look again every SECONDS (2) until Ctrl-C, which is exit code 130; with"
-        " --json, one document a line.",
+        help="Look again every SECONDS (2) until Ctrl-C, which is exit code 130. On a"
+        " terminal, a whole screen with bars of what is used (! somebody waits) and of"
+        " the last looks; with --json, one document a line.",
     ),
     click.option("--bind", metavar="NAME", help="Only this bind."),
     click.option("--pid", type=int, help="Only the worker of this process id."),

@@ -32,9 +32,10 @@ except ImportError:  # Windows
 
 #: The alternate screen, without cursor; nor do lines wrap, should a terminal take a
 #: character for wider than we do.
-_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _AGAIN = "\x1b[?25l\x1b[?7l\x1b[2J"
-_LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
+_ENTER = f"\x1b[?1049h{_AGAIN}"
+#: Where there is no alternate screen, as on a serial line, go on at the bottom.
+_LEAVE = "\x1b[?7h\x1b[?25h\x1b[999;1H\n\x1b[?1049l"
 #: To the end of the line; to the end of the screen.
 _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 
@@ -64,7 +65,7 @@ def watch(
     :raises KeyboardInterrupt: By Ctrl-C.
     :raises click.ClickException: The first look was refused.
     """
-    dumb = os.environ.get("TERM") == "dumb"
+    dumb = os.environ.get("TERM") in ("dumb", "unknown")
     if as_json or dumb or not sys.stdout.isatty():
         _in_lines(ask, show, seconds, separator="" if as_json else "\n")
     first = _look(ask, strict=True)

@@ -645,19 +645,6 @@ def on_terminal(args: list[str], enough: Callable[[str], bool], **env: str) -> s
 
 
 @pytest.mark.subprocess
-def test_watch_on_a_terminal() -> None:
-    """Drawn over in place: the screen is cleared once, lines are cleared as they go."""
-    args = ["pool-status", "--watch", "0.1"]
-    seen = on_terminal(args, lambda text: text.count("configured") >= 4)
-    assert seen.count("\x1b[2J") <= 1
-    frames = seen.split("\x1b[H")
-    assert len(frames) > 3
-    for frame in frames[2:-1]:
-        assert frame.endswith("\x1b[J")
-        assert all(line.endswith("\x1b[K") for line in frame.splitlines()[:-1])
-
-
-@pytest.mark.subprocess
 def test_on_a_terminal() -> None:
     """Lines fit, numbers are whole, and there are no colours for whom wants none."""
     seen = on_terminal(["pool-status"], lambda _: False)
@@ -684,15 +671,6 @@ def test_ascii_only(name: str, env: dict[str, str]) -> None:
     assert b" | this host only\n" in done.stdout
     assert done.stdout.isascii()
     assert done.stderr == b""
-
-
-def test_a_tall_table_keeps_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a screen that is too small, the header and the problems remain."""
-    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 6)))
-    monkeypatch.setattr("sys.stdout", sys.__stdout__)
-    frame = cli._frame("".join(f"line {n}\n" for n in range(20)))
-    shown = re.findall(r"(line \d+|\.\.\.)\x1b\[K\n", frame)
-    assert shown == ["line 0", "...", "line 17", "line 18", "line 19"]
 
 
 # What an import costs

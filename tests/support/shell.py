@@ -1,0 +1,51 @@
+"""A shell of one command, with job control: run by ``terminal.py`` on its terminal.
+
+Says how the command stopped or ended, and in which state it left the terminal.
+A line that is typed while the command is stopped brings it back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import termios
+
+
+def main() -> None:
+    """Run ``sys.argv[1:]`` in the foreground of the terminal on stdin."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # So that it may take the terminal back.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    print("$ the command", flush=True)
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpid())
+        signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+        os.execv(sys.argv[1], sys.argv[1:])
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        os.tcsetpgrp(0, os.getpid())
+        if not os.WIFSTOPPED(status):
+            break
+        print(f"stopped, {state()}", flush=True)
+        sys.stdin.readline()
+        os.tcsetpgrp(0, pid)
+        os.kill(pid, signal.SIGCONT)
+    print(f"exit {os.waitstatus_to_exitcode(status)}, {state()}", flush=True)
+    # The terminal lives as long as somebody has it open.
+    sys.stdin.readline()
+
+
+def state() -> str:
+    """Say whether typing is echoed, and whether something was typed."""
+    echo = termios.tcgetattr(0)[3] & termios.ECHO
+    typed = select.select([0], [], [], 0)[0]
+    return f"echo {'on' if echo else 'off'}, {'typed' if typed else 'nothing typed'}"
+
+
+if __name__ == "__main__":
+    main()

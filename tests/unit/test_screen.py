@@ -1,0 +1,290 @@
+"""``--watch``: how a page becomes a screen, and looks that fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import pytest
+from readings import a_full_pool
+from readings import a_holder
+from readings import a_last_worker
+from readings import a_pool
+from readings import a_session
+from readings import a_silent
+from readings import a_survey
+from readings import a_worker
+from readings import AUDIT
+from rich.cells import cell_len
+
+from flask_scopedsession import _screen
+from flask_scopedsession._history import History
+from flask_scopedsession._page import fold
+from flask_scopedsession._page import unstyled
+from flask_scopedsession._render import render_sessions
+from flask_scopedsession._render_pools import render_pools
+from flask_scopedsession._screen import fitting
+from flask_scopedsession._screen import frame
+from flask_scopedsession.errors import ScopedSessionError
+from flask_scopedsession.snapshot import Survey
+
+Become = Callable[..., None]
+WIDTHS = [20, 40, 60, 80, 100, 120, 160, 200]
+
+
+def survey() -> Survey:
+    wedged = [a_full_pool(), a_pool("audit", 0, url=AUDIT)]
+    full = [a_pool("reporting_warehouse", 15, idle=0, holders=(a_holder(0.1),))]
+    return a_survey(
+        *(a_worker(48300 + i, [a_pool(used=i)]) for i in range(8)),
+        a_worker(48211, wedged, state="wedged", sessions=(a_session(),)),
+        a_worker(4194303, full, state="saturated"),
+        a_last_worker(50001, "gone", pools=[a_pool(holders=(a_holder(),))]),
+        silent=(a_silent(50003, "stopped"),),
+    )
+
+
+def seen() -> History:
+    history = History(lambda survey: survey, 2.0)
+    for _ in range(60):
+        history.add(survey())
+    return history
+
+
+DRAWN: list[Callable[[], str]] = [
+    lambda: render_pools(survey(), history=seen()),
+    lambda: render_sessions(survey(), history=seen()),
+]
+
+
+@pytest.fixture
+def output(monkeypatch: pytest.MonkeyPatch) -> Become:
+    """Make standard output a terminal of some kind."""
+
+    def become(columns: int, rows: int = 24, encoding: str = "utf-8") -> None:
+        size = _screen.os.terminal_size((columns, rows))
+        monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
+        monkeypatch.setattr("sys.stdout", Stdout(encoding))
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm-256color")
+
+    become(80)
+    return become
+
+
+class Stdout:
+    def __init__(self, encoding: str) -> None:
+        self.encoding = encoding
+
+    def isatty(self) -> bool:
+        return True
+
+
+# Drawing
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("draw", DRAWN)
+def test_fits(
+    draw: Callable[[], str], columns: int, encoding: str, output: Become
+) -> None:
+    """No line is wider than the screen, and nothing is lost."""
+    output(columns, encoding=encoding)
+    page = draw()
+    lines = [unstyled(line) for line in fold(page, columns)]
+    assert max(map(cell_len, lines)) <= columns
+    whole = re.sub(r"\s", "", unstyled(page))
+    assert re.sub(r"\s", "", "".join(lines)) == whole
+    assert "48211" in whole
+    if encoding != "utf-8":
+        assert page.isascii()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_charts_of_pools(columns: int, output: Become) -> None:
+    """Each row has one, beside it or below it; of ten columns at most."""
+    output(columns)
+    text = unstyled(render_pools(survey(), history=seen()))
+    table = re.search(r"(?m)^ *PID .*\n(?:.+\n)*", text)
+    assert table is not None
+    names, *rows = table[0].splitlines()
+    assert len(re.split(r"  +| (?=LAST)", names.strip())) <= 11
+    charts = [row for row in rows if re.search("[░█]{8}", row)]
+    # Of a silent worker there is none.
+    assert len(charts) == 11
+    wedged = next(n for n, row in enumerate(rows) if " wedged " in row)
+    assert "█!!" in "".join(rows[wedged : wedged + 2])
+
+
+def test_an_ascii_chart(output: Become) -> None:
+    """As wide as the other, and as clear."""
+    worker = a_worker(1, [a_full_pool()])
+    history = seen()
+    for used in (0, 3, 8, 14):
+        history.add(a_survey(a_worker(1, [a_pool(used=used)])))
+    history.add(a_survey(worker))
+    output(80, encoding="ascii")
+    text = unstyled(render_pools(a_survey(worker), history=history))
+    assert re.search(r"default  ########!! +_\.=\*! ", text), text
+
+
+def test_styles_also_in_ascii(output: Become) -> None:
+    """A chart that is written otherwise has the same colour."""
+    output(80, encoding="ascii")
+    page = render_pools(a_survey(a_worker(1, [a_full_pool()])), history=seen())
+    assert re.search(r"\x1b\[31m########!", page)
+
+
+def test_databases_are_on_top(output: Become) -> None:
+    """What stands lowest is seen longest on a small screen: problems."""
+    text = unstyled(DRAWN[0]())
+    order = ["this host only", "may open at most", "PID", "wedged", "Held", "Waiting"]
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+
+
+# What a screen has room for
+
+TABLE = [
+    *("header", "", "  PID  STATE", *(f"{n:>5}  ok" for n in range(20))),
+    *("", "Held", "  1x a", "Waiting", "  1x b"),
+]
+
+
+def test_enough_room() -> None:
+    """Then nothing changes."""
+    assert fitting(TABLE, len(TABLE)) == TABLE
+
+
+@pytest.mark.parametrize("rows", range(9, len(TABLE)))
+def test_a_long_table(rows: int) -> None:
+    """Header, names of columns, last rows and all problems; each line at most once."""
+    shown = fitting(TABLE, rows)
+    left_out = len(TABLE) - rows + 1
+    assert shown == [
+        *("header", "  PID  STATE", f"... {left_out} more lines"),
+        *TABLE[len(TABLE) - rows + 3 :],
+    ]
+    assert len(shown) == rows
+
+
+@pytest.mark.parametrize("rows", range(2, 8))
+def test_no_room_for_the_table(rows: int) -> None:
+    """No names of columns without a row; problems come first, from the end."""
+    shown = fitting(TABLE, rows)
+    assert shown[0] == "header"
+    assert shown[1].startswith("... ")
+    assert shown[2:] == TABLE[len(TABLE) - rows + 2 :]
+
+
+def test_rows_of_two_lines() -> None:
+    """The second is not shown without the first."""
+    rows = [line for n in range(9) for line in (f"{n:>5}  ok", "       ###  __")]
+    table = ["header", "", "  PID  STATE", *rows, "", "Held"]
+    for height in range(6, len(table)):
+        shown = fitting(table, height)
+        assert len(shown) <= height
+        assert not shown[3].startswith("       "), shown
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+@pytest.mark.parametrize("rows", [1, 2, 5, 10, 24, 60])
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_never_more_than_the_screen(
+    draw: Callable[[], str], columns: int, rows: int, output: Become
+) -> None:
+    """Whatever there is to show."""
+    output(columns)
+    lines = fold(draw(), columns)
+    shown = fitting(lines, rows)
+    assert len(shown) <= rows
+    assert unstyled(shown[0]).startswith("shop on web-1"[:columns])
+    if rows >= 5:
+        assert shown[-1] == lines[-1]
+
+
+def test_frame() -> None:
+    """Each line at its place; what was there before is cleared, but no last letter."""
+    assert frame(["ab", "abcd", "\x1b[31m12345\x1b[0m"], 5, 4) == (
+        "\x1b[1;1Hab\x1b[K"
+        "\x1b[2;1Habcd\x1b[K"
+        "\x1b[3;1H\x1b[31m12345\x1b[0m"
+        "\x1b[4;1H\x1b[J"
+    )
+    assert "\x1b[J" not in frame(["a"] * 4, 5, 4)
+
+
+def test_folded_lines_keep_their_indent_and_style() -> None:
+    """As what belongs together."""
+    assert fold("  \x1b[31mone two three\x1b[0m", 9) == [
+        "  \x1b[31mone two\x1b[0m",
+        "  \x1b[31mthree\x1b[0m",
+    ]
+    assert fold("  12345678", 6) == ["  1234", "  5678"]
+
+
+# Looks that fail
+
+
+def looks(*found: Any) -> Callable[[], Survey]:
+    """Ask what gives these, or raises them; then Ctrl-C."""
+    left: Iterator[Any] = iter((*found, KeyboardInterrupt()))
+
+    def ask() -> Survey:
+        one = next(left)
+        if isinstance(one, BaseException):
+            raise one
+        return one
+
+    return ask
+
+
+def watch(*found: Any, as_json: bool = False) -> None:
+    history = History(lambda survey: survey, 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        _screen.watch(
+            looks(*found), lambda *_: "shown\n", history, 0.0, as_json=as_json
+        )
+
+
+@pytest.mark.parametrize(("as_json", "between"), [(False, "\n"), (True, "")])
+def test_a_failed_look_is_not_the_last(
+    as_json: bool, between: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told on stderr, where a reader of JSON does not look."""
+    gone = FileNotFoundError(2, "No such file or directory")
+    watch(gone, a_survey(), gone, a_survey(), as_json=as_json)
+    shown = capsys.readouterr()
+    assert shown.out == f"shown\n{between}shown\n"
+    said = (
+        "This look has failed: FileNotFoundError: [Errno 2] No such file or directory"
+    )
+    assert shown.err == f"{said}\n{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("postgresql://me:secret@db"), "ValueError"),
+        (ScopedSessionError("as it is"), "ScopedSessionError: as it is"),
+        (click.UsageError("There is no bind 'x'"), "UsageError: There is no bind 'x'"),
+    ],
+)
+def test_why_a_look_failed(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the words of errors that are known to hold no secret."""
+    watch(a_survey(), error)
+    assert capsys.readouterr().err == f"This look has failed: {said}\n"
+
+
+def test_the_first_look_may_refuse() -> None:
+    """Bad usage does not become better by waiting."""
+    history = History(lambda survey: survey, 0.0)
+    ask = looks(click.UsageError("There is no bind 'x'"))
+    with pytest.raises(click.UsageError):
+        _screen.watch(ask, lambda *_: "", history, 0.0, as_json=True)
