@@ -82,14 +82,25 @@ def test_what_is_seen(busy: Prefork, watch: Watch) -> None:
 
 @pytest.mark.parametrize("command", ["pool-status", "session-status"])
 def test_ctrl_c(command: str, busy: Prefork, watch: Watch) -> None:
-    """All is as before: screen, cursor, echo; and 130. What was typed is gone."""
+    """All is as before: screen, cursor, echo; and 130."""
     it = watch(command)
-    it.wait_for(" default ").type("rm -rf /\n\x03")
+    it.wait_for(" default ").type("\x03")
     it.wait_for("exit")
     assert it.lines == [SHELL, "exit 130, echo on, nothing typed"]
     assert not it.alternate
     assert it.tidy
+
+
+def test_keys(busy: Prefork, watch: Watch) -> None:
+    """What is typed does not disturb the screen, and is not for the shell."""
+    it = watch(every=0.1)
+    it.wait_for(" default ").type("rm -rf /\n")
+    drawn = it.sent.count(b"this host only") + 3
+    it.wait_for(lambda: it.sent.count(b"this host only") >= drawn)
     assert b"rm -rf" not in it.sent
+    # Not by Ctrl-C, at which the terminal itself forgets what was typed.
+    os.kill(it.command_pid(), signal.SIGTERM)
+    it.wait_for("exit -15, echo on, nothing typed")
 
 
 @pytest.mark.parametrize("command", ["pool-status", "session-status"])
@@ -170,11 +181,13 @@ def test_a_worker_that_hangs(busy: Prefork, watch: Watch) -> None:
 
 
 def test_what_vanishes(
-    busy: Prefork, watch: Watch, control_dir: Path, prefork: Start
+    busy: Prefork, watch: Watch, control_dir: Path, prefork: Start, gates: Gates
 ) -> None:
     """Worker and directory go, and it goes on: until there is a worker again."""
     it = watch(every=0.1)
     it.wait_for(" default ")
+    gates.open()
+    it.wait_for("0/2")  # or it would be killed, and shown as gone
     busy.stop()
     it.wait_for("No worker has answered")
     shutil.rmtree(control_dir, ignore_errors=True)
