@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+r"""A check of connection pools for Nagios, Icinga and those that run their plugins.
+
+Runs ``flask pool-status --json --check`` and says in one line what it found, with
+performance data for each database. Give it the command as you would type it::
+
+    check_flask_pool.py /srv/flights/venv/bin/flask --app flights pool-status
+    check_flask_pool.py --deadline 5 /srv/flights/venv/bin/python \
+        -m flask_scopedsession pool-status --control-dir /run/flights --crit pending=5
+
+Needs Python 3.10 and nothing else; it may be another Python than the application's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+OK, WARNING, CRITICAL, UNKNOWN = range(4)
+NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+#: What each exit code of ``--check`` is for the monitor; all others are UNKNOWN.
+STATES = {
+    0: OK,
+    3: WARNING,
+    4: CRITICAL,
+    5: WARNING,  # some workers are silent, the others are well
+    69: CRITICAL,  # no live worker
+    77: UNKNOWN,  # no permission
+}
+
+
+#: How ``--check`` begins its reasons; other lines may be the application's.
+REASONS = ("critical: ", "silent: ", "warning: ")
+
+
+class Unknown(Exception):
+    """The pools could not be looked at; the message says why."""
+
+
+def main() -> int:
+    """Run the command that was given, print what it found, and return the state."""
+    parser = argparse.ArgumentParser(description="Check connection pools of Flask.")
+    parser.add_argument("--deadline", type=float, default=20.0, metavar="SECONDS")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    try:
+        code, survey, errors = look(given.command, given.deadline)
+    except Unknown as problem:
+        print(harmless(f"POOL UNKNOWN - {problem}"))
+        return UNKNOWN
+    state = STATES[code]
+    reasons = [line for line in errors if line.startswith(REASONS)]
+    said = reasons[0] if reasons else summary(survey)
+    print(harmless(f"POOL {NAMES[state]} - {said}") + " | " + performance(survey))
+    for reason in reasons[1:]:
+        print(harmless(reason))
+    return state
+
+
+def look(command: list[str], deadline: float) -> tuple[int, dict[str, Any], list[str]]:
+    """Return the exit code of ``--check``, the document, and lines of errors."""
+    if not command:
+        raise Unknown("no command was given")
+    try:
+        done = subprocess.run(
+            [*command, "--json", "--check"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=deadline,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unknown(f"no result within {deadline:g} s") from None
+    except OSError as error:
+        raise Unknown(f"{command[0]}: {error.strerror}") from None
+    errors = done.stderr.strip().splitlines()
+    survey = document(done.stdout) if done.returncode in STATES else None
+    if survey is None:
+        why = errors[-1] if errors else "it printed no document of schema 1"
+        raise Unknown(f"exit code {done.returncode}: {why}")
+    return done.returncode, survey, errors
+
+
+def document(text: str) -> dict[str, Any] | None:
+    """Return the document, if it is one that this script can read."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.get("schema") == 1 else None
+
+
+def summary(survey: dict[str, Any]) -> str:
+    """Say how much is used."""
+    used = sum(total["used"] for total in survey["totals"])
+    return f"{len(live(survey))} workers, {used} connections in use"
+
+
+def performance(survey: dict[str, Any]) -> str:
+    """Return the performance data: ``'label'=value[unit];warn;crit;min;max``."""
+    data = [f"workers={len(live(survey))};;;0", f"silent={len(survey['silent'])};;;0"]
+    for total in survey["totals"]:
+        pools = [
+            pool
+            for worker in live(survey)
+            for pool in worker["pools"]
+            if pool["url"] == total["url"]
+        ]
+        values = (
+            ("used", total["used"], "", total["max"]),
+            ("idle", total["idle"], "", total["max"]),
+            ("pending", total["pending"], "", None),
+            ("max_wait", highest(pools, "max_wait_s"), "s", None),
+            ("timeouts", added(pools, "timeouts_total"), "c", None),
+        )
+        name = database(total["url"])
+        for what, value, unit, most in values:
+            # What a pool's class cannot know is left out, and not taken for 0.
+            if value is not None:
+                end = "" if most is None else f";{most}"
+                data.append(f"'{name} {what}'={value:g}{unit};;;0{end}")
+    return " ".join(data)
+
+
+def live(survey: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the workers that answered just now."""
+    return [worker for worker in survey["workers"] if worker["source"] == "live"]
+
+
+def highest(pools: list[dict[str, Any]], name: str) -> float | None:
+    """Return the worst value of some pools."""
+    return max((pool[name] for pool in pools if pool[name] is not None), default=None)
+
+
+def added(pools: list[dict[str, Any]], name: str) -> float | None:
+    """Return the sum; unknown as soon as one of them is."""
+    values = [pool[name] for pool in pools]
+    return None if None in values else sum(values)
+
+
+def database(url: dict[str, Any]) -> str:
+    """Name a database in a label, where some characters have a meaning."""
+    port = "" if url["port"] is None else f":{url['port']}"
+    name = f"{url['host'] or ''}{port}/{url['database'] or ''}"
+    return "".join("_" if c in "'=|" or not c.isprintable() else c for c in name)
+
+
+def harmless(text: str) -> str:
+    """Keep the first line free of what begins the performance data."""
+    return text.replace("|", "/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
