@@ -102,8 +102,9 @@ class Charts:
     ) -> None:
         self._readings = readings
         self._shape = shape
-        covered = shape.looks * seconds
-        span = f"{covered:.0f} s" if covered < 120 else f"{covered / 60:.0f} min"
+        from ._page import duration
+
+        span = duration(shape.looks * seconds)
         self.title = f"{'USE':<{shape.bar + shape.beyond}} LAST {span}"
 
     def pool(self, worker: WorkerSnapshot, pool: PoolSnapshot) -> str:

@@ -51,6 +51,9 @@ _STOPPING = _signals("SIGTSTP")
 #: The terminal has another size, or may have been used by somebody else.
 _REDRAWING = _signals("SIGWINCH", "SIGCONT")
 
+#: Seconds after which a signal is noticed at the latest.
+_DEAF = 0.5
+
 Ask = Callable[[], Survey]
 Show = Callable[[Survey, "History | None"], str]
 #: A number is a signal's, a text says why a look has failed.
@@ -122,7 +125,11 @@ def _until_ended(
     survey: Survey | None = None
     problem = ""
     while True:
-        event = events.get()
+        try:
+            # A signal that comes just before a wait begins does not end the wait.
+            event = events.get(timeout=_DEAF)
+        except queue.Empty:
+            continue
         if isinstance(event, Survey):
             survey, problem = event, ""
             history.add(survey)

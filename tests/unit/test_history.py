@@ -168,6 +168,7 @@ def test_history_of_what_was_asked_for() -> None:
         (2.0, None, "USE        LAST 24 s"),
         (2.0, 120, "USE           LAST 48 s"),
         (10.0, 200, "USE                       LAST 8 min"),
+        (3600.0, 80, "USE        LAST 12 h"),
     ],
 )
 def test_title(seconds: float, width: int | None, title: str) -> None:

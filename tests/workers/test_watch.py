@@ -72,7 +72,7 @@ def test_what_is_seen(busy: Prefork, watch: Watch) -> None:
     assert it.alternate
     assert it.screen.cursor.hidden
     assert SHELL not in it.text
-    names = re.search(r"PID +STATE +BIND +USE +LAST 2 s +USED/MAX.*WAITING", it.text)
+    names = re.search(r"PID +STATE +BIND +USE +LAST 2\.4 s +USED/MAX.*WAITING", it.text)
     assert names, it.text
     assert re.search(r" default +████████!! +\S*!!!! +2/2 ", it.text), it.text
     assert "2× block live_app.py:" in it.text
