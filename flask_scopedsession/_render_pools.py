@@ -90,9 +90,9 @@ def render_pools(
         _totals(page, survey)
     if verbose:
         measures(page, survey)
+    strained(page, survey)
     _holders(page, survey, verbose)
     _waiters(page, survey, verbose)
-    strained(page, survey)
     _troubles(page, survey)
     return str(page)
 

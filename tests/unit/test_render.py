@@ -169,6 +169,11 @@ shop on web-1 · 2026-11-22 10:10:29 UTC · this host only
 postgresql+psycopg://db.internal:5432/orders · 16 used, 2 idle, 3 waiting · 2 workers may open at most 30
 sqlite:////srv/shop/audit.db · 0 used, 2 idle · 1 worker may open at most 15
 
+Bind default, last minute: up to 15/15 in use and 3 waiting in one worker, 95 % waited at most 3.9 ms, one 4.0 ms, 95 % held for at most 3.9 ms
+  Most of its time went to 100% orders.show
+  3.0 s ago, orders.index gave up after 30 s; held then by 14× orders.show shop/views.py:88 show, longest 44 s; 1× reports.build shop/reports.py:9 build, longest 20 s
+  'pool-advise' says how large the pool should be.
+
 Held connections, longest first
   12× orders.show shop/views.py:88 show, longest 41 s, idle in transaction for 40 s · bind default · pid 48211
   1× reports.build shop/reports.py:9 build, held 20 s, in transaction · bind default · pid 48211
@@ -176,11 +181,6 @@ Held connections, longest first
 Waiting for a connection, longest first
   1× orders.index shop/views.py:12 index, for 4.0 s, while its own thread holds one: a self-deadlock · bind default · pid 48211
   2× orders.index shop/views.py:12 index, longest 3.5 s · bind default · pid 48211
-
-Bind default, last minute: up to 15/15 in use and 3 waiting in one worker, 95 % waited at most 3.9 ms, one 4.0 ms, 95 % held for at most 3.9 ms
-  Most of its time went to 100% orders.show
-  3.0 s ago, orders.index gave up after 30 s; held then by 14× orders.show shop/views.py:88 show, longest 44 s; 1× reports.build shop/reports.py:9 build, longest 20 s
-  'pool-advise' says how large the pool should be.
 
 7 checkouts timed out in the last minute · bind default · pid 48211
 """  # noqa: E501
