@@ -18,6 +18,13 @@ from rich.console import Console
 from rich.text import Text
 
 from ._json import clean
+from ._words import count
+from ._words import duration
+from ._words import number
+from ._words import some
+
+#: With the words that a page is made of.
+__all__ = ["Column", "Page", "count", "duration", "number", "some"]
 
 #: What ASCII has instead of the few other characters that we write.
 _ASCII = str.maketrans(
@@ -188,40 +195,3 @@ def fold(text: str, width: int) -> list[str]:
 def unstyled(text: str) -> str:
     """Return what is to be read of a page."""
     return Text.from_ansi(text).plain
-
-
-# -- words ---------------------------------------------------------------------
-
-
-def duration(value: float | None) -> str:
-    """Write a duration as people say it: ``3 ms``, ``4.1 s``, ``41 s``, ``2 min``."""
-    if value is None:
-        return "-"
-    if value < 0.0095:
-        return f"{value * 1000:.1f} ms"
-    if value < 0.9995:
-        return f"{value * 1000:.0f} ms"
-    if value < 9.95:
-        return f"{value:.1f} s"
-    if value < 119.5:
-        return f"{value:.0f} s"
-    if value < 7170:
-        return f"{value / 60:.0f} min"
-    return f"{value / 3600:.0f} h"
-
-
-def number(value: int | None) -> str:
-    """Write a number; what is not known is a dash."""
-    return "-" if value is None else str(value)
-
-
-def count(amount: int, noun: str) -> str:
-    """Write an amount of things: ``1 worker``, ``2 workers``."""
-    return f"{amount} {noun}{'' if amount == 1 else 's'}"
-
-
-def some(items: Sequence[str], most: int = 5) -> str:
-    """List the first of many."""
-    shown = ", ".join(items[:most])
-    rest = len(items) - most
-    return f"{shown} and {rest} more" if rest > 0 else shown

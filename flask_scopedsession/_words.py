@@ -1,0 +1,54 @@
+"""How we write durations, amounts and lists; without what draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def duration(value: float | None) -> str:
+    """Write a duration as people say it: ``3 ms``, ``4.1 s``, ``41 s``, ``2 min``."""
+    if value is None:
+        return "-"
+    if value < 0.0095:
+        return f"{value * 1000:.1f} ms"
+    if value < 0.9995:
+        return f"{value * 1000:.0f} ms"
+    if value < 9.95:
+        return f"{value:.1f} s"
+    if value < 119.5:
+        return f"{value:.0f} s"
+    if value < 7170:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.0f} h"
+
+
+def number(value: int | None) -> str:
+    """Write a number; what is not known is a dash."""
+    return "-" if value is None else str(value)
+
+
+def count(amount: int, noun: str) -> str:
+    """Write an amount of things: ``1 worker``, ``2 workers``."""
+    return f"{amount} {noun}{'' if amount == 1 else 's'}"
+
+
+def some(items: Sequence[str], most: int = 5) -> str:
+    """List the first of many."""
+    shown = ", ".join(items[:most])
+    rest = len(items) - most
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def percent(share: float) -> str:
+    """Write a share of 1, so that little is not called nothing: ``2.1 %``."""
+    value = 100.0 * share
+    if 0 < value < 0.1:
+        return "less than 0.1 %"
+    return f"{value:.1f} %" if value < 10 else f"{value:.0f} %"
+
+
+def number_of(value: float) -> str:
+    """Write a number that is no count with two digits or so: ``0.31``, ``12.4``."""
+    if value < 0.095:
+        return f"{value:.2g}"
+    return f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
