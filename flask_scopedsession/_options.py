@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 from collections.abc import Callable
 
@@ -74,6 +75,25 @@ Below: views whose changes were never committed, and sessions that two threads u
 the same time.
 """
 
+ADVICE_HELP = """\
+Say how large the pool of each bind should be, and why, from what the running workers
+measured.
+
+Asks the live workers on this host; opens no connection, changes nothing.
+
+\b
+pool_size    connections that a worker keeps open: enough for 95 % of the
+             checkouts of its busiest minute
+max_overflow connections that it may open beyond, and closes afterwards:
+             as many as keep the waits short, with --growth times the load
+pool_timeout seconds after which a checkout gives up: longer than any
+             plausible wait, and well before the server kills the worker
+
+Each worker has a pool of its own, so the busiest worker sets the size. The load is the
+time that connections were held over the time that passed; Erlang's formula C gives the
+waits. Below: the most that all workers may open, against what the server accepts.
+"""
+
 PING_HELP = """\
 Test whether every database answers, with one connection outside the pool.
 
@@ -102,11 +122,42 @@ class _Thresholds(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class _Range(click.FloatRange):
+    """A range that "not a number" is not in."""
+
+    def convert(
+        self,
+        value: t.Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> t.Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
 #: A time to wait, in seconds.
-WAIT = click.FloatRange(min=0, min_open=True, max=86_400)
+WAIT = _Range(min=0, min_open=True, max=86_400)
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_BIND = click.option("--bind", metavar="NAME", help="Only this bind.")
+_TIMEOUT = click.option(
+    "--timeout",
+    type=WAIT,
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for each worker.",
+)
+_CONTROL_DIR = click.option(
+    "--control-dir",
+    metavar="DIR",
+    help="Look for workers here, and do not load the application.",
+)
 
 _STATUS_OPTIONS = (
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+    _JSON,
     click.option(
         "--watch",
         type=click.FloatRange(min=0.1, max=86_400),
@@ -118,21 +169,10 @@ _STATUS_OPTIONS = (
         " terminal, a whole screen with bars of what is used (! somebody waits) and of"
         " the last looks; with --json, one document a line.",
     ),
-    click.option("--bind", metavar="NAME", help="Only this bind."),
+    _BIND,
     click.option("--pid", type=int, help="Only the worker of this process id."),
-    click.option(
-        "--timeout",
-        type=WAIT,
-        default=2.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for each worker.",
-    ),
-    click.option(
-        "--control-dir",
-        metavar="DIR",
-        help="Look for workers here, and do not load the application.",
-    ),
+    _TIMEOUT,
+    _CONTROL_DIR,
     click.option("--verbose", "-v", is_flag=True, help="Show everything, one by one."),
     click.option(
         "--check",
@@ -162,5 +202,49 @@ _STATUS_OPTIONS = (
 def status_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what both status commands understand."""
     for option in reversed(_STATUS_OPTIONS):
+        command = option(command)
+    return command
+
+
+_ADVICE_OPTIONS = (
+    _JSON,
+    _BIND,
+    _TIMEOUT,
+    _CONTROL_DIR,
+    click.option(
+        "--wait",
+        type=WAIT,
+        default=0.01,
+        show_default=True,
+        metavar="SECONDS",
+        help="95 % of the checkouts shall wait for a connection for less than this.",
+    ),
+    click.option(
+        "--growth",
+        type=_Range(min=1, max=100),
+        default=1.5,
+        show_default=True,
+        metavar="FACTOR",
+        help="Be ready for so many times the load of the busiest minute.",
+    ),
+    click.option(
+        "--max-connections",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="How many connections each database server accepts.",
+    ),
+    click.option(
+        "--worker-timeout",
+        type=WAIT,
+        metavar="SECONDS",
+        help="After how long the server kills a worker that does not get on; for"
+        " gunicorn, its default of 30 is taken unless you say so.",
+    ),
+)
+
+
+def advice_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what ``pool-advise`` understands."""
+    for option in reversed(_ADVICE_OPTIONS):
         command = option(command)
     return command

@@ -17,6 +17,8 @@ from ._check import check
 from ._check import EXIT_CRITICAL
 from ._check import EXIT_INTERRUPTED
 from ._check import EXIT_OK
+from ._options import ADVICE_HELP
+from ._options import advice_options
 from ._options import PING_HELP
 from ._options import POOL_HELP
 from ._options import SESSION_HELP
@@ -34,7 +36,14 @@ if t.TYPE_CHECKING:
     from ._extension import ScopedSession
     from ._history import History
 
-__all__ = ["COMMANDS", "add_commands", "db_ping", "pool_status", "session_status"]
+__all__ = [
+    "COMMANDS",
+    "add_commands",
+    "db_ping",
+    "pool_advise",
+    "pool_status",
+    "session_status",
+]
 
 
 @click.command(
@@ -224,6 +233,44 @@ def _extension_of(app: Flask) -> ScopedSession:
     return t.cast("ScopedSession", db)
 
 
+# -- pool-advise ---------------------------------------------------------------
+
+
+@click.command(
+    "pool-advise",
+    help=ADVICE_HELP,
+    short_help="Say how large each database pool should be, and why.",
+)
+@advice_options
+@click.pass_context
+def pool_advise(
+    ctx: click.Context,
+    /,
+    *,
+    as_json: bool,
+    bind: str | None,
+    timeout: float,
+    control_dir: str | None,
+    wait: float,
+    growth: float,
+    max_connections: int | None,
+    worker_timeout: float | None,
+) -> None:
+    """Say what the pools of the live workers should be."""
+    from ._advice import advise
+    from ._advice import Aims
+
+    survey = _inquirer(ctx, timeout, control_dir, bind)()
+    aims = Aims(wait, growth, worker_timeout)
+    report = advise(survey, aims, lambda _: max_connections, bind)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        from ._render_advice import render_advice
+
+        click.echo(render_advice(narrowed(survey, bind, None), report), nl=False)
+
+
 # -- db-ping -------------------------------------------------------------------
 
 
@@ -279,7 +326,9 @@ def _ping(db: ScopedSession, name: str, timeout: float) -> PingResult:
     return PingResult(name, url, round(latency, 6), server_version(engine), None)
 
 
-COMMANDS: tuple[click.Command, ...] = (pool_status, session_status, db_ping)
+COMMANDS: tuple[click.Command, ...] = (
+    *(pool_status, session_status, pool_advise, db_ping),
+)
 
 
 def add_commands(app: Flask) -> None:

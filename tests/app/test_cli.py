@@ -41,6 +41,7 @@ from sqlalchemy import text
 from flask_scopedsession import cli
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.__main__ import main
+from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import Survey
 
@@ -108,13 +109,14 @@ def serving(app: Flask, db: ScopedSession) -> Iterator[None]:
 
 def test_app_cli(flask_app: Flask) -> None:
     """In the application's own group, so that a test runner finds them."""
-    names = {"pool-status", "session-status", "db-ping"}
+    names = {"pool-status", "session-status", "pool-advise", "db-ping"}
     assert names <= set(flask_app.cli.commands)
 
 
 HELP = {
     "pool-status": "Show all database pools, and who holds connections.",
     "session-status": "Show all open database sessions, and whose they are.",
+    "pool-advise": "Say how large each database pool should be, and why.",
     "db-ping": "Test whether every database answers, and how fast.",
 }
 
@@ -131,6 +133,7 @@ def test_entry_points(flask_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None
     points = {
         "pool-status": "pool_status",
         "session-status": "session_status",
+        "pool-advise": "pool_advise",
         "db-ping": "db_ping",
     }
     pyproject = Path(__file__).parents[2] / "pyproject.toml"
@@ -147,13 +150,13 @@ def test_entry_points(flask_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_module(flask_app: Flask) -> None:
-    """``python -m flask_scopedsession`` has these three, and lists no others."""
+    """``python -m flask_scopedsession`` has these four, and lists no others."""
     runner = flask_app.test_cli_runner()
     output = runner.invoke(main, ["--help"]).output
     listed = re.findall(
         r"^  ([a-z-]+)  +[A-Z]", output.partition("Commands:")[2], re.MULTILINE
     )
-    assert listed == ["db-ping", "pool-status", "session-status"]
+    assert listed == ["db-ping", "pool-advise", "pool-status", "session-status"]
     assert "Error" not in output
 
 
@@ -182,6 +185,21 @@ def test_help_of_db_ping(invoke: Invoke) -> None:
     for column in ("BIND", "LATENCY", "VERSION", "DATABASE"):
         assert re.search(rf"^  {column} ", output, re.MULTILINE)
     assert "Exits with 0 when all have answered, else with 4." in output
+
+
+def test_help_of_pool_advise(invoke: Invoke) -> None:
+    """Every setting, every option, within 80 columns."""
+    output = invoke("pool-advise", "--help").output
+    explained = output.partition("Options:")[0]
+    for setting in ("pool_size", "max_overflow", "pool_timeout"):
+        assert re.search(rf"^  {setting} ", explained, re.MULTILINE)
+    for option in (
+        *("--json", "--bind NAME", "--timeout SECONDS", "--control-dir DIR"),
+        *("--wait SECONDS", "--growth FACTOR", "--max-connections N"),
+        "--worker-timeout SECONDS",
+    ):
+        assert option in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 @pytest.mark.subprocess
@@ -275,7 +293,7 @@ def test_bind_of_configured_pools(invoke: Invoke) -> None:
     assert [pool["bind"] for pool in document["configured"]] == ["audit"]
 
 
-@pytest.mark.parametrize("name", [*STATUS, "db-ping"])
+@pytest.mark.parametrize("name", [*STATUS, "pool-advise", "db-ping"])
 def test_unknown_bind(name: str, invoke: Invoke) -> None:
     """A usage error that lists the known ones."""
     result = invoke(name, "--bind", "nil")
@@ -541,6 +559,58 @@ def test_control_dir_never_loads_the_app(run_cli: RunCli, short_tmp: Path) -> No
     assert not (short_tmp / "imported").exists()
 
 
+# Advice
+
+
+def test_pool_advise(invoke: Invoke, surveyed: Any) -> None:
+    """What it is told reaches the advice; one bind only, if asked for."""
+    minute = BusyMinute("2026-11-22T10:08:00.000Z", 60.0, 2400, 120.0, 0.0, 0)
+    pools = [
+        a_pool(bind, checkouts_total=2400, used_max=9, pending_max=0, busiest=minute)
+        for bind in ("default", "audit")
+    ]
+    surveyed(a_worker(4711, pools))
+    found = json.loads(invoke("pool-advise", "--json").output)
+    assert [each["bind"] for each in found["advice"]] == ["default", "audit"]
+    aims = ("--wait", "0.1", "--growth", "3", "--worker-timeout", "9")
+    limit = ("--max-connections", "4")
+    output = invoke("pool-advise", "--bind", "audit", "--json", *aims, *limit).output
+    other = json.loads(output)
+    assert other["aims"] == {"wait_s": 0.1, "growth": 3.0, "worker_timeout_s": 9.0}
+    (advice,) = other["advice"]
+    assert advice["bind"] == "audit"
+    assert advice["recommended"]["pool_timeout"] == 3
+    assert other["servers"][0]["limit"] == 4
+    shown = invoke("pool-advise", "--bind", "audit", *aims).output
+    assert f'"pool_size": {advice["recommended"]["pool_size"]}, ' in shown
+    assert '"pool_timeout": 3' in shown
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--wait", "0"),
+        ("--wait", "nan"),
+        ("--growth", "0.5"),
+        ("--growth", "nan"),
+        ("--max-connections", "0"),
+        ("--worker-timeout", "-1"),
+        ("--bind", "no_such"),
+    ],
+)
+def test_pool_advise_refuses(invoke: Invoke, args: tuple[str, str]) -> None:
+    result = invoke("pool-advise", *args)
+    assert result.exit_code == 2
+    assert args[1] in result.output + getattr(result, "stderr", "")
+
+
+@pytest.mark.parametrize("name", [*STATUS, "pool-advise"])
+def test_nobody_to_ask_is_no_error(name: str, invoke: Invoke) -> None:
+    result = invoke(name)
+    assert result.exit_code == 0
+    assert "No worker has answered" in result.output
+
+
 # Watching
 
 
@@ -695,6 +765,7 @@ def test_imports(run_script: RunCli) -> None:
         ScopedSession(app)
         print(*sorted(set(sys.modules) - before))
         app.test_cli_runner().invoke(args=["pool-status", "--json"])
+        app.test_cli_runner().invoke(args=["pool-advise", "--json"])
         assert "rich" not in sys.modules
         app.test_cli_runner().invoke(args=["pool-status"])
         assert "rich" in sys.modules
@@ -711,4 +782,5 @@ def test_imports(run_script: RunCli) -> None:
 def test_commands_are_commands() -> None:
     """Not functions that a user could call by accident."""
     assert all(isinstance(command, click.Command) for command in cli.COMMANDS)
-    assert [command.name for command in cli.COMMANDS] == [*STATUS, "db-ping"]
+    names = [command.name for command in cli.COMMANDS]
+    assert names == [*STATUS, "pool-advise", "db-ping"]
