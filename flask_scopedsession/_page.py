@@ -129,7 +129,7 @@ class Page:
         first = [below] if below is not None and below not in spare else []
         order = [*first, *spare]
         shown, gap = list(range(len(columns))), 2
-        for names in (order[:some] for some in range(len(order) + 1)):
+        for names in (order[:most] for most in range(len(order) + 1)):
             shown = [i for i, c in enumerate(columns) if c.name not in names]
             for gap in (2, 1):
                 if self._fits(sum(widths[i] for i in shown) + gap * (len(shown) - 1)):
