@@ -22,6 +22,7 @@ from sqlalchemy.pool import StaticPool
 
 from ._config import BindSettings
 from ._ledger import PoolAccount
+from ._naming import name_connections
 from ._pool import attach
 from ._pool import tracked
 from ._pool import TrackedPool
@@ -46,12 +47,14 @@ if t.TYPE_CHECKING:
 def make_engine(
     bind: BindSettings,
     *,
+    app_name: str,
     instance_path: str,
     account: PoolAccount | None,
     after_fork: Callable[[], object],
 ) -> Engine:
     """Create the engine of one bind; nothing is connected yet.
 
+    :param app_name: The first part of what its connections are called at the server.
     :param instance_path: Where relative SQLite paths are; created when missing.
     :param account: What its pool reports to, or ``None`` without tracking.
     :param after_fork: Makes the application's state a fork's own.
@@ -66,6 +69,7 @@ def make_engine(
     engine = _create(bind, url, options)
     if bind.pragmas or bind.begin:
         _listen_sqlite(bind, engine)
+    name_connections(engine, app_name)
     if account is not None:
         reference = weakref.ref(engine)
 

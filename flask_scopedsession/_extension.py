@@ -46,6 +46,7 @@ from ._session import note_handled_errors
 from ._session import refuse_unknown_options
 from ._session import watched
 from ._state import AppState
+from ._values import chosen
 from ._values import kind
 from ._values import mapping
 from .cli import add_commands
@@ -229,6 +230,7 @@ class ScopedSession(t.Generic[S]):
                 ledger.pools[name] = account
             engines[name] = make_engine(
                 bind,
+                app_name=str(chosen(app.config, "SCOPEDSESSION_NAME") or app.name),
                 instance_path=app.instance_path,
                 account=account,
                 after_fork=_fork.after_fork_in_child,

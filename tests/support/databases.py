@@ -120,6 +120,8 @@ def mariadb_server(parent: Path) -> Iterator[URL]:
     command += [f"--socket={listens}", "--skip-networking", f"--tmpdir={folder}"]
     # The data are thrown away; and what the tests need is little.
     command += ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=8M"]
+    # Where it shows what connections are called.
+    command += ["--performance-schema=ON"]
     url = URL.create("mysql+pymysql", "root", query={"unix_socket": str(listens)})
     with _running(command, folder, lambda: _listens(listens)):
         yield url

@@ -1,0 +1,138 @@
+"""What connections are called at the server, and that a name of the user's stays."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy import event
+
+from flask_scopedsession._naming import family
+from flask_scopedsession._naming import family_of
+from flask_scopedsession._naming import name_connections
+from flask_scopedsession._naming import process_name
+
+POSTGRESQL = ["psycopg", "psycopg2"]
+
+
+class Refused(Exception):
+    """Ends an attempt to connect before anything is sent."""
+
+
+def arguments(url, **options):
+    """Return what the driver would be called with."""
+    engine = create_engine(url, **options)
+    name_connections(engine, "shop")
+    found = {}
+
+    def connecting(dialect, entry, cargs, cparams):
+        found.update(cparams)
+        raise Refused
+
+    event.listen(engine, "do_connect", connecting)
+    with pytest.raises(Refused):
+        engine.raw_connection()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_users(monkeypatch):
+    for name in ("PGAPPNAME", "PGOPTIONS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("app_name", "host", "pid", "expected"),
+    [
+        ("shop", "web-1", 4711, "shop@web-1:4711"),
+        ("shop", "web-1.example.org", 4711, "shop@web-1:4711"),
+        ("shop", "10.0.0.12", 4711, "shop@10.0.0.12:4711"),
+        ("Müller & Söhne", "wéb", 1, "M_ller___S_hne@w_b:1"),
+        ("a@b", "x\x1b[31m", 1, "a_b@x__31m:1"),
+        ("shop", "h" * 60 + "-7kq2x", 4194304, f"shop@{'h' * 44}-7kq2x:4194304"),
+        ("a" * 80, "h" * 80, 4194304, f"{'a' * 24}@{'h' * 30}:4194304"),
+        ("a" * 80, "h" * 80, 2**32, f"{'a' * 24}@{'h' * 27}:4294967296"),
+        ("", "", 1, "@:1"),
+    ],
+)
+def test_process_name(app_name, host, pid, expected):
+    """At most 63 bytes of ASCII; the process id is always there in full."""
+    name = process_name(app_name, host, pid)
+    assert name == expected
+    assert len(name.encode("ascii")) <= 63
+    assert name.startswith(family(app_name))
+
+
+def test_family():
+    """A name that this process made is known by its beginning; others are not ours."""
+    mine = process_name("a" * 80, "web-1", os.getpid())
+    assert family_of(mine) == family("a" * 80)
+    assert family_of(process_name("shop", "web-1", os.getpid() + 1)) is None
+    assert family_of("psql") is family_of("") is None
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_postgresql(driver):
+    """libpq has it as the name for when there is no other."""
+    found = arguments(f"postgresql+{driver}://db/shop")
+    assert found["fallback_application_name"] == process_name(
+        "shop", socket.gethostname(), os.getpid()
+    )
+    assert "application_name" not in found
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+@pytest.mark.parametrize(
+    ("query", "connect_args"),
+    [
+        ("?options=-c%20application_name%3Dmine", {}),
+        ("?options=-capplication_name%3Dmine", {}),
+        ("?options=--application-name%3Dmine", {}),
+        ("", {"options": "-c statement_timeout=5000 -c APPLICATION_NAME=mine"}),
+        ("?fallback_application_name=mine", {}),
+    ],
+)
+def test_a_name_among_the_options(driver, query, connect_args):
+    """The one that libpq is given would win against it, so there is none."""
+    found = arguments(
+        f"postgresql+{driver}://db/shop{query}", connect_args=connect_args
+    )
+    assert found.get("fallback_application_name", "mine") == "mine"
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_other_options(driver):
+    options = "-c statement_timeout=5000"
+    found = arguments(
+        f"postgresql+{driver}://db/shop", connect_args={"options": options}
+    )
+    assert found["options"] == options
+    assert found["fallback_application_name"].startswith("shop@")
+
+
+def test_options_in_the_environment(monkeypatch):
+    url = "postgresql+psycopg://db/shop"
+    monkeypatch.setenv("PGOPTIONS", "-c application_name=mine")
+    assert "fallback_application_name" not in arguments(url)
+    # Those of the URL replace those of the environment.
+    found = arguments(url, connect_args={"options": "-c work_mem=64MB"})
+    assert "fallback_application_name" in found
+
+
+@pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
+def test_pymysql(dialect):
+    url = f"{dialect}+pymysql://db/shop"
+    assert arguments(url)["program_name"].startswith("shop@")
+    assert arguments(f"{url}?program_name=mine")["program_name"] == "mine"
+    for name in ("mine", ""):
+        found = arguments(url, connect_args={"program_name": name})
+        assert found["program_name"] == name
+
+
+def test_other_drivers():
+    """Where we are not certain how, nothing is added."""
+    engine = create_engine("sqlite://")
+    name_connections(engine, "shop")
+    assert not engine.dialect.dispatch.do_connect
