@@ -43,6 +43,10 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
+    Work = Callable[[DBAPIConnection, float], "T"]
+
+T = t.TypeVar("T")
+
 
 def make_engine(
     bind: BindSettings,
@@ -237,25 +241,51 @@ def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) ->
     :raises ConfigError: `wait` is no number of seconds.
     """
     wait = seconds("ping(timeout=...)", wait, least=0.001)
-    outcome: list[float | str] = []
 
-    def visit() -> None:
+    def work(connection: DBAPIConnection, began: float) -> float:
+        engine.dialect.do_ping(connection)
+        return time.perf_counter() - began
+
+    try:
+        return visit(engine, account, work)(wait)
+    except PingError as error:
+        raise PingError(f"bind {name!r}: {error}") from None
+
+
+def visit(
+    engine: Engine, account: PoolAccount | None, work: Work[T]
+) -> Callable[[float], T]:
+    """Begin work on one connection outside the pool, made as the engine makes them.
+
+    :param work: Called, in a thread of its own, with the driver's connection and the
+        time when connecting began.
+    :return: Waits at most so many seconds for what `work` returns; raises
+        :exc:`PingError`, which says why there is no answer, without the URL.
+    """
+    outcome: list[T | BaseException] = []
+
+    def run() -> None:
         try:
-            outcome.append(_visit(engine, account))
+            outcome.append(_visit(engine, account, work))
         except BaseException as error:  # noqa: BLE001  # the caller is told
-            outcome.append(_reason(error))
+            outcome.append(error)
 
     # Drivers differ in whether and how a connection attempt can be timed out.
-    thread = threading.Thread(target=visit, name="scopedsession-ping", daemon=True)
+    thread = threading.Thread(target=run, name="scopedsession-ping", daemon=True)
     thread.start()
-    thread.join(wait)
-    result = outcome[0] if outcome else f"no answer within {wait:g} s"
-    if isinstance(result, str):
-        raise PingError(f"bind {name!r}: {result}")
+
+    def result(wait: float) -> T:
+        thread.join(wait)
+        if not outcome:
+            raise PingError(f"no answer within {wait:g} s")
+        if isinstance(outcome[0], BaseException):
+            raise PingError(_reason(outcome[0])) from None
+        return outcome[0]
+
     return result
 
 
-def _visit(engine: Engine, account: PoolAccount | None) -> float:
+def _visit(engine: Engine, account: PoolAccount | None, work: Work[T]) -> T:
     pool = engine.pool
     spare = pool.spare() if isinstance(pool, TrackedPool) else pool.recreate()
     ident = threading.get_ident()
@@ -265,8 +295,7 @@ def _visit(engine: Engine, account: PoolAccount | None) -> float:
         began = time.perf_counter()
         proxied = spare.connect()
         try:
-            engine.dialect.do_ping(t.cast(t.Any, proxied.dbapi_connection))
-            return time.perf_counter() - began
+            return work(t.cast(t.Any, proxied.dbapi_connection), began)
         finally:
             proxied.close()
             spare.dispose()

@@ -17,6 +17,9 @@ from .snapshot import PoolSnapshot
 from .snapshot import Survey
 from .snapshot import WorkerSnapshot
 
+if t.TYPE_CHECKING:
+    from ._server_reading import ServerView
+
 FULL, EMPTY = "█", "░"
 #: From no connection to all of them.
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -27,8 +30,16 @@ WAITS = "!"
 MOST = 50
 
 
-class Reading(t.NamedTuple):
+class Look(t.NamedTuple):
     """What one look has found."""
+
+    survey: Survey
+    servers: tuple[ServerView, ...] | None = None
+    """What the databases' servers say; ``None`` if they were not to be asked."""
+
+
+class Reading(t.NamedTuple):
+    """What one look has found of one pool."""
 
     used: int
     waits: bool

@@ -265,13 +265,20 @@ class PoolAccount:
     # -- read ------------------------------------------------------------------
 
     def connections(self) -> int:
-        """Count the connections that are open.
+        """Count the connections that are open."""
+        return len(self._open())
 
-        One that failed while it was made ready is closed without an event, and its
-        entry lives as long as the error does.
-        """
+    def backend_pids(self) -> tuple[int, ...]:
+        """Return what the server calls the connections that are open."""
+        slots = [self.open.get(entry) for entry in self._open()]
+        pids = {slot.backend_pid for slot in slots if slot is not None}
+        return tuple(sorted(pid for pid in pids if pid is not None))
+
+    def _open(self) -> list[ConnectionPoolEntry]:
+        # One that failed while it was made ready is closed without an event, and its
+        # entry lives as long as the error does.
         entries = [reference() for reference in self.open.keyrefs()]
-        return sum(e is not None and e.dbapi_connection is not None for e in entries)
+        return [e for e in entries if e is not None and e.dbapi_connection is not None]
 
     def live(self) -> list[Hold]:
         """Return what is out right now, longest first."""

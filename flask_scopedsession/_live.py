@@ -340,6 +340,7 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
                 replace(timeout, holders=())
                 for timeout in pool.recent_timeouts[: min(keep, 5)]
             ),
+            backend_pids=pool.backend_pids[:keep],
         )
         for pool in worker.pools
     )

@@ -199,6 +199,15 @@ _STATUS_OPTIONS = (
 )
 
 
+#: Of ``pool-status`` only.
+SERVER_OPTION = click.option(
+    "--server",
+    is_flag=True,
+    help="Ask each database server as well, over one connection outside the pool: who"
+    " blocks whom, what no worker has open, and what the server has left.",
+)
+
+
 def status_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what both status commands understand."""
     for option in reversed(_STATUS_OPTIONS):

@@ -175,6 +175,7 @@ class Reader:
             ),
             **_measured(account, bounds, used, len(waiters)),
             views=_views(account.meters, live, now),
+            backend_pids=account.backend_pids()[:MOST],
         )
 
     def _blocked(self, account: PoolAccount, live: list[Hold]) -> list[Waiting]:

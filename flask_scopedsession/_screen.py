@@ -22,8 +22,8 @@ from contextlib import suppress
 import click
 
 from ._history import History
+from ._history import Look
 from .errors import ScopedSessionError
-from .snapshot import Survey
 
 try:
     import termios
@@ -54,10 +54,10 @@ _REDRAWING = _signals("SIGWINCH", "SIGCONT")
 #: Seconds after which a signal is noticed at the latest.
 _DEAF = 0.5
 
-Ask = Callable[[], Survey]
-Show = Callable[[Survey, "History | None"], str]
+Ask = Callable[[], Look]
+Show = Callable[[Look, "History | None"], str]
 #: A number is a signal's, a text says why a look has failed.
-Event = int | Survey | str
+Event = int | Look | str
 
 
 def watch(
@@ -97,7 +97,7 @@ def _in_lines(ask: Ask, show: Show, seconds: float, separator: str) -> t.NoRetur
         time.sleep(seconds)
 
 
-def _look(ask: Ask, *, strict: bool = False) -> Survey | str:
+def _look(ask: Ask, *, strict: bool = False) -> Look | str:
     """Return what was found, or why nothing was."""
     try:
         return ask()
@@ -122,7 +122,7 @@ def _until_ended(
     screen: _Screen, events: queue.SimpleQueue[Event], show: Show, history: History
 ) -> int:
     """Draw what is found, until a signal ends it; return that."""
-    survey: Survey | None = None
+    found: Look | None = None
     problem = ""
     while True:
         try:
@@ -130,9 +130,9 @@ def _until_ended(
             event = events.get(timeout=_DEAF)
         except queue.Empty:
             continue
-        if isinstance(event, Survey):
-            survey, problem = event, ""
-            history.add(survey)
+        if isinstance(event, Look):
+            found, problem = event, ""
+            history.add(found.survey)
         elif isinstance(event, str):
             problem = event
         elif event in _ENDING:
@@ -143,7 +143,7 @@ def _until_ended(
             screen.again()
         # Not a frame for each of the signals that one tug at a window's corner sends.
         if events.empty():
-            text = "" if survey is None else show(survey, history)
+            text = "" if found is None else show(found, history)
             screen.draw(text, problem)
 
 

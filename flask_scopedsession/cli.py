@@ -21,6 +21,7 @@ from ._options import ADVICE_HELP
 from ._options import advice_options
 from ._options import PING_HELP
 from ._options import POOL_HELP
+from ._options import SERVER_OPTION
 from ._options import SESSION_HELP
 from ._options import status_options
 from ._options import WAIT
@@ -35,6 +36,10 @@ if t.TYPE_CHECKING:
     from ._engines import PingResult
     from ._extension import ScopedSession
     from ._history import History
+    from ._server_reading import ServerView
+
+    #: What the servers say; ``None`` if they were not to be asked.
+    Servers = tuple[ServerView, ...] | None
 
 __all__ = [
     "COMMANDS",
@@ -51,9 +56,10 @@ __all__ = [
     help=POOL_HELP,
     short_help="Show all database pools, and who holds connections.",
 )
+@SERVER_OPTION
 @status_options
 @click.pass_context
-def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
+def pool_status(ctx: click.Context, /, server: bool, **options: t.Any) -> None:
     """Show every pool of every live worker."""
 
     def draw(survey: Survey, verbose: bool, history: History | None) -> str:
@@ -61,7 +67,7 @@ def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
 
         return render_pools(survey, verbose=verbose, history=history)
 
-    _status(ctx, draw, **options)
+    _status(ctx, draw, server=server, **options)
 
 
 @click.command(
@@ -96,37 +102,66 @@ def _status(
     checking: bool,
     warn: dict[str, float],
     crit: dict[str, float],
+    server: bool = False,
 ) -> None:
     if checking and watch is not None:
         raise click.UsageError("--check looks once, --watch again and again: use one.")
-    ask = _inquirer(ctx, timeout, control_dir, bind)
+    if server and control_dir is not None:
+        raise click.UsageError(
+            "--server needs the application, which knows how to reach its databases;"
+            " --control-dir does not load it. Use one."
+        )
+    from ._history import History
+    from ._history import Look
 
-    def show(everything: Survey, history: History | None = None) -> str:
+    ask = _inquirer(ctx, timeout, control_dir, bind)
+    ask_servers = _server_inquirer(ctx, timeout, bind) if server else None
+
+    def look() -> Look:
+        began = time.perf_counter()
+        survey = ask()
+        return Look(survey, ask_servers(survey, began) if ask_servers else None)
+
+    def show(found: Look, history: History | None = None) -> str:
+        everything, servers = found
         survey = narrowed(everything, bind, pid)
         if as_json:
-            indent = 2 if watch is None else None
-            return json.dumps(survey.to_dict(), indent=indent) + "\n"
+            return _document(survey, servers, 2 if watch is None else None)
         if everything.live and not survey.workers and not survey.silent:
             pids = ", ".join(str(worker.pid) for worker in everything.live)
             return f"No worker of pid {pid} has answered. There are: {pids}.\n"
-        return draw(survey, verbose, history)
+        return draw(survey, verbose, history) + _drawn(servers, verbose)
 
     if watch is not None:
-        from ._history import History
         from ._screen import watch as watch_workers
 
         history = History(lambda survey: narrowed(survey, bind, pid), watch)
         try:
-            watch_workers(ask, show, history, watch, as_json=as_json)
+            watch_workers(look, show, history, watch, as_json=as_json)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
-    survey = ask()
-    click.echo(show(survey), nl=False)
+    found = look()
+    click.echo(show(found), nl=False)
     if checking:
-        verdict = check(narrowed(survey, bind, pid), warn, crit)
+        verdict = check(narrowed(found.survey, bind, pid), warn, crit)
         for reason in verdict.reasons:
             click.echo(reason, err=True)
         ctx.exit(verdict.code)
+
+
+def _document(survey: Survey, servers: Servers, indent: int | None) -> str:
+    document = survey.to_dict()
+    if servers is not None:
+        document["servers"] = [view.to_dict() for view in servers]
+    return json.dumps(document, indent=indent) + "\n"
+
+
+def _drawn(servers: Servers, verbose: bool) -> str:
+    if servers is None:
+        return ""
+    from ._render_server import render_servers
+
+    return render_servers(servers, verbose=verbose)
 
 
 def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
@@ -174,6 +209,25 @@ def _inquirer(
     def ask() -> Survey:
         with app.app_context():
             return db.workers(timeout)
+
+    return ask
+
+
+def _server_inquirer(
+    ctx: click.Context, timeout: float, bind: str | None
+) -> Callable[[Survey, float], Servers]:
+    """Return what asks the database servers, after the workers were asked."""
+    from ._server_view import view_servers
+
+    app = _load_app(ctx)
+    state = _extension_of(app)._state_of(app)
+
+    def ask(survey: Survey, since: float) -> Servers:
+        with app.app_context():
+            views = view_servers(
+                state.engines, state.ledger.pools, survey, timeout=timeout, since=since
+            )
+        return tuple(view for view in views if bind is None or bind in view.binds)
 
     return ask
 

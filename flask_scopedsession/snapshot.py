@@ -238,6 +238,8 @@ class PoolSnapshot(Reading):
     recent_timeouts: tuple[PoolTimeout, ...] = ()
     views: tuple[ViewUse, ...] = ()
     """The views that had most of its time, since the start or in the last minute."""
+    backend_pids: tuple[int, ...] = ()
+    """The server's process ids of all open connections, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from rich.cells import cell_len
 
 from flask_scopedsession import _screen
 from flask_scopedsession._history import History
+from flask_scopedsession._history import Look
 from flask_scopedsession._page import fold
 from flask_scopedsession._page import unstyled
 from flask_scopedsession._render import render_sessions
@@ -230,15 +231,15 @@ def test_folded_lines_keep_their_indent_and_style() -> None:
 # Looks that fail
 
 
-def looks(*found: Any) -> Callable[[], Survey]:
+def looks(*found: Any) -> Callable[[], Look]:
     """Ask what gives these, or raises them; then Ctrl-C."""
     left: Iterator[Any] = iter((*found, KeyboardInterrupt()))
 
-    def ask() -> Survey:
+    def ask() -> Look:
         one = next(left)
         if isinstance(one, BaseException):
             raise one
-        return one
+        return Look(one)
 
     return ask
 

@@ -65,6 +65,8 @@ def create_app() -> Flask:
         "/block": block,
         "/gate": gate,
         "/write": write,
+        "/lock": lock,
+        "/want": want,
         "/forget": forget,
         "/fail": fail,
         "/stream": stream,
@@ -154,6 +156,24 @@ def write() -> dict[str, Any]:
     db.session.add(Note(body="kept"))
     db.session.commit()
     return answer()
+
+
+def lock() -> dict[str, Any]:
+    """Lock the one row of all, and keep it until the file ``?name=`` is there."""
+    take_row()
+    wait_for_gate()
+    return answer()
+
+
+def want() -> dict[str, Any]:
+    """Lock the one row of all, as soon as nobody else does."""
+    take_row()
+    return answer()
+
+
+def take_row() -> None:
+    note = db.session.get(Note, 1, with_for_update=True)
+    assert note is not None
 
 
 def forget() -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""What ``pool-status --server`` adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._page import Column
+from ._page import count
+from ._page import duration
+from ._page import number
+from ._page import Page
+from ._render import doer
+from ._server_reading import ConnectionLimit
+from ._server_reading import LockWait
+from ._server_reading import ServerConnection
+from ._server_reading import ServerView
+from ._server_reading import Unclaimed
+
+_COLUMNS = (
+    *(Column("PID", True), Column("BACKEND", True), Column("VIEW"), Column("STATE")),
+    *(Column("WAIT"), Column("TX", True), Column("QUERY", True), Column("BLOCKED BY")),
+)
+_STYLES = {"idle in transaction": "yellow", "idle in transaction (aborted)": "red"}
+
+#: Groups of unclaimed connections, and lock waits, that are shown by default.
+_MOST = 10
+
+
+def render_servers(views: Sequence[ServerView], *, verbose: bool = False) -> str:
+    """Return what the servers say, what needs an eye last."""
+    page = Page()
+    for view in views:
+        page.line()
+        version = f" {view.version}" if view.version else ""
+        page.parts(
+            [f"Server{version} of {view.url}", f"· bind {', '.join(view.binds)}"]
+        )
+        if view.error is not None:
+            # That there is none to ask is no trouble.
+            page.line(f"  {view.error}", "" if view.error.startswith("no") else "red")
+            continue
+        for note in view.notes:
+            page.line(f"  {note}")
+        _connections(page, view, verbose)
+        _unclaimed(page, view.unclaimed, verbose)
+        for limit in view.limits:
+            _limit(page, limit, view.joined)
+        _waits(page, view.waits, verbose)
+    return str(page)
+
+
+# -- connections ---------------------------------------------------------------
+
+
+def _connections(page: Page, view: ServerView, verbose: bool) -> None:
+    held = [each for each in view.connections if each.holder is not None]
+    resting = [each for each in view.connections if each.holder is None]
+    shown = list(view.connections) if verbose else [*held, *filter(_restless, resting)]
+    shown.sort(key=lambda each: (each.transaction_s or 0.0, each.backend_pid))
+    if view.joined:
+        page.line(
+            f"  {count(len(held), 'connection')} held, and {len(resting)} resting"
+            " in the pools of the live workers"
+        )
+    if shown:
+        page.table(
+            _COLUMNS,
+            [_row(each) for each in shown],
+            styles=_STYLES,
+            spare=["QUERY", "WAIT"],
+            below="VIEW",
+        )
+
+
+def _restless(each: ServerConnection) -> bool:
+    """Whether a connection rests in the pool, and not at the server."""
+    return each.state not in ("idle", None)
+
+
+def _row(each: ServerConnection) -> list[str]:
+    return [
+        number(each.pid),
+        str(each.backend_pid),
+        "in the pool" if each.holder is None else _who(each),
+        each.state or "-",
+        each.wait_event or "-",
+        duration(each.transaction_s),
+        duration(each.query_s),
+        ",".join(map(str, each.blocked_by)) or "-",
+    ]
+
+
+def _who(each: ServerConnection) -> str:
+    """Name the view and its line; a stranger by what the server knows of it."""
+    if each.holder is not None:
+        return " ".join(filter(None, [doer(each.holder), each.holder.at]))
+    if each.backend_pid == 0:
+        return "a prepared transaction"
+    if each.kind is not None:
+        return each.kind
+    name = each.application_name or "a connection without a name"
+    return f"{name} from {each.client}" if each.client else name
+
+
+def _unclaimed(page: Page, found: Sequence[Unclaimed], verbose: bool) -> None:
+    if not found:
+        return
+    total = sum(each.count for each in found)
+    page.line()
+    page.line("Of this app, but open in no live worker of this host", "bold")
+    shown = found if verbose else found[:_MOST]
+    for each in shown:
+        state = f", {each.state}" if each.state else ""
+        page.parts(
+            [
+                f"{each.count}× {each.application_name or 'without a name'}",
+                f"from {each.client or 'an address that is not shown'},",
+                f"the longest for {duration(each.oldest_s)}{state}",
+            ],
+            indent=2,
+        )
+    if len(found) > len(shown):
+        rest = total - sum(each.count for each in shown)
+        page.line(f"  and {count(rest, 'more connection')}: --verbose")
+
+
+# -- limits --------------------------------------------------------------------
+
+_SCOPES = {
+    "server": "the server has",
+    "database": "the database's CONNECTION LIMIT is",
+    "role": "the role's CONNECTION LIMIT is",
+}
+
+
+def _limit(page: Page, limit: ConnectionLimit, joined: bool) -> None:
+    page.line()
+    usable = limit.limit - limit.reserved
+    if not joined or limit.left is None:
+        page.line(
+            f"  {_SCOPES[limit.scope]} {usable}, of which {limit.in_use} are in use"
+        )
+        return
+    if limit.may_open is not None:
+        may = str(limit.may_open)
+    else:
+        may = "any number" if limit.unlimited else "an unknown number"
+    workers = count(limit.workers, "worker") if limit.workers else "no worker"
+    parts = [
+        f"{workers} may open {may},",
+        f"{_SCOPES[limit.scope]} {usable}",
+        f"- {limit.others} used by others = {limit.left} left",
+    ]
+    over = limit.unlimited or (limit.may_open or 0) > limit.left
+    if over and limit.workers:
+        parts[-1] += ":"
+        parts.append("lower pool_size, max_overflow or the number of workers")
+        parts.append(f"(at most {limit.left // limit.workers} for each worker fit)")
+    page.parts(parts, style="red" if over and limit.workers else "")
+
+
+# -- lock waits ----------------------------------------------------------------
+
+
+def _waits(page: Page, waits: Sequence[LockWait], verbose: bool) -> None:
+    if not waits:
+        return
+    page.line()
+    page.line("Lock waits, longest first", "bold")
+    shown = waits if verbose else waits[:_MOST]
+    for wait in shown:
+        page.parts(
+            [
+                _party(wait.waiting),
+                "waits for a lock held by",
+                *(f"{_blocker(each)}, and" for each in wait.blockers[:-1]),
+                _blocker(wait.blockers[-1]),
+                f"(its statement began {duration(wait.waiting.query_s)} ago)",
+            ],
+            indent=2,
+            style="red",
+        )
+    if len(waits) > len(shown):
+        page.line(f"  and {len(waits) - len(shown)} more: --verbose")
+
+
+def _party(each: ServerConnection) -> str:
+    backend = f" (backend {each.backend_pid})" if each.backend_pid else ""
+    pid = f"pid {each.pid} " if each.pid is not None else ""
+    return f"{pid}{_who(each)}{backend}"
+
+
+def _blocker(each: ServerConnection) -> str:
+    """Say who holds a lock, and what it does meanwhile."""
+    if each.blocked_by:
+        return f"{_party(each)}, which waits itself"
+    if each.state is None or each.state == "active":
+        state = f", {each.state}" if each.state else ""
+        age = each.query_s
+    else:
+        state, age = f", {each.state}", each.state_s
+    return _party(each) + (f"{state} for {duration(age)}" if state else "")
