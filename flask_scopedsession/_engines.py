@@ -247,20 +247,21 @@ def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) ->
         return time.perf_counter() - began
 
     try:
-        return visit(engine, account, work)(wait)
+        return visit(engine, account, work, wait)()
     except PingError as error:
         raise PingError(f"bind {name!r}: {error}") from None
 
 
 def visit(
-    engine: Engine, account: PoolAccount | None, work: Work[T]
-) -> Callable[[float], T]:
+    engine: Engine, account: PoolAccount | None, work: Work[T], wait: float
+) -> Callable[[], T]:
     """Begin work on one connection outside the pool, made as the engine makes them.
 
     :param work: Called, in a thread of its own, with the driver's connection and the
         time when connecting began.
-    :return: Waits at most so many seconds for what `work` returns; raises
-        :exc:`PingError`, which says why there is no answer, without the URL.
+    :param wait: Seconds to wait for the answer, from now on.
+    :return: Waits for what `work` returns; raises :exc:`PingError`, which says why
+        there is no answer, without the URL.
     """
     outcome: list[T | BaseException] = []
 
@@ -272,10 +273,11 @@ def visit(
 
     # Drivers differ in whether and how a connection attempt can be timed out.
     thread = threading.Thread(target=run, name="scopedsession-ping", daemon=True)
+    deadline = time.perf_counter() + wait
     thread.start()
 
-    def result(wait: float) -> T:
-        thread.join(wait)
+    def result() -> T:
+        thread.join(max(0.0, deadline - time.perf_counter()))
         if not outcome:
             raise PingError(f"no answer within {wait:g} s")
         if isinstance(outcome[0], BaseException):

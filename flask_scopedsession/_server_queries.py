@@ -258,10 +258,8 @@ def _mysql(engine: Engine, connection: DBAPIConnection, wait: float) -> Facts:
         role_limit=user_limit or None,
         activity=tuple(
             replace(
-                _my_activity(*row, started.get(row[0])),
+                _my_activity(*row, started.get(row[0]), blockers.get(row[0], set())),
                 name=names.get(row[0]),
-                blocked_by=tuple(sorted(blockers.get(row[0], ()))),
-                wait_event="Lock" if row[0] in blockers else None,
             )
             for row in processes
         ),
@@ -270,16 +268,20 @@ def _mysql(engine: Engine, connection: DBAPIConnection, wait: float) -> Facts:
 
 
 def _my_activity(pid: int, here: t.Any, ours: t.Any, *rest: t.Any) -> Activity:
-    host, command, age, transaction = rest
+    host, command, age, transaction, blockers = rest
     state_s = _age(age)
     rests = command == "Sleep"
     idle = "idle" if transaction is None else "idle in transaction"
+    # InnoDB shows what it knew a tenth of a second ago; who rests now does not wait.
+    blocked_by = () if rests else tuple(sorted(blockers))
     return Activity(
         pid=pid,
         here=bool(here),
         ours=bool(ours),
         client=(host or "").rpartition(":")[0] or host,
         state=idle if rests else "active",
+        wait_event="Lock" if blocked_by else None,
+        blocked_by=blocked_by,
         transaction_s=_age(transaction),
         query_s=None if rests else state_s,
         state_s=state_s,

@@ -32,6 +32,7 @@ from .snapshot import Survey
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
 
 _POOLED = "behind a pooler: connections are not joined with the workers'"
 _DRIVER = "the driver does not tell backend pids: connections are not joined"
@@ -82,16 +83,15 @@ def _ask(
     binds: dict[t.Any, list[str]] = {}
     for name, engine in engines.items():
         binds.setdefault(engine.url, []).append(name)
-    answers: list[tuple[list[str], Callable[[float], Facts]]] = []
+    answers: list[tuple[list[str], Callable[[], Facts]]] = []
     for names in binds.values():
         engine = engines[names[0]]
         answers.append((names, _begin(engine, accounts.get(names[0]), timeout)))
-    deadline = perf_counter() + timeout
     found = []
     for names, answer in answers:
         facts = error = None
         try:
-            facts = answer(max(0.001, deadline - perf_counter()))
+            facts = answer()
         except PingError as problem:
             error = str(problem)
         found.append(_Database(tuple(names), engines[names[0]], facts, error))
@@ -100,14 +100,18 @@ def _ask(
 
 def _begin(
     engine: Engine, account: PoolAccount | None, timeout: float
-) -> Callable[[float], Facts]:
+) -> Callable[[], Facts]:
     ask = asks(engine)
     if ask is not None:
         query = partial(ask, engine)
-        return visit(engine, account, lambda connection, _: query(connection, timeout))
+
+        def work(connection: DBAPIConnection, _: float) -> Facts:
+            return query(connection, timeout)
+
+        return visit(engine, account, work, timeout)
     name = engine.dialect.name
 
-    def nobody(_: float) -> Facts:
+    def nobody() -> Facts:
         raise PingError(
             "no server: SQLite is none"
             if name == "sqlite"

@@ -353,10 +353,10 @@ def test_mariadb_without_rights(make_app, database, look):
 
 
 @behind_pgbouncer
-def test_behind_a_pooler(make, look, page):
+def test_behind_a_pooler(make, look, page, database):
     """Its numbers are nobody's: nothing is joined, and nobody is accused."""
     db, app = make(options={"pool_size": 4})
-    with serving(app, db):
+    with serving(app, db), stranger(database.direct, "tests_app@gone:1"):
         db.session.execute(select(1))
         time.sleep(0.1)
         (server,) = look(app)
@@ -391,12 +391,12 @@ def test_a_server_that_does_not_answer(make, look, page, proxy, proxied):
         proxy.hang()
         began = time.perf_counter()
         (server,) = look(app, "--timeout", "0.3")
-        assert time.perf_counter() - began < 5
-        assert server["error"] == "no answer within 0.3 s"
         shown = page(app, "--timeout", "0.3")
+        assert time.perf_counter() - began < 10
+        proxy.forward()
+        assert server["error"] == "no answer within 0.3 s"
         assert "1/15" in shown
         assert "no answer within 0.3 s" in shown
-        proxy.forward()
 
 
 @on_postgresql

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from commands import Result
 from gates import Gates
 from prefork import Prefork
-from sqlalchemy import make_url
 from waiting import wait_until
 
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
@@ -57,3 +56,43 @@ def test_who_waits_for_whose_lock(prefork: Start, run_cli: Cli, gates: Gates) ->
         r" idle in transaction for [\d.]+ m?s \(its statement began .* ago\)",
         line,
     ), line
+
+
+def test_what_no_worker_admits_to(prefork: Start, run_cli: Cli) -> None:
+    """A worker that is stopped tells nothing: its connections bear its name."""
+    group = prefork(count=2)
+    stopped, well = group.visit_all("/ok")
+    (server,) = servers(run_cli)
+    assert server["unclaimed"] == []
+    assert {c["pid"] for c in server["connections"]} == {stopped, well}
+    group.kill(stopped, signal.SIGSTOP)
+    try:
+        (server,) = servers(run_cli, "--timeout", "0.5")
+    finally:
+        group.kill(stopped, signal.SIGCONT)
+    assert {c["pid"] for c in server["connections"]} == {well}
+    (found,) = server["unclaimed"]
+    assert found["application_name"].endswith(f":{stopped}")
+    assert (found["count"], found["state"]) == (1, "idle")
+
+
+def test_too_many_workers_for_the_server(
+    prefork: Start, run_cli: Cli, live_env: dict[str, str]
+) -> None:
+    """What they may open together is compared with what the server has left."""
+    prefix = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
+    live_env |= {f"{prefix}pool_size": "20", f"{prefix}max_overflow": "15"}
+    group = prefork(count=3)
+    group.visit_all("/ok")
+    ((limit,),) = (server["limits"] for server in servers(run_cli))
+    assert (limit["workers"], limit["may_open"]) == (3, 105)
+    assert limit["in_use"] - limit["others"] == 3
+    left = limit["limit"] - limit["reserved"] - limit["others"]
+    assert limit["left"] == left < 105
+    shown = run_cli(["pool-status", "--server"]).check().stdout
+    assert (
+        f"3 workers may open 105, the server has {limit['limit'] - limit['reserved']}"
+        f" - {limit['others']} used by others = {left} left: lower pool_size,"
+        f" max_overflow or the number of workers (at most {left // 3} for each worker"
+        " fit)"
+    ) in shown
