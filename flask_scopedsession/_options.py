@@ -17,7 +17,7 @@ POOL_HELP = """\
 Show every database connection pool of every running worker, and who holds its
 connections.
 
-Asks the live workers on this host; opens no connection of its own.
+Asks the live workers on this host; opens no connection of its own, but with --server.
 
 \b
 PID      the worker's process id

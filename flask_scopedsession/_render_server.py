@@ -81,25 +81,15 @@ def _row(each: ServerConnection) -> list[str]:
     return [
         number(each.pid),
         str(each.backend_pid),
-        "in the pool" if each.holder is None else _who(each),
+        " ".join(filter(None, [doer(each.holder), each.holder.at]))
+        if each.holder is not None
+        else "in the pool",
         each.state or "-",
         each.wait_event or "-",
         duration(each.transaction_s),
         duration(each.query_s),
         ",".join(map(str, each.blocked_by)) or "-",
     ]
-
-
-def _who(each: ServerConnection) -> str:
-    """Name the view and its line; a stranger by what the server knows of it."""
-    if each.holder is not None:
-        return " ".join(filter(None, [doer(each.holder), each.holder.at]))
-    if each.backend_pid == 0:
-        return "a prepared transaction"
-    if each.kind is not None:
-        return each.kind
-    name = each.application_name or "a connection without a name"
-    return f"{name} from {each.client}" if each.client else name
 
 
 def _unclaimed(page: Page, found: Sequence[Unclaimed], verbose: bool) -> None:
@@ -154,7 +144,7 @@ def _limit(page: Page, limit: ConnectionLimit, joined: bool) -> None:
     over = limit.unlimited or (limit.may_open or 0) > limit.left
     if over and limit.workers:
         parts[-1] += ":"
-        parts.append("lower pool_size, max_overflow or the number of workers")
+        parts += ["lower pool_size,", "max_overflow", "or the number of workers"]
         parts.append(f"(at most {limit.left // limit.workers} for each worker fit)")
     page.parts(parts, style="red" if over and limit.workers else "")
 
@@ -169,34 +159,41 @@ def _waits(page: Page, waits: Sequence[LockWait], verbose: bool) -> None:
     page.line("Lock waits, longest first", "bold")
     shown = waits if verbose else waits[:_MOST]
     for wait in shown:
-        page.parts(
-            [
-                _party(wait.waiting),
-                "waits for a lock held by",
-                *(f"{_blocker(each)}, and" for each in wait.blockers[:-1]),
-                _blocker(wait.blockers[-1]),
-                f"(its statement began {duration(wait.waiting.query_s)} ago)",
-            ],
-            indent=2,
-            style="red",
-        )
+        parts = [*_party(wait.waiting), "waits for a lock held by"]
+        for index, blocker in enumerate(wait.blockers):
+            if index:
+                parts[-1] += ","
+                parts.append("and by")
+            parts += _blocker(blocker)
+        began = f"(its statement began {duration(wait.waiting.query_s)} ago)"
+        page.parts([*parts, began], indent=2, style="red")
     if len(waits) > len(shown):
         page.line(f"  and {len(waits) - len(shown)} more: --verbose")
 
 
-def _party(each: ServerConnection) -> str:
-    backend = f" (backend {each.backend_pid})" if each.backend_pid else ""
+def _party(each: ServerConnection) -> list[str]:
+    """Name the worker, the view and its line; a stranger by what the server knows."""
     pid = f"pid {each.pid} " if each.pid is not None else ""
-    return f"{pid}{_who(each)}{backend}"
-
-
-def _blocker(each: ServerConnection) -> str:
-    """Say who holds a lock, and what it does meanwhile."""
-    if each.blocked_by:
-        return f"{_party(each)}, which waits itself"
-    if each.state is None or each.state == "active":
-        state = f", {each.state}" if each.state else ""
-        age = each.query_s
+    if each.holder is not None:
+        parts = [pid + doer(each.holder), *filter(None, [each.holder.at])]
+    elif each.pid is not None:
+        parts = [f"{pid}in its pool"]
+    elif each.backend_pid == 0:
+        return ["a prepared transaction"]
+    elif each.kind is not None:
+        parts = [each.kind]
     else:
-        state, age = f", {each.state}", each.state_s
-    return _party(each) + (f"{state} for {duration(age)}" if state else "")
+        parts = [each.application_name or "a connection without a name"]
+        parts += [f"from {each.client}"] if each.client else []
+    return [*parts, f"(backend {each.backend_pid})"]
+
+
+def _blocker(each: ServerConnection) -> list[str]:
+    """Say who holds a lock, and what it does meanwhile."""
+    *parts, last = _party(each)
+    if each.blocked_by:
+        return [*parts, f"{last},", "which waits itself"]
+    if each.state is None:
+        return [*parts, last]
+    age = each.query_s if each.state == "active" else each.state_s
+    return [*parts, f"{last},", f"{each.state} for {duration(age)}"]

@@ -156,6 +156,7 @@ POOL: Keys = {
     "busiest": (BUSIEST, None),
     "views": [VIEW],
     "wedged": bool,
+    "backend_pids": [int],
 }
 SESSION: Keys = {
     "session": int,
