@@ -179,6 +179,29 @@ def test_help_explains_every_column(name: str, invoke: Invoke, surveyed: Any) ->
     assert max(map(len, output.splitlines())) <= 80
 
 
+def test_server_needs_the_application(invoke: Invoke, short_tmp: Path) -> None:
+    """Without it nobody knows where the databases are; of sessions it says nothing."""
+    result = invoke("pool-status", "--server", "--control-dir", str(short_tmp))
+    assert result.exit_code == 2
+    assert "--server needs the application" in result.stderr
+    assert invoke("session-status", "--server").exit_code == 2
+    assert "--server" in invoke("pool-status", "--help").output
+
+
+def test_server_without_one(invoke: Invoke) -> None:
+    """SQLite is none: one line for each, and the pools are shown all the same."""
+    plain = invoke("pool-status").output
+    result = invoke("pool-status", "--server")
+    assert result.exit_code == 0
+    assert result.output.count("no server: SQLite is none") == 2
+    assert result.output.splitlines()[2:4] == plain.splitlines()[2:4]
+    document = json.loads(invoke("pool-status", "--server", "--json").stdout)
+    assert [view["binds"] for view in document["servers"]] == [["default"], ["audit"]]
+    one = invoke("pool-status", "--server", "--json", "--bind", "audit")
+    assert [view["binds"] for view in json.loads(one.stdout)["servers"]] == [["audit"]]
+    assert "servers" not in json.loads(invoke("pool-status", "--json").stdout)
+
+
 def test_help_of_db_ping(invoke: Invoke) -> None:
     """Its columns and its exit codes."""
     output = invoke("db-ping", "--help").output

@@ -113,9 +113,8 @@ def test_a_lock_wait_names_both_views() -> None:
             "pid 124 in its pool (backend 7), idle for 1.0 s",
         ),
         (
-            a_connection(8, blocked_by=(9,)),
-            "pid 124 orders.report shop/views.py:40 total (backend 8),"
-            " which waits itself",
+            a_connection(8, blocked_by=(9,), holder=a_holder(endpoint="a.b", at=None)),
+            "pid 124 a.b (backend 8), which waits itself",
         ),
     ],
 )
