@@ -27,7 +27,7 @@ _LONGEST_APP = 24
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.:/+-]")
 _SET_AT_SERVER = re.compile(r"application[_-]name\s*=", re.IGNORECASE)
 
-_Setter = Callable[[t.Sequence[t.Any], "dict[str, t.Any]", str], None]
+_Finder = Callable[[t.Sequence[t.Any], Mapping[str, t.Any]], "str | None"]
 
 
 def name_connections(engine: Engine, app_name: str) -> None:
@@ -36,13 +36,18 @@ def name_connections(engine: Engine, app_name: str) -> None:
     Where the user's `creator` connects, this has no effect.
     """
     dialect = engine.dialect
-    set_name = _SETTERS.get((dialect.name, dialect.driver))
-    if set_name is None:
+    find = _ARGUMENTS.get((dialect.name, dialect.driver))
+    if find is None:
         return
+    last: str | None = None
 
     def connecting(_: object, __: object, cargs: t.Any, cparams: t.Any) -> None:
-        # The engine may be older than the process, which may be a fork.
-        set_name(cargs, cparams, own_name(app_name))
+        # The engine may be older than the process, which may be a fork. Old versions
+        # of SQLAlchemy give the same dict each time, with the name we set last.
+        nonlocal last
+        argument = find(cargs, cparams)
+        if argument is not None and cparams.get(argument, last) == last:
+            cparams[argument] = last = own_name(app_name)
 
     event.listen(engine, "do_connect", connecting)
 
@@ -76,21 +81,22 @@ def family_of(name: str) -> str | None:
     return found and found[1]
 
 
-def _postgresql(cargs: t.Sequence[t.Any], cparams: dict[str, t.Any], name: str) -> None:
+def _postgresql(cargs: t.Sequence[t.Any], cparams: Mapping[str, t.Any]) -> str | None:
     # Given as an option, a name would lose against the one that we send.
     options = cparams.get("options", os.environ.get("PGOPTIONS"))
     given = (options, cparams.get("dsn"), cparams.get("conninfo"), *cargs)
-    if not any(_SET_AT_SERVER.search(text) for text in given if isinstance(text, str)):
-        # libpq uses it when there is no other: in the URL, PGAPPNAME, a service file.
-        cparams.setdefault("fallback_application_name", name)
+    if any(_SET_AT_SERVER.search(text) for text in given if isinstance(text, str)):
+        return None
+    # libpq uses it when there is no other: in the URL, PGAPPNAME, a service file.
+    return "fallback_application_name"
 
 
-def _pymysql(_: t.Sequence[t.Any], cparams: dict[str, t.Any], name: str) -> None:
-    cparams.setdefault("program_name", name)
+def _pymysql(_: t.Sequence[t.Any], __: Mapping[str, t.Any]) -> str | None:
+    return "program_name"
 
 
-#: By dialect and driver: how to do it, where that is certain.
-_SETTERS: Mapping[tuple[str, str], _Setter] = {
+#: By dialect and driver: the argument that names a connection, where that is certain.
+_ARGUMENTS: Mapping[tuple[str, str], _Finder] = {
     ("postgresql", "psycopg"): _postgresql,
     ("postgresql", "psycopg2"): _postgresql,
     ("mysql", "pymysql"): _pymysql,

@@ -205,66 +205,78 @@ WHERE attr_name = 'program_name'
 
 
 def _mysql(engine: Engine, connection: DBAPIConnection, wait: float) -> Facts:
-    mariadb = bool(getattr(engine.dialect, "is_mariadb", False))
     engine.dialect.do_rollback(t.cast(t.Any, connection))
     cursor = connection.cursor()
-    notes: list[str] = []
-
-    def rows(query: str) -> t.Sequence[Row]:
-        # Limits one statement only: a proxy may hand the server's side on to others.
-        if mariadb:
-            query = (
-                f"SET STATEMENT max_statement_time = {max(1, int(wait))} FOR {query}"
-            )
-        else:
-            hint = f"SELECT /*+ MAX_EXECUTION_TIME({max(1, int(wait * 1000))}) */"
-            query = query.replace("SELECT", hint, 1)
-        return _rows(cursor, query)
-
-    def readable(query: str, what: str | None) -> t.Sequence[Row]:
-        try:
-            return rows(query)
-        except engine.dialect.loaded_dbapi.DatabaseError:
-            if what is not None:
-                notes.append(f"our role may not read {what}")
-            return ()
-
     try:
-        ((identity, pid, most, user_limit),) = rows(_MY_FACTS)
-        age = "time_ms / 1000" if mariadb else "time"
-        processes = rows(_MY_ACTIVITY.format(age))
-        ((_, in_use),) = _rows(cursor, "SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-        started: dict[int, t.Any] = dict(
-            readable(_MY_TRANSACTIONS, "transactions and lock waits")
-        )
-        waits = _MARIADB_WAITS if mariadb else _MYSQL_WAITS
-        pairs = readable(waits, None if notes else "lock waits")
-        # Without the performance schema there are none.
-        names: dict[int, str] = dict(readable(_MY_NAMES, None))
+        return _MySQL(engine, cursor, wait).facts(backend_pid(connection))
     finally:
         cursor.close()
-    blockers: dict[int, set[int]] = {}
-    for waiting, blocking in pairs:
-        blockers.setdefault(waiting, set()).add(blocking)
-    return Facts(
-        identity=identity,
-        own_pid=pid,
-        driver_pid=backend_pid(connection),
-        own_name=names.get(pid),
-        max_connections=most,
-        reserved=0,
-        in_use=max(len(processes), int(in_use) - 1),
-        database_limit=None,
-        role_limit=user_limit or None,
-        activity=tuple(
-            replace(
-                _my_activity(*row, started.get(row[0]), blockers.get(row[0], set())),
-                name=names.get(row[0]),
-            )
+
+
+class _MySQL:
+    """Asks one MySQL or MariaDB."""
+
+    def __init__(self, engine: Engine, cursor: t.Any, wait: float) -> None:
+        self._errors = t.cast(t.Any, engine.dialect.loaded_dbapi).DatabaseError
+        self._mariadb = bool(getattr(engine.dialect, "is_mariadb", False))
+        self._cursor = cursor
+        self._wait = wait
+        self._notes: list[str] = []
+
+    def facts(self, driver_pid: int | None) -> Facts:
+        ((identity, pid, most, user_limit),) = self._select(_MY_FACTS)
+        status = "SHOW GLOBAL STATUS LIKE 'Threads_connected'"
+        ((_, in_use),) = _rows(self._cursor, status)
+        # Without the performance schema there are none.
+        names: dict[int, str] = dict(self._readable(_MY_NAMES, None))
+        activity = tuple(
+            replace(each, name=names.get(each.pid)) for each in self._activity()
+        )
+        return Facts(
+            identity=identity,
+            own_pid=pid,
+            driver_pid=driver_pid,
+            own_name=names.get(pid),
+            max_connections=most,
+            reserved=0,
+            in_use=max(len(activity), int(in_use) - 1),
+            database_limit=None,
+            role_limit=user_limit or None,
+            activity=activity,
+            notes=tuple(self._notes),
+        )
+
+    def _activity(self) -> list[Activity]:
+        age = "time_ms / 1000" if self._mariadb else "time"
+        processes = self._select(_MY_ACTIVITY.format(age))
+        started: dict[int, t.Any] = dict(
+            self._readable(_MY_TRANSACTIONS, "transactions and lock waits")
+        )
+        waits = _MARIADB_WAITS if self._mariadb else _MYSQL_WAITS
+        blockers: dict[int, set[int]] = {}
+        what = None if self._notes else "lock waits"
+        for waiting, blocking in self._readable(waits, what):
+            blockers.setdefault(waiting, set()).add(blocking)
+        return [
+            _my_activity(*row, started.get(row[0]), blockers.get(row[0], set()))
             for row in processes
-        ),
-        notes=tuple(notes),
-    )
+        ]
+
+    def _select(self, query: str) -> t.Sequence[Row]:
+        # Limits one statement only: a proxy may hand the server's side on to others.
+        if self._mariadb:
+            limit = f"SET STATEMENT max_statement_time = {max(1, int(self._wait))} FOR "
+            return _rows(self._cursor, limit + query)
+        hint = f"SELECT /*+ MAX_EXECUTION_TIME({max(1, int(self._wait * 1000))}) */"
+        return _rows(self._cursor, query.replace("SELECT", hint, 1))
+
+    def _readable(self, query: str, what: str | None) -> t.Sequence[Row]:
+        try:
+            return self._select(query)
+        except self._errors:
+            if what is not None:
+                self._notes.append(f"{what} cannot be read: that takes more rights")
+            return ()
 
 
 def _my_activity(pid: int, here: t.Any, ours: t.Any, *rest: t.Any) -> Activity:

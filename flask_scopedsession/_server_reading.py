@@ -13,6 +13,8 @@ from .snapshot import _Reading
 from .snapshot import DatabaseURL
 from .snapshot import Holder
 
+Scope = t.Literal["server", "database", "role"]
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConnection(_Reading):
@@ -63,7 +65,7 @@ class Unclaimed(_Reading):
 class ConnectionLimit(_Reading):
     """What a server, database or role accepts, and what the workers may ask for."""
 
-    scope: t.Literal["server", "database", "role"]
+    scope: Scope
     limit: int
     reserved: int
     """Of these, for others than us only."""

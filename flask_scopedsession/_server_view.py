@@ -22,6 +22,7 @@ from ._server_queries import asks
 from ._server_queries import Facts
 from ._server_reading import ConnectionLimit
 from ._server_reading import LockWait
+from ._server_reading import Scope
 from ._server_reading import ServerConnection
 from ._server_reading import ServerView
 from ._server_reading import Unclaimed
@@ -261,46 +262,39 @@ def _limits(
     claims: Mapping[int, _Claim],
 ) -> tuple[ConnectionLimit, ...]:
     """Compare what the workers may open with each limit that is in their way."""
-    url, joined = database.engine.url, facts.driver_pid == facts.own_pid
+    url = database.engine.url
     clients = [each for each in present if each.kind is None]
     looking = len(facts.activity) - len(present)
+    here = [each for each in clients if each.here]
+    ours = [each for each in clients if each.ours]
+    siblings = [d for d in same if d.engine.url.database == url.database]
+    roles = [d for d in same if d.engine.url.username == url.username]
+    found: list[ConnectionLimit] = []
 
-    def one(
-        scope: t.Literal["server", "database", "role"],
-        limit: int,
-        reserved: int,
-        in_use: int,
-        claimed: int,
+    def add(
+        scope: Scope,
+        limit: int | None,
+        inside: list[Activity],
         sharing: list[_Database],
-    ) -> ConnectionLimit:
-        others = in_use - claimed if joined else None
-        left = None if others is None else max(0, limit - reserved - others)
+    ) -> None:
+        if limit is None:
+            return
+        server = scope == "server"
+        # Of a server, we may not be shown all.
+        in_use = facts.in_use - looking if server else len(inside)
+        reserved = facts.reserved if server else 0
+        others = left = None
+        if facts.driver_pid == facts.own_pid:
+            others = in_use - sum(each.pid in claims for each in inside)
+            left = max(0, limit - reserved - others)
         asking = _asking(survey, sharing)
-        return ConnectionLimit(scope, limit, reserved, in_use, others, left, *asking)
-
-    claimed = sum(each.pid in claims for each in clients)
-    found = [
-        one(
-            "server",
-            facts.max_connections,
-            facts.reserved,
-            facts.in_use - looking,
-            claimed,
-            same,
-        )
-    ]
-    if facts.database_limit is not None:
-        inside = [each.pid for each in clients if each.here]
-        sharing = [d for d in same if d.engine.url.database == url.database]
-        known = sum(pid in claims for pid in inside)
         found.append(
-            one("database", facts.database_limit, 0, len(inside), known, sharing)
+            ConnectionLimit(scope, limit, reserved, in_use, others, left, *asking)
         )
-    if facts.role_limit is not None:
-        inside = [each.pid for each in clients if each.ours]
-        sharing = [d for d in same if d.engine.url.username == url.username]
-        known = sum(pid in claims for pid in inside)
-        found.append(one("role", facts.role_limit, 0, len(inside), known, sharing))
+
+    add("server", facts.max_connections, clients, same)
+    add("database", facts.database_limit, here, siblings)
+    add("role", facts.role_limit, ours, roles)
     return tuple(found)
 
 
