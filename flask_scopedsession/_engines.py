@@ -246,10 +246,10 @@ def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) ->
         engine.dialect.do_ping(connection)
         return time.perf_counter() - began
 
-    try:
-        return visit(engine, account, work, wait)()
-    except PingError as error:
-        raise PingError(f"bind {name!r}: {error}") from None
+    answer = attempt(visit(engine, account, work, wait), PingError)
+    if isinstance(answer, Exception):
+        raise PingError(f"bind {name!r}: {answer}")
+    return answer
 
 
 def visit(

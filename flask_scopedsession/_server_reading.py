@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
-from .snapshot import _Reading
+from ._json import Reading
 from .snapshot import DatabaseURL
 from .snapshot import Holder
 
@@ -17,7 +17,7 @@ Scope = t.Literal["server", "database", "role"]
 
 
 @dataclass(frozen=True, slots=True)
-class ServerConnection(_Reading):
+class ServerConnection(Reading):
     """One connection as the server sees it, and whose it is as far as we know."""
 
     backend_pid: int
@@ -41,7 +41,7 @@ class ServerConnection(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class LockWait(_Reading):
+class LockWait(Reading):
     """A connection that waits for a lock, and those that are in its way."""
 
     waiting: ServerConnection
@@ -49,7 +49,7 @@ class LockWait(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class Unclaimed(_Reading):
+class Unclaimed(Reading):
     """Connections of this app that no live worker on this host has open."""
 
     application_name: str | None
@@ -62,7 +62,7 @@ class Unclaimed(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionLimit(_Reading):
+class ConnectionLimit(Reading):
     """What a server, database or role accepts, and what the workers may ask for."""
 
     scope: Scope
@@ -81,7 +81,7 @@ class ConnectionLimit(_Reading):
 
 
 @dataclass(frozen=True, slots=True)
-class ServerView(_Reading):
+class ServerView(Reading):
     """What the server of one database says of it."""
 
     binds: tuple[str, ...]
