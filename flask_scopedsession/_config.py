@@ -40,7 +40,7 @@ _KEYS = frozenset(
     for name in (
         *("NAME", "TRACKING", "CONTROL", "CONTROL_DIR", "SNAPSHOT_FILE"),
         *("HELD_LONG_AFTER", "LOST_WORK", "PING_IDLE_AFTER", "STACKS", "SHOW_SQL"),
-        *("SQLITE_PRAGMAS", "SQLITE_BEGIN"),
+        *("SQLITE_PRAGMAS", "SQLITE_BEGIN", "FAIR_POOL"),
     )
 )
 _URI = "SQLALCHEMY_DATABASE_URI"
@@ -60,6 +60,7 @@ class BindSettings:
     url: URL = field(repr=False)
     options: Mapping[str, t.Any] = field(repr=False)
     ping_idle_after: float | None
+    fair_pool: bool
     pragmas: Mapping[str, str]
     begin: str | None
 
@@ -211,6 +212,7 @@ def _bind(
         url=url,
         options=MappingProxyType(options),
         ping_idle_after=idle_after if tested else None,
+        fair_pool=_flag(config, "SCOPEDSESSION_FAIR_POOL", True),
         pragmas=MappingProxyType(pragmas if sqlite else {}),
         begin=begin if sqlite else None,
     )

@@ -21,6 +21,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool import StaticPool
 
 from ._config import BindSettings
+from ._fair import fair
 from ._ledger import PoolAccount
 from ._naming import name_connections
 from ._pool import attach
@@ -68,8 +69,11 @@ def make_engine(
     url = bind.url
     if is_sqlite(url) and "creator" not in options:
         url = _sqlite(bind, url, options, instance_path)
-    if account is not None and options.get("pool") is None:
-        options["poolclass"] = tracked(options.get("poolclass") or _pool_class(url))
+    if options.get("pool") is None:
+        pool_class = options.get("poolclass") or _pool_class(url)
+        if bind.fair_pool:
+            pool_class = fair(pool_class)
+        options["poolclass"] = pool_class if account is None else tracked(pool_class)
     engine = _create(bind, url, options)
     if bind.pragmas or bind.begin:
         _listen_sqlite(bind, engine)

@@ -83,12 +83,14 @@ class Hold(weakref.ref["PoolProxiedConnection"]):
 class Waiting:
     """One call of ``Pool.connect()`` that has not come back yet."""
 
-    __slots__ = ("connecting", "owner", "since")
+    __slots__ = ("connecting", "in_line", "owner", "since")
 
     def __init__(self, since: float, owner: Owner) -> None:
         self.since = since
         self.owner = owner
         self.connecting = False
+        self.in_line = False
+        """Whether it waits in line; only a fair pool knows."""
 
 
 class TimedOut(t.NamedTuple):

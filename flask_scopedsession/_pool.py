@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import typing as t
 from functools import cache
 from time import perf_counter
@@ -117,6 +118,14 @@ class TrackedPool(Pool):
                 return False
             proxied.invalidate()
             raise
+
+    def in_line(self, waits: bool) -> None:
+        """Note that the calling thread waits in line, or no longer does."""
+        account = self.account
+        if account is not None:
+            waiting = account.waiting.get(threading.get_ident())
+            if waiting is not None:
+                waiting.in_line = waits
 
     def recreate(self) -> Pool:
         pool = t.cast(TrackedPool, super().recreate())

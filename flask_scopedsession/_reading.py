@@ -18,6 +18,7 @@ from time import perf_counter
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import QueuePool
 
+from ._fair import FairPool
 from ._frames import Places
 from ._frames import raw_frames
 from ._frames import RawFrame
@@ -186,7 +187,10 @@ class Reader:
         """
         asking = list(account.waiting.values())
         asking.sort(key=lambda waiting: (waiting.connecting, waiting.since))
-        bounds = limits(self._engines[account.settings.name].pool)
+        pool = self._engines[account.settings.name].pool
+        if isinstance(pool, FairPool) and pool.queue is not None:
+            return [waiting for waiting in asking if waiting.in_line]
+        bounds = limits(pool)
         if bounds.max is not None:
             held = sum(hold.generation == account.generation for hold in live)
             return asking[: max(0, held + len(asking) - bounds.max)]

@@ -37,6 +37,7 @@ EXCLUDED = {
     "Pool._return_conn",
     "TrackedPool._do_return_conn",
     "QueuePool._do_return_conn",
+    "FairQueue.put",
 }
 
 

@@ -128,7 +128,10 @@ def test_flags(key: str, name: str, value: object, expected: bool) -> None:
     assert getattr(read(**{key: value}), name) is expected
 
 
-@pytest.mark.parametrize("key", [key for key, _ in FLAGS] + ["SQLALCHEMY_ECHO"])
+@pytest.mark.parametrize(
+    "key",
+    [key for key, _ in FLAGS] + ["SQLALCHEMY_ECHO", "SCOPEDSESSION_FAIR_POOL"],
+)
 @pytest.mark.parametrize("value", ["perhaps", 7, 1.5, [], {}])
 def test_flags_refuse_the_rest(key: str, value: object) -> None:
     """Another text or type is an error that names the key, not silently true."""
@@ -220,6 +223,15 @@ def test_ping_idle_after() -> None:
     assert bind(**{key: 3}).ping_idle_after is None
     assert key in refused(**networked, **{key: -1})
     assert key in refused(**{key: "often"})
+
+
+def test_fair_pool() -> None:
+    """On unless it is switched off, for every bind."""
+    assert bind(SQLALCHEMY_DATABASE_URI=PG).fair_pool is True
+    urls = {"SQLALCHEMY_DATABASE_URI": PG, "SQLALCHEMY_BINDS": {"audit": PG}}
+    both = {**urls, "SCOPEDSESSION_FAIR_POOL": "no"}
+    assert bind(**both).fair_pool is False
+    assert bind("audit", **both).fair_pool is False
 
 
 def test_ping_idle_after_yields_to_pre_ping() -> None:
