@@ -1,0 +1,208 @@
+"""A fair pool in every order that a few threads can run in, and in random ones.
+
+Threads are switched at each lock, each connect and each close. At every pause where
+nobody holds the pool's mutex, what the pool promises has to be true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("greenlet")
+
+import sqlalchemy.util.queue
+from hypothesis import HealthCheck
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize
+from hypothesis.stateful import precondition
+from hypothesis.stateful import rule
+from hypothesis.stateful import RuleBasedStateMachine
+from interleaving import Choices
+from interleaving import GO
+from interleaving import KILL
+from interleaving import Killed
+from interleaving import Schedule
+from interleaving import Task
+from interleaving import TIME_OUT
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.pool import QueuePool
+
+from flask_scopedsession import _fair
+from flask_scopedsession._fair import fair
+from flask_scopedsession._pool import tracked
+
+pytestmark = pytest.mark.slow
+
+#: Where one who waits can be. Elsewhere it is SQLAlchemy that cannot survive it.
+WAITING = frozenset({"get", "_wait", "_leave", "serve", "sleep"})
+
+PoolClass: Any = tracked(fair(QueuePool))
+
+
+class Refused(Exception):
+    """The database takes no connection."""
+
+
+class World:
+    """A pool, the threads that use it, and what must be true of it at any time."""
+
+    def __init__(self, schedule: Schedule, refuse: int = 0, **options: Any) -> None:
+        self.schedule = schedule
+        self.refuse = refuse
+        self.open = 0
+        self.disposed = self.disposing = False
+        self.pool = PoolClass(self.connect, **{"timeout": 1, **options})
+        self.line: list[Any] = []
+
+    def connect(self) -> Any:
+        self.schedule.pause()
+        if self.refuse:
+            self.refuse -= 1
+            raise Refused
+        self.open += 1
+        return Connection(self)
+
+    @property
+    def most(self) -> int:
+        most: int = self.pool.size() + self.pool._max_overflow
+        return most
+
+    def check(self) -> None:
+        pool, queue = self.pool, self.pool.queue
+        if queue.mutex.owner is not None:
+            return
+        line = list(queue.line)
+        # Who waits, waits for something; and nobody who comes finds it first.
+        assert not (line and queue.queue)
+        if not self.disposing:
+            assert not (line and pool._overflow < pool._max_overflow)
+        # In turn: one leaves from the front with something, elsewhere with nothing.
+        left = [turn for turn in self.line if turn not in line]
+        stayed = [turn for turn in self.line if turn in line]
+        assert line[: len(stayed)] == stayed
+        served = [turn for turn in left if turn.given is not None]
+        before = [t for t in self.line if t not in left or t.given is not None]
+        assert before[: len(served)] == served
+        self.line = line
+        assert pool.checkedin() <= pool.size()
+        if not self.disposed:
+            assert self.open <= self.most
+            assert pool.overflow() <= pool._max_overflow
+
+    def check_end(self, expected: tuple[type[BaseException], ...] = ()) -> None:
+        """Nothing is lost, and nobody went away empty-handed without a reason."""
+        for task in self.schedule.tasks:
+            if isinstance(task.error, sa_exc.TimeoutError):
+                assert task.timed_out
+            elif isinstance(task.error, Killed):
+                assert task.killed
+            elif task.error is not None and not isinstance(task.error, expected):
+                raise task.error
+        if not self.disposed:
+            assert self.pool.checkedout() == 0
+        assert not self.pool.queue.line
+
+
+class Connection:
+    """A DBAPI connection; it takes a while to close."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.is_open = True
+        self.detached = False
+
+    def rollback(self) -> None:
+        assert self.is_open
+
+    def close(self) -> None:
+        assert self.is_open
+        self.world.schedule.pause()
+        self.is_open = False
+        self.world.open -= not self.detached
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, schedule: Schedule) -> None:
+    monkeypatch.setattr(_fair, "threading", schedule)
+    monkeypatch.setattr(sqlalchemy.util.queue, "threading", schedule)
+
+
+# -- every order ----------------------------------------------------------------
+
+
+def visit(world: World) -> None:
+    proxied = world.pool.connect()
+    world.schedule.pause()
+    proxied.close()
+
+
+def twice(world: World) -> None:
+    visit(world)
+    visit(world)
+
+
+def invalidate(world: World) -> None:
+    proxied = world.pool.connect()
+    proxied.invalidate()
+
+
+def detach(world: World) -> None:
+    proxied = world.pool.connect()
+    connection = proxied.dbapi_connection
+    # The pool's limits are those of what is in the pool.
+    connection.detached = True
+    world.open -= 1
+    proxied.detach()
+    proxied.close()
+
+
+def dispose(world: World) -> None:
+    world.disposed = world.disposing = True
+    world.pool.dispose()
+    world.disposing = False
+
+
+ONE = {"pool_size": 1, "max_overflow": 0}
+SPARE = {"pool_size": 1, "max_overflow": 1}
+WORKS: dict[str, tuple[dict[str, Any], list[Callable[[World], None]], int, int]] = {
+    # name: options, what each thread does, switches, faults
+    "three": (ONE, [visit, visit, visit], 2, 0),
+    "again": (ONE, [twice, twice], 3, 0),
+    "overflow": (SPARE, [visit, visit, visit], 2, 0),
+    "lifo": ({**SPARE, "use_lifo": True}, [visit, visit, visit], 2, 0),
+    "refused": ({**ONE, "refuse": 1}, [visit, visit, visit], 2, 0),
+    "twice refused": ({**ONE, "refuse": 2}, [visit, visit, visit], 2, 0),
+    "refused overflow": ({**SPARE, "refuse": 1}, [visit, visit, visit], 2, 0),
+    "invalidated": (ONE, [invalidate, visit, visit], 2, 0),
+    "detached": (SPARE, [detach, visit, visit], 2, 0),
+    "one fault": (ONE, [visit, visit, visit], 1, 1),
+    "two faults": (ONE, [visit, visit, visit], 1, 2),
+    "fault, overflow": (SPARE, [visit, visit, visit], 1, 1),
+    "never times out": ({**ONE, "timeout": None}, [visit, visit, visit], 1, 1),
+    "disposed": (ONE, [visit, visit, dispose], 3, 0),
+    "disposed, one fault": (ONE, [visit, visit, dispose], 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_in_every_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody sleeps while there is something for him, and nothing is ever lost."""
+    options, works, switches, faults = WORKS[name]
+    choices, runs = Choices(), 0
+    for _ in choices.runs():
+        schedule = Schedule(WAITING, "_do_get")
+        patch(monkeypatch, schedule)
+        world = World(schedule, **options)
+        for number, work in enumerate(works):
+            schedule.spawn(f"{work.__name__} {number}", lambda w=work: w(world))
+        try:
+            schedule.run(choices, switches=switches, faults=faults, check=world.check)
+            world.check_end((Refused,) * bool(options.get("refuse")))
+        except BaseException as error:
+            raise AssertionError(f"{error!r}: {' | '.join(schedule.log)}") from error
+        runs += 1
+    print(name, runs)
+    assert runs > 100

@@ -1,0 +1,236 @@
+"""Threads that are switched by hand, at each lock: in one order, or in every order.
+
+A thread is a greenlet that pauses where it takes or releases a lock, sleeps, connects
+or closes. Whoever runs the schedule picks who goes on. Nothing waits, so a schedule in
+which all are blocked is found at once, and the same picks give the same run.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from greenlet import greenlet
+
+#: What a schedule may do with one that has paused.
+GO, TIME_OUT, KILL = "go", "time out", "kill"
+
+
+class Killed(BaseException):
+    """As greenlet's ``GreenletExit`` and gevent's ``Timeout``: not an Exception."""
+
+
+class Stuck(AssertionError):
+    """Nobody can go on, and not all are done."""
+
+
+class Choices:
+    """Picks, in a run after the other, the next of all sequences of picks."""
+
+    def __init__(self) -> None:
+        self._trail: list[tuple[int, int]] = []
+        self._at = 0
+
+    def pick(self, count: int) -> int:
+        """Pick one of `count`."""
+        if self._at == len(self._trail):
+            self._trail.append((0, count))
+        picked, of = self._trail[self._at]
+        assert of == count, "a run went another way though the picks were the same"
+        self._at += 1
+        return picked
+
+    def runs(self) -> Iterator[None]:
+        """Begin one run after the other, until every sequence was picked."""
+        while True:
+            self._at = 0
+            yield
+            while self._trail and self._trail[-1][0] + 1 == self._trail[-1][1]:
+                self._trail.pop()
+            if not self._trail:
+                return
+            picked, of = self._trail[-1]
+            self._trail[-1] = (picked + 1, of)
+
+
+class Task:
+    """One thread of a schedule."""
+
+    def __init__(self, name: str, work: Callable[[], Any]) -> None:
+        self.name = name
+        self.work = work
+        self.ready: Callable[[], bool] = lambda: True
+        self.sleeps = False
+        self.may_be_killed = False
+        self.killed = self.timed_out = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.let = greenlet(self._run)
+
+    def _run(self) -> None:
+        try:
+            self.result = self.work()
+        except BaseException as error:  # noqa: BLE001 - looked at by the test
+            self.error = error
+
+    @property
+    def done(self) -> bool:
+        return bool(self.let.dead)
+
+
+class Schedule:
+    """Threads, what they are up to, and the ``threading`` that they use.
+
+    :param interruptible: The functions in which a thread may be killed, once each.
+    :param called_by: The function that has called them.
+    """
+
+    TIMEOUT_MAX = threading.TIMEOUT_MAX
+
+    def __init__(self, interruptible: frozenset[str], called_by: str) -> None:
+        self.tasks: list[Task] = []
+        self.current: Task | None = None
+        self.log: list[str] = []
+        self._interruptible = interruptible
+        self._called_by = called_by
+
+    def spawn(self, name: str, work: Callable[[], Any]) -> Task:
+        """Add a thread; it runs when it is picked."""
+        task = Task(name, work)
+        self.tasks.append(task)
+        return task
+
+    def pause(
+        self, ready: Callable[[], bool] = lambda: True, sleeps: bool = False
+    ) -> str:
+        """Let others run. Outside of a thread nothing happens."""
+        task = self.current
+        if task is None:
+            assert ready(), "the test itself would block"
+            return GO
+        task.ready, task.sleeps = ready, sleeps
+        task.may_be_killed = not task.killed and self._in_interruptible_code()
+        answer: str = task.let.parent.switch()
+        if answer == KILL:
+            task.killed = True
+            raise Killed
+        task.timed_out |= answer == TIME_OUT
+        return answer
+
+    def _in_interruptible_code(self) -> bool:
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        while frame is not None and frame.f_code.co_name in self._interruptible:
+            frame = frame.f_back
+        return frame is not None and frame.f_code.co_name == self._called_by
+
+    def options(self) -> list[tuple[Task, str]]:
+        """Return what can be done next; who runs already comes first."""
+        found = []
+        for task in sorted(self.tasks, key=lambda task: task is not self._last):
+            if not task.done:
+                if task.ready():
+                    found.append((task, GO))
+                if task.sleeps and not task.ready():
+                    found.append((task, TIME_OUT))
+                if task.may_be_killed:
+                    found.append((task, KILL))
+        return found
+
+    _last: Task | None = None
+
+    def do(self, task: Task, action: str = GO) -> None:
+        """Let one go on to its next pause."""
+        self.log.append(f"{task.name}: {action}")
+        self._last = self.current = task
+        try:
+            task.let.switch(*[action] if task.let else [])
+        finally:
+            self.current = None
+
+    def run(
+        self, choices: Choices, *, switches: int, faults: int, check: Callable[[], None]
+    ) -> None:
+        """Run to the end, as `choices` picks.
+
+        :param switches: How often one that could go on has to let another one run.
+        :param faults: How often one times out or is killed.
+        :param check: Called at each pause.
+        :raises Stuck: All are blocked.
+        """
+        while not all(task.done for task in self.tasks):
+            last = self._last
+            going = last is not None and not last.done and last.ready()
+            allowed = [
+                (task, action)
+                for task, action in self.options()
+                if (action == GO and (task is last or not going or switches > 0))
+                or (action != GO and faults > 0)
+            ]
+            if not allowed:
+                raise Stuck([task.name for task in self.tasks if not task.done])
+            task, action = allowed[choices.pick(len(allowed))]
+            switches -= action == GO and going and task is not last
+            faults -= action != GO
+            self.do(task, action)
+            check()
+
+    # -- threading -------------------------------------------------------------
+
+    def RLock(self) -> RLock:
+        return RLock(self)
+
+    def Lock(self) -> Lock:
+        return Lock(self)
+
+    def Condition(self, lock: object) -> None:
+        """Stand in for what is made, and not used."""
+
+    def get_ident(self) -> int:
+        return id(self.current)
+
+
+class RLock:
+    """A reentrant lock, with a pause before it is taken and after its release."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self.owner: Any = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        me = self._schedule.current or self
+        if self.owner is not me:
+            self._schedule.pause(lambda: self.owner is None)
+            self.owner = me
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.owner = None
+            self._schedule.pause()
+
+
+class Lock:
+    """A plain lock, which one may sleep on."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._taken = False
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if self._taken:
+            answer = self._schedule.pause(lambda: not self._taken, timeout >= 0)
+            if answer == TIME_OUT:
+                return False
+        self._taken = True
+        return True
+
+    def release(self) -> None:
+        self._taken = False
