@@ -283,4 +283,5 @@ def _drill() -> bool:
     pool._dec_overflow()
     counts.append((pool._overflow, pool.checkedin(), pool.checkedout()))
     pool._create_connection()
-    return pool.queue is not None and again and counts == [(0, 0, 1), (0, 1, 0), (-1, 0, 0)]
+    expected = [(0, 0, 1), (0, 1, 0), (-1, 0, 0)]
+    return pool.queue is not None and again and counts == expected

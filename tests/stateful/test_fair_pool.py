@@ -7,6 +7,7 @@ nobody holds the pool's mutex, what the pool promises has to be true.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -197,7 +198,7 @@ def test_in_every_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         patch(monkeypatch, schedule)
         world = World(schedule, **options)
         for number, work in enumerate(works):
-            schedule.spawn(f"{work.__name__} {number}", lambda w=work: w(world))
+            schedule.spawn(f"{work.__name__} {number}", partial(work, world))
         try:
             schedule.run(choices, switches=switches, faults=faults, check=world.check)
             world.check_end((Refused,) * bool(options.get("refuse")))
@@ -233,7 +234,7 @@ class Machine(RuleBasedStateMachine):
     @rule(work=st.sampled_from([visit, twice, invalidate, detach]))
     def come(self, work: Callable[[World], None]) -> None:
         name = f"{work.__name__} {len(self.schedule.tasks)}"
-        self.schedule.spawn(name, lambda: work(self.world))
+        self.schedule.spawn(name, partial(work, self.world))
 
     @rule()
     def refuse_the_next(self) -> None:
@@ -242,7 +243,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.world.disposed)
     @rule()
     def come_to_dispose(self) -> None:
-        self.schedule.spawn("dispose", lambda: dispose(self.world))
+        self.schedule.spawn("dispose", partial(dispose, self.world))
 
     def living(self) -> list[Task]:
         return [task for task in self.schedule.tasks if not task.done]

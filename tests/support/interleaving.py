@@ -94,6 +94,7 @@ class Schedule:
     def __init__(self, interruptible: frozenset[str], called_by: str) -> None:
         self.tasks: list[Task] = []
         self.current: Task | None = None
+        self._last: Task | None = None
         self.log: list[str] = []
         self._interruptible = interruptible
         self._called_by = called_by
@@ -142,8 +143,6 @@ class Schedule:
                     found.append((task, KILL))
         return found
 
-    _last: Task | None = None
-
     def do(self, task: Task, action: str = GO) -> None:
         """Let one go on to its next pause."""
         self.log.append(f"{task.name}: {action}")
@@ -182,13 +181,13 @@ class Schedule:
 
     # -- threading -------------------------------------------------------------
 
-    def RLock(self) -> RLock:
+    def RLock(self) -> RLock:  # noqa: N802
         return RLock(self)
 
-    def Lock(self) -> Lock:
+    def Lock(self) -> Lock:  # noqa: N802
         return Lock(self)
 
-    def Condition(self, lock: object) -> None:
+    def Condition(self, lock: object) -> None:  # noqa: N802
         """Stand in for what is made, and not used."""
 
     def get_ident(self) -> int:

@@ -333,7 +333,7 @@ class Between:
             )
         }
 
-    def __enter__(self) -> Between:
+    def __enter__(self) -> Between:  # noqa: PYI034
         sys.settrace(self._call)
         return self
 
