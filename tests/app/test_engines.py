@@ -83,12 +83,13 @@ def test_options_reach_the_engine(make_app: MakeApp, db: ScopedSession) -> None:
     assert all(isinstance(pool, QueuePool) for pool in pools)
 
 
-def test_tracking_off_leaves_the_pool_class(
-    make_app: MakeApp, db: ScopedSession
-) -> None:
+def test_all_off_leaves_the_pool_class(make_app: MakeApp, db: ScopedSession) -> None:
     """Then the pool is the very class that SQLAlchemy chooses."""
     app = make_app(
-        db, SQLALCHEMY_DATABASE_URI="sqlite:///a.db", SCOPEDSESSION_TRACKING=False
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///a.db",
+        SCOPEDSESSION_TRACKING=False,
+        SCOPEDSESSION_FAIR_POOL=False,
     )
     with engine_of(app, db) as engine:
         assert type(engine.pool) is QueuePool

@@ -26,6 +26,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.util.queue import Queue
+from threads import in_thread
 
 from flask_scopedsession import _fair
 from flask_scopedsession import ScopedSession
@@ -486,3 +487,17 @@ def test_the_collector_at_any_moment(of: str, monkeypatch: pytest.MonkeyPatch) -
     # One who has slept, and is about to leave with nothing, is too late for it.
     assert {where.split(":")[0] for _, where in slept_over} <= {"_wait"}
     assert len(slept_over) <= 2
+
+
+def test_the_collector_while_slots_are_counted() -> None:
+    """An overflow connection may be closed by it, in the thread that counts."""
+    pool = make(max_overflow=1)
+    held = pool.connect(), pool.connect()
+    held[0].close()
+
+    def count() -> None:
+        with pool._overflow_lock:
+            held[1].close()
+
+    in_thread(count)
+    assert (pool.checkedin(), pool.overflow()) == (1, 0)
