@@ -55,7 +55,8 @@ class World:
         self.schedule = schedule
         self.refuse = refuse
         self.open = 0
-        self.disposed = self.disposing = False
+        self.disposed = False
+        self.disposing = 0
         self.pool = PoolClass(self.connect, **{"timeout": 1, **options})
         self.line: list[Any] = []
 
@@ -161,9 +162,11 @@ def detach(world: World) -> None:
 
 
 def dispose(world: World) -> None:
-    world.disposed = world.disposing = True
+    world.disposed = True
+    # SQLAlchemy's part sets all slots free without the mutex.
+    world.disposing += 1
     world.pool.dispose()
-    world.disposing = False
+    world.disposing -= 1
 
 
 ONE = {"pool_size": 1, "max_overflow": 0}

@@ -33,6 +33,7 @@ from flask_scopedsession import ScopedSession
 from flask_scopedsession._fair import fair
 from flask_scopedsession._fair import FairPool
 from flask_scopedsession._fair import FairQueue
+from flask_scopedsession._pool import tracked
 
 FairQueuePool: Any = fair(QueuePool)
 
@@ -458,6 +459,27 @@ def test_an_interrupt_as_the_connection_is_made(
         with pytest.raises(Killed):
             pool.connect()
     assert whole(pool)
+
+
+def test_an_interrupt_in_a_pool_that_was_disposed_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is passed on to nobody is closed: no one asks this pool again."""
+    closed = []
+    monkeypatch.setattr(Connection, "close", closed.append)
+    pool = make(tracked(FairQueuePool))
+    held = pool.connect()
+    raw = held.dbapi_connection
+
+    def sleep(turn: _fair.Turn, timeout: float | None) -> None:
+        held.close()
+        pool.dispose()
+        raise Killed
+
+    monkeypatch.setattr(_fair.Turn, "sleep", sleep)
+    with pytest.raises(Killed):
+        pool.connect()
+    assert closed == [raw]
 
 
 @pytest.mark.parametrize("of", ["connection", "slot"])
