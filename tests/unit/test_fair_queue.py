@@ -465,8 +465,8 @@ def test_an_interrupt_in_a_pool_that_was_disposed_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is passed on to nobody is closed: no one asks this pool again."""
-    closed = []
-    monkeypatch.setattr(Connection, "close", closed.append)
+    closed: list[Any] = []
+    monkeypatch.setattr(Connection, "close", lambda self: closed.append(self))
     pool = make(tracked(FairQueuePool))
     held = pool.connect()
     raw = held.dbapi_connection
