@@ -345,8 +345,9 @@ class Between:
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code not in self._inside:
             return None
+        frame.f_trace = self._opcode  # 3.13 wants it before the next line
         frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
+        sys.settrace(self._call)  # 3.12 takes notice only now
         self._done[id(frame)] = "RESUME"
         return self._opcode
 
