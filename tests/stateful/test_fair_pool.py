@@ -182,6 +182,7 @@ WORKS: dict[str, tuple[dict[str, Any], list[Callable[[World], None]], int, int]]
     "refused overflow": ({**SPARE, "refuse": 1}, [visit, visit, visit], 2, 0),
     "invalidated": (ONE, [invalidate, visit, visit], 2, 0),
     "detached": (SPARE, [detach, visit, visit], 2, 0),
+    "two, one fault": (ONE, [visit, visit], 3, 1),
     "one fault": (ONE, [visit, visit, visit], 1, 1),
     "two faults": (ONE, [visit, visit, visit], 0, 2),
     "fault, overflow": (SPARE, [visit, visit, visit], 1, 1),
