@@ -85,7 +85,8 @@ class Task:
 class Schedule:
     """Threads, what they are up to, and the ``threading`` that they use.
 
-    :param interruptible: The functions in which a thread may be killed, once each.
+    :param interruptible: The functions in which a thread may be killed, once each, and
+        not while it deals with another exception.
     :param called_by: The function that has called them.
     """
 
@@ -123,6 +124,8 @@ class Schedule:
         return answer
 
     def _in_interruptible_code(self) -> bool:
+        if sys.exc_info()[0] is not None:
+            return False
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code.co_filename == __file__:
             frame = frame.f_back
