@@ -29,17 +29,15 @@ from ._ledger import PoolAccount
 from ._ledger import SessionEntry
 from ._ledger import TimedOut
 from ._ledger import Waiting
-from ._meters import add_use
-from ._meters import Meters
-from ._meters import NO_USE
 from ._native import original
 from ._owner import frame_of
 from ._owner import Owner
-from ._owner import Responsible
 from ._owner import responsible
 from ._pool import base_class
-from ._pool import Limits
 from ._pool import limits
+from ._reading_meters import measured
+from ._reading_meters import MOST_VIEWS
+from ._reading_meters import views
 from .snapshot import ConfiguredPool
 from .snapshot import DatabaseURL
 from .snapshot import Holder
@@ -49,7 +47,6 @@ from .snapshot import PoolTimeout
 from .snapshot import SessionSnapshot
 from .snapshot import SessionState
 from .snapshot import SharedUse
-from .snapshot import ViewUse
 from .snapshot import Waiter
 
 if t.TYPE_CHECKING:
@@ -68,9 +65,6 @@ WEDGED_AFTER = 2.0
 
 #: At most so many holders per pool, and sessions per worker, are told.
 MOST = 1000
-
-#: At most so many views per pool.
-MOST_VIEWS = 20
 
 
 def safe_url(url: URL) -> DatabaseURL:
@@ -174,8 +168,8 @@ class Reader:
             recent_timeouts=tuple(
                 self._timeout(timeout) for timeout in list(account.recent_timeouts)
             ),
-            **_measured(account, bounds, used, len(waiters)),
-            views=_views(account.meters, live, now),
+            **measured(account, bounds, used, len(waiters)),
+            views=views(account.meters, live, now),
             backend_pids=account.backend_pids()[:MOST],
         )
 
@@ -356,64 +350,6 @@ class Reader:
             idle_in_transaction_s=max(idle, default=None),
             **responsible(entry.owner)._asdict(),
         )
-
-
-def _measured(
-    account: PoolAccount, bounds: Limits, used: int, pending: int
-) -> dict[str, t.Any]:
-    """Return what was measured, since the start and over the last minute."""
-    meters, blind = account.meters, account.listens_only
-    # Where there is no telling who just passes, there is none of the most that waited.
-    counted = not blind and (bounds.max is not None or bool(bounds.unlimited))
-    with meters.at_rest() as window:
-        return {
-            "checkouts_total": meters.waits.total().count,
-            "connects_total": meters.created.total().count,
-            "timeouts_total": None if blind else meters.timeouts.total().count,
-            "invalidated_total": meters.invalidated.total().count,
-            "wait_s": None if blind else meters.waits.total(),
-            "hold_s": meters.held.total(),
-            "create_s": meters.created.total(),
-            "window_s": window,
-            "wait_60s": None if blind else meters.waits.minute(),
-            "hold_60s": meters.held.minute(),
-            "create_60s": meters.created.minute(),
-            "invalidated_60s": meters.invalidated.minute().count,
-            "invalidated_age_s": meters.invalidated.total(),
-            "used_max": meters.used.ever(used),
-            "used_max_60s": meters.used.minute(used),
-            "pending_max": meters.pending.ever(pending) if counted else None,
-            "pending_max_60s": meters.pending.minute(pending) if counted else None,
-            "busiest": meters.busiest,
-        }
-
-
-def _views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ...]:
-    """Return the views that had most of the pool's time; who holds now, too."""
-    with meters.at_rest() as window:
-        ever, minute = meters.held.uses(), meters.held.uses_minute()
-    for hold in live:
-        holder, held = responsible(hold.owner), now - hold.since
-        add_use(ever, holder, 1, held)
-        add_use(minute, holder, 1, min(held, window))
-    whole = sum(use.seconds for use in ever.values())
-    whole_60s = sum(use.seconds for use in minute.values())
-    found = []
-    for who, use in ever.items():
-        lately = minute.get(who, NO_USE)
-        found.append(
-            ViewUse(
-                **(who or Responsible())._asdict(),
-                checkouts_total=use.times,
-                held_s=use.seconds,
-                share=use.seconds / whole if whole else None,
-                checkouts_60s=lately.times,
-                held_60s=lately.seconds,
-                share_60s=lately.seconds / whole_60s if whole_60s else None,
-            )
-        )
-    found.sort(key=lambda view: -max(view.share or 0.0, view.share_60s or 0.0))
-    return tuple(found[:MOST_VIEWS])
 
 
 def _stacks(asked: Iterable[Hold | Waiting]) -> Stacks:

@@ -320,9 +320,9 @@ def doer(one: Doer) -> str:
         return f"{one.method} (no rule matched)"
     if one.command is not None:
         return f"command {one.command}"
-    if not hasattr(one, "thread"):
-        return "others"
-    return f"thread {one.thread or 'unknown'}"
+    # What is added up over threads has none.
+    thread = getattr(one, "thread", "")
+    return "others" if thread == "" else f"thread {thread or 'unknown'}"
 
 
 def pids_of(workers: Iterable[WorkerSnapshot]) -> Sequence[str]:

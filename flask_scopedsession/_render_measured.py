@@ -6,6 +6,8 @@ import typing as t
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ._advice import advise
+from ._advice import Aims
 from ._page import Column
 from ._page import count
 from ._page import duration
@@ -81,7 +83,7 @@ def strained(page: Page, survey: Survey) -> None:
             )
             _most_of_the_time(page, busy)
             _last_timeout(page, survey, busy)
-            page.line("  'pool-advise' says how large the pool should be.")
+            _size(page, survey, pools.bind)
 
 
 def _is_strained(pool: PoolSnapshot) -> bool:
@@ -121,6 +123,32 @@ def _last_timeout(page: Page, survey: Survey, pools: Iterable[PoolSnapshot]) -> 
                 f"{ago(survey, last.at_time)},",
                 f"{who} gave up after {duration(last.waited_s)};",
                 *_who_held(last),
+            ],
+            indent=2,
+        )
+
+
+def _size(page: Page, survey: Survey, bind: str) -> None:
+    """Say how large the pool should be, as far as that can be told."""
+    for advice in advise(survey, Aims(), bind=bind).advice:
+        found = advice.recommended
+        if found is None:
+            page.parts(
+                [
+                    "What size it should have cannot be told:",
+                    *f"{advice.problem}.".split(),
+                ],
+                indent=2,
+            )
+            continue
+        same = found.max == advice.max
+        page.parts(
+            [
+                f"It should have {found.max} connections,",
+                "as it has:" if same else f"in place of {number(advice.max)}:",
+                f"pool_size {found.pool_size},",
+                f"max_overflow {found.max_overflow}",
+                "('pool-advise' tells why)",
             ],
             indent=2,
         )

@@ -34,9 +34,11 @@ from flask_scopedsession._render import render_sessions
 from flask_scopedsession._render_pools import render_pools
 from flask_scopedsession.snapshot import ConfiguredPool
 from flask_scopedsession.snapshot import DatabaseURL
+from flask_scopedsession.snapshot import Histogram
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import Survey
 
+NONE = Histogram.of([0] * 20, 0.0, 0.0)
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -172,7 +174,7 @@ sqlite:////srv/shop/audit.db · 0 used, 2 idle · 1 worker may open at most 15
 Bind default, last minute: up to 15/15 in use and 3 waiting in one worker, 95 % waited at most 3.9 ms, one 4.0 ms, 95 % held for at most 3.9 ms
   Most of its time went to 100% orders.show
   3.0 s ago, orders.index gave up after 30 s; held then by 14× orders.show shop/views.py:88 show, longest 44 s; 1× reports.build shop/reports.py:9 build, longest 20 s
-  'pool-advise' says how large the pool should be.
+  It should have 3 connections, in place of 15: pool_size 2, max_overflow 1 ('pool-advise' tells why)
 
 Held connections, longest first
   12× orders.show shop/views.py:88 show, longest 41 s, idle in transaction for 40 s · bind default · pid 48211
@@ -710,6 +712,12 @@ def test_a_burst_that_is_over() -> None:
     page = render_pools(a_survey(a_worker(7, [pool])))
     assert "Bind default, last minute: up to 15/15 in use and 4 waiting" in page
     assert "40 s ago, orders.index gave up after 30 s; held then by 14×" in page
+
+
+def test_no_size_for_too_little_that_was_measured() -> None:
+    pool = a_pool(checkouts_total=3, wait_s=None, hold_s=NONE, busiest=None, pending=1)
+    page = render_pools(a_survey(a_worker(7, [pool])))
+    assert "  What size it should have cannot be told: too little was measured" in page
 
 
 def test_nothing_of_a_calm_minute() -> None:

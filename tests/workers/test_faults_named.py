@@ -159,13 +159,13 @@ def test_a_pool_too_small_for_the_traffic(
     small(live_env, 1)
     group = prefork(threads=6)
     guilty = group.visit_all("/ok")[0]
-    asked = group.send_many("/hold?seconds=0.15", 12, on=guilty)
+    asked = group.send_many("/hold?seconds=0.03", 120, on=guilty)
     wait_until(
         lambda: re.search(r"\d× hold .*longest [\d.]+ m?s", pool_status(run_cli)),
         what="waiters",
     )
     for each in asked:
-        assert each.result(20).status == 200
+        assert each.result(30).status == 200
     shown = pool_status(run_cli)
     assert "Waiting for a connection" not in shown
     assert re.search(
@@ -174,6 +174,7 @@ def test_a_pool_too_small_for_the_traffic(
         shown,
     )
     assert re.search(r"Most of its time went to (9\d|100)% hold", shown)
+    assert re.search(r"It should have \d+ connections, in place of 1: pool_size", shown)
 
 
 def test_checkouts_that_gave_up(
