@@ -11,13 +11,14 @@ BIN = $(VENV)/bin
 PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install
 FLASK = $(BIN)/python -m flask --app example_app
 
-.PHONY: help demo serve test clean
+.PHONY: help demo serve test bench clean
 
 help:
 	@echo 'make demo    start the example in three workers, and see who holds the connections'
 	@echo 'make serve   keep the example running at http://127.0.0.1:$(PORT)/'
 	@echo '             (PORT=8001 another port, FAULTS=1 with views that misbehave)'
 	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest)"
+	@echo "make bench   measure it beside its peers (ARGS=--quick for a few minutes' run)"
 	@echo 'make clean   remove what the others made: .venv, caches, instance/ with the flight log'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python for .venv.'
@@ -42,6 +43,9 @@ serve: $(VENV)/.example
 
 test: $(VENV)/.tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) instance build dist *.egg-info .coverage .coverage.* htmlcov
@@ -72,4 +76,9 @@ $(VENV)/.example: $(VENV)/.made pyproject.toml
 $(VENV)/.tests: $(VENV)/.made pyproject.toml
 	@echo 'Installing the package and what the tests need ...'
 	@$(PIP) --editable . --group tests --group example
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.made pyproject.toml
+	@echo 'Installing the package, its peers and what the benchmarks need ...'
+	@$(PIP) --editable . --group bench
 	@touch $@

@@ -1,0 +1,1 @@
+"""The extension beside its peers, in one interleaved run: ``python -m benchmarks``."""

@@ -1,0 +1,27 @@
+"""So many requests in a process of which somebody counts the instructions."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+from .instructions import prepared
+from .worker import Bench
+from .worker import Job
+
+
+def main() -> None:
+    """Run ``WORKLOAD SETTING CONTESTANT N FOLDER``."""
+    workload, setting, key, n, folder = sys.argv[1:]
+    bench = Bench(Job(key, prepared(folder), {}, folder))
+    bench.ready()
+    run = bench.slice(workload, setting)
+    run(5)
+    # Else a collection falls into one of two runs, and not into the other.
+    gc.collect()
+    gc.disable()
+    run(int(n))
+
+
+if __name__ == "__main__":
+    main()

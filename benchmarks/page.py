@@ -1,0 +1,192 @@
+"""The page of the documentation: ``python -m benchmarks.page [FILE]``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import typing as t
+from pathlib import Path
+
+from . import report
+from .plot import draw
+from .runner import ROOT
+
+DOCS = ROOT / "docs"
+LATEST = ROOT / "benchmarks" / "results" / "latest.json"
+
+_INTRODUCTION = """\
+# Benchmarks
+
+What Flask-ScopedSession costs beside a session by hand and beside other extensions.
+This page was made from [`{source}`]({source_url}), which holds the figure of each
+round.{warning}
+
+```{{image}} benchmarks.svg
+:class: only-light
+:alt: CPU time of each contestant in each workload, as ratio to the baseline
+```
+
+```{{image}} benchmarks-dark.svg
+:class: only-dark
+:alt: CPU time of each contestant in each workload, as ratio to the baseline
+```
+
+CPU time as ratio to the baseline, which is the dotted line; shorter is faster. A thin
+line spans the quartiles. "A/A" is the baseline once more: what differs by no more than
+that is noise.
+
+## How it is measured
+
+Each contestant runs in a process of its own, which is called as WSGI without a network
+(W12: with one). In each round each of them, in shuffled order, runs one slice, of
+{slice} or so; here are {rounds} rounds, a third of that for W9 and W12. A ratio is that
+of two slices of the same round, and the table has the median of all rounds and, in
+parentheses, the quartiles. The times beside them are medians of all rounds. Wall time is
+that of `perf_counter()`, CPU time that of `process_time()`: of the process, all its
+threads, but not of the database.
+
+All have the same views; only the expression for the session differs, and by hand a
+`with Session() as session:` around it. All have the same settings: `QueuePool` with 5
+connections and 10 more, no pre-ping, `expire_on_commit`; that is compared, and who
+differs is not measured. Statements are made once. SQLite is a file, and does not wait
+for the disk; PostgreSQL is that of the tests, on a unix socket.
+
+Of Flask-ScopedSession everything is switched on, the control socket too, except in the
+row that says "tracking off". `SCOPEDSESSION_PING_IDLE_AFTER` is left as it is, half a
+second: in a slice no connection rests that long, so none is tested, as with the others.
+Each slice begins with five requests that are not measured, and the test of a connection
+that rested between slices falls into these.
+
+| | machine |
+|:--|:--|
+{machine}
+
+| | version |
+|:--|:--|
+{versions}
+"""
+
+_REMARKS = {
+    "W1": "Any teardown function costs about 3.5 % of such a request.",
+    "W2": "",
+    "W5": "By hand, a local variable of the view: what nothing can be faster than.",
+    "W6": "With all views of this benchmark; the extension object is made before.",
+    "W7": "Beyond the modules of a bare interpreter. Flask and SQLAlchemy's ORM are"
+    " imported by all.",
+    "W8": "Resident memory, after as many requests that are not counted. An"
+    " application is made, serves one request, and is dropped; nobody disposes of it.",
+    "W9": "A view selects one row and holds its connection for 2 ms, computing or"
+    " waiting. Who waits for one longer than 2 s is counted as a timeout. Closed loop:"
+    " a thread sends the next request once the last is answered; the least served"
+    " thread is told in per cent of its fair share. Open loop: requests arrive at"
+    " random moments, the same for all, at 90 % of what the baseline served in the"
+    " closed loop, and a latency counts from the moment of arrival. Others than these"
+    " use the same queue as the baseline.",
+    "W10": "`pool.connect().close()`, within a request.",
+    "W11": "Simulated workers: their sockets, locks and answers are real, but 250 of"
+    " them share a process. *Ask* is the exchange alone, *command* the whole `flask"
+    " pool-status` in a fresh process.",
+    "W12": "One worker with 8 threads, 8 clients that keep their connections open. CPU"
+    " time is that of the worker.",
+}
+
+_REPEATING = """\
+## How to repeat it
+
+```text
+$ make bench                  # all of it; writes benchmarks/results/latest.json
+$ make bench ARGS=--quick     # a few minutes, with more noise
+$ make bench ARGS='--only W2,W10 --rounds 50'
+$ .venv/bin/python -m benchmarks.page    # makes this page from latest.json
+```
+
+On a machine with nothing else to do, and with two cores or more. Instructions are
+counted where valgrind is installed.
+
+## What it does not show
+
+-   One process at a time. What a slow database or a network adds is the same for all,
+    and makes every ratio smaller.
+-   Memory is that of the process, which the allocator gives back when it likes.
+-   A single machine, one version of each. `--rounds` and `--seed` tell how steady that
+    is; the table says how far the same thing differs from itself.
+"""
+
+
+def render(found: dict[str, t.Any], source: str) -> str:
+    """Return the page for a report that was read from `source`."""
+    parts = [_introduction(found, source)]
+    current = None
+    for identifier, title, table in _tables(found):
+        workload = identifier.partition(" ")[0]
+        if workload != current:
+            current = workload
+            name = "Instructions" if workload == "instructions" else workload
+            parts.append(f"## {name}")
+            if _REMARKS.get(workload):
+                parts.append(_REMARKS[workload])
+        parts.append(f"**{title}**")
+        parts.append(report.markdown(table))
+    if found["left_out"]:
+        parts.append("## Left out")
+        parts.append("\n".join(f"-   {note}" for note in found["left_out"]))
+    parts.append(_REPEATING)
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _introduction(found: dict[str, t.Any], source: str) -> str:
+    machine = {
+        **found["machine"],
+        "measured": f"{found['made_at']}, for {found['minutes']} minutes",
+        "commit": found["commit"] or "unknown",
+    }
+    warning = (
+        " It comes from a shortened run on a machine that had other work: expect noise."
+        if found["quick"]
+        else ""
+    )
+    return _INTRODUCTION.format(
+        source=source,
+        source_url=f"../{source}",
+        warning=warning,
+        slice="0.04 s" if found["quick"] else "0.15 s",
+        rounds=found["rounds"],
+        machine=_pairs({k.replace("_", " "): v for k, v in machine.items()}),
+        versions=_pairs(found["versions"]),
+    )
+
+
+def _pairs(values: t.Mapping[str, object]) -> str:
+    return "\n".join(f"| {key} | {value} |" for key, value in values.items())
+
+
+def _tables(found: dict[str, t.Any]) -> list[tuple[str, str, report.Table]]:
+    tables = [
+        (case["id"], report.heading(case), report.table_of(case))
+        for case in found["cases"]
+    ]
+    if found.get("status"):
+        status = found["status"]
+        tables.append(
+            ("W11", f"W11: {status['title']}", report.status_table(status)),
+        )
+    tables.sort(key=lambda table: int(table[0].partition(" ")[0][1:]))
+    if found.get("instructions"):
+        counted = report.instructions_table(found["instructions"])
+        tables.append(("instructions", "counted by valgrind, SQLite", counted))
+    return tables
+
+
+def main() -> None:
+    """Write the page and its plot."""
+    path = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else LATEST
+    found = json.loads(path.read_text(encoding="utf-8"))
+    source = path.relative_to(ROOT).as_posix()
+    page = DOCS / "benchmarks.md"
+    page.write_text(render(found, source), encoding="utf-8")
+    for written in (page, *draw(found, DOCS / "benchmarks.svg")):
+        print(written.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
