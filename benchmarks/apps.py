@@ -137,8 +137,12 @@ def _view(name: str, access: Access) -> Callable[[], str]:
     source = f"def view():\n{textwrap.indent(body, '    ')}\n"
     names = {
         **access.names,
-        **{"BY_ID": BY_ID, "Item": Item, "READS": READS, "HOLD": HOLD},
-        **{"sleep": time.sleep, "spin": spin},
+        "BY_ID": BY_ID,
+        "Item": Item,
+        "READS": READS,
+        "HOLD": HOLD,
+        "sleep": time.sleep,
+        "spin": spin,
     }
     exec(compile(source, f"<view {name}>", "exec"), names)  # noqa: S102
     return t.cast("Callable[[], str]", names["view"])

@@ -63,7 +63,7 @@ class Contestant:
 def by_hand() -> InitApp:
     """Return a factory's part with one ``sessionmaker`` and nothing else."""
 
-    def init_app(app: Flask, database: Database) -> Access:
+    def init_app(_: Flask, database: Database) -> Access:
         engine = sa.create_engine(database.url, **database.options)
         names = {"Session": sessionmaker(engine)}
         return Access("session", names, lambda: engine, "with Session() as session:")
@@ -181,7 +181,7 @@ def ours(**config: t.Any) -> Callable[[], InitApp]:
 
 
 def knows_fair_pool() -> bool:
-    """Whether this version of ours can hand connections over first come first served."""
+    """Whether this version of ours has a switch for its fair queue."""
     from flask_scopedsession._config import _KEYS
 
     return "SCOPEDSESSION_FAIR_POOL" in _KEYS

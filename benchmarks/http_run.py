@@ -106,8 +106,10 @@ class _Clients:
     def ask(self, server: Server, path: str, seconds: float) -> dict[str, float]:
         """Send requests for so long; return what came of it, with the CPU time."""
         order = {
-            **{"port": server.port, "path": path},
-            **{"threads": _CLIENTS, "seconds": seconds},
+            "port": server.port,
+            "path": path,
+            "threads": _CLIENTS,
+            "seconds": seconds,
         }
         stdin, stdout = t.cast(t.Any, self._process.stdin), self._process.stdout
         cpu = server.cpu_s()

@@ -1,4 +1,4 @@
-"""W8: what stays behind after many requests, and after applications that were dropped."""
+"""W8: what stays behind after many requests, and after dropped applications."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ Each contestant runs in a process of its own, which is called as WSGI without a 
 (W12: with one). In each round each of them, in shuffled order, runs one slice, of
 {slice} or so; here are {rounds} rounds, a third of that for W9 and W12. A ratio is that
 of two slices of the same round, and the table has the median of all rounds and, in
-parentheses, the quartiles. The times beside them are medians of all rounds. Wall time is
-that of `perf_counter()`, CPU time that of `process_time()`: of the process, all its
+parentheses, the quartiles. The times beside them are medians of all rounds. Wall time
+is that of `perf_counter()`, CPU time that of `process_time()`: of the process, all its
 threads, but not of the database.
 
 All have the same views; only the expression for the session differs, and by hand a

@@ -11,7 +11,7 @@ from .contestants import CONTESTANTS
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of the output
+from matplotlib import pyplot as plt
 
 #: The cases that are ratios of the time of one step.
 _SHOWN = ("W1", "W2", "W3", "W4", "W5", "W6", "W12")
@@ -44,13 +44,16 @@ def draw(report: dict[str, t.Any], path: Path) -> list[Path]:
 
 
 def _draw(report: dict[str, t.Any], path: Path, ink: str) -> None:
-    cases = [
-        case for case in report["cases"] if case["id"].partition(" ")[0] in _SHOWN
-    ]
-    style = {
-        **{"text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": ink},
-        **{"xtick.color": ink, "ytick.color": ink, "svg.hashsalt": "benchmarks"},
-        **{"svg.fonttype": "none", "font.size": 9},
+    cases = [case for case in report["cases"] if case["id"].partition(" ")[0] in _SHOWN]
+    style: dict[t.Any, t.Any] = {
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "svg.hashsalt": "benchmarks",
+        "svg.fonttype": "none",
+        "font.size": 9,
     }
     columns = 3
     rows = -(-len(cases) // columns)
@@ -63,9 +66,7 @@ def _draw(report: dict[str, t.Any], path: Path, ink: str) -> None:
         for axis, case in zip(axes.flat, cases, strict=False):
             _bars(axis, case, ink)
         figure.tight_layout()
-        figure.savefig(
-            path, format="svg", transparent=True, metadata={"Date": None}
-        )
+        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
     # matplotlib ends lines with spaces.
     text = path.read_text(encoding="utf-8")

@@ -186,9 +186,7 @@ class Team:
         if process is not None:
             process.close()
 
-    def each(
-        self, order: Iterable[str], **what: t.Any
-    ) -> dict[str, dict[str, t.Any]]:
+    def each(self, order: Iterable[str], **what: t.Any) -> dict[str, dict[str, t.Any]]:
         """Have the same done by one after the other."""
         answers = {}
         for key in order:

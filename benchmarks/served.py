@@ -25,7 +25,7 @@ def create_app() -> Flask:
         {**ENGINE, "pool_size": 8, "max_overflow": 0},
         {
             "SCOPEDSESSION_CONTROL": True,
-            "SCOPEDSESSION_CONTROL_DIR": os.path.join(job["folder"], "c"),
+            "SCOPEDSESSION_CONTROL_DIR": f"{job['folder']}/c",
         },
     )
     return build(CONTESTANTS[job["contestant"]], database, job["folder"])

@@ -21,8 +21,8 @@ from . import apps
 from . import load
 from . import memory
 from .contestants import Access
-from .contestants import CONTESTANTS
 from .contestants import Contestant
+from .contestants import CONTESTANTS
 from .contestants import Database
 from .contestants import InitApp
 
@@ -52,7 +52,7 @@ class Bench:
             # All of it, the control socket included, and away from real ones.
             {
                 "SCOPEDSESSION_CONTROL": True,
-                "SCOPEDSESSION_CONTROL_DIR": os.path.join(job.folder, "c"),
+                "SCOPEDSESSION_CONTROL_DIR": f"{job.folder}/c",
             },
         )
         self._init_app: InitApp = contestant.build()
