@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import typing as t
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def _bars(axis: t.Any, case: dict[str, t.Any], ink: str) -> None:
     axis.set_xlim(left, _HIGHEST + 0.12)
     axis.set_yticks(range(len(shown)))
     axis.set_yticklabels([_short(row["contestant"]) for row in reversed(shown)])
-    axis.set_title(f"{case['id']}: {case['title']}", fontsize=9, loc="left")
+    # The plots are narrow, and a backquote means nothing here.
+    title = f"{case['id']}: {case['title']}".replace("`", "")
+    axis.set_title(textwrap.fill(title, 44), fontsize=8.5, loc="left")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
