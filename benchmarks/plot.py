@@ -15,7 +15,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 #: The cases that are ratios of the time of one step.
-_SHOWN = ("W1", "W2", "W3", "W4", "W5", "W6", "W12")
+_SHOWN = ("W1", "W2", "W3", "W4", "W5", "W6", "W7", "W10", "W12")
 
 #: Ratios beyond are cut off, and written at the bar.
 _HIGHEST = 1.6
@@ -37,11 +37,20 @@ _THEMES = {"light": "#24292f", "dark": "#d7dae0"}
 
 
 def draw(report: dict[str, t.Any], path: Path) -> list[Path]:
-    """Draw to `path` for light pages, and beside it for dark ones; return both."""
+    """Draw to `path` for light pages, and beside it for dark ones; return both.
+
+    :raises SystemExit: There is no case that can be drawn.
+    """
+    if not _drawable(report):
+        raise SystemExit(f"Nothing to draw: none of {', '.join(_SHOWN)} was measured.")
     dark = path.with_name(f"{path.stem}-dark{path.suffix}")
     for theme, where in (("light", path), ("dark", dark)):
         _draw(report, where, _THEMES[theme])
     return [path, dark]
+
+
+def _drawable(report: dict[str, t.Any]) -> list[dict[str, t.Any]]:
+    return [case for case in report["cases"] if case["id"].partition(" ")[0] in _SHOWN]
 
 
 def _draw(report: dict[str, t.Any], path: Path, ink: str) -> None:
