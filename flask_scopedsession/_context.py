@@ -8,9 +8,12 @@ import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
 from inspect import signature
 
 from flask import Flask
+from flask import globals as flask_globals
 from flask import has_app_context
 from flask import has_request_context
 from flask.ctx import AppContext
@@ -32,6 +35,40 @@ has_context: Callable[[], bool] = has_app_context
 
 #: Whether a request is being handled.
 has_request: Callable[[], bool] = has_request_context
+
+
+def _proxied_context() -> t.Any:
+    return app_context() if has_context() else None
+
+
+def _proxied_request() -> Request | None:
+    return current_request() if has_request() else None
+
+
+def _request_of_context() -> Request | None:
+    context = _request_variable.get(None)
+    return None if context is None else context.request
+
+
+# Private names of Flask's. Asked in C, a variable answers in 45 ns, and the functions
+# of the proxies in 230; a request with one SELECT asks a dozen times. Without the
+# names, or if they are something else, the proxies do.
+_app_variable: t.Any = vars(flask_globals).get("_cv_app")
+_request_variable: t.Any = vars(flask_globals).get("_cv_request")
+
+#: Return the current application context, ``None`` if there is none.
+current_context: Callable[[], t.Any] = (
+    partial(_app_variable.get, None)
+    if isinstance(_app_variable, ContextVar)
+    else _proxied_context
+)
+
+#: Return the request that is being handled, ``None`` if there is none.
+request_or_none: Callable[[], Request | None] = (
+    _request_of_context
+    if isinstance(_request_variable, ContextVar)
+    else _proxied_request
+)
 
 #: Whether Flask gives each request a context of its own, as from 3.2 on.
 REQUESTS_OWN_THEIR_CONTEXT = "ctx" in signature(Flask.do_teardown_appcontext).parameters
@@ -80,17 +117,16 @@ def step_out_of_abandoned_contexts(app: Flask) -> None:
     inner = app.wsgi_app
 
     def wsgi_app(environ: t.Any, start_response: t.Any) -> Iterable[bytes]:
-        before = app_context() if has_context() else None
+        before = current_context()
         if before is not None and ANSWERED in before.__dict__:
             inside = _without_flask()
             return _Body(inside, inside.run(inner, environ, start_response))
         try:
             return inner(environ, start_response)
         finally:
-            if has_context():
-                left = app_context()
-                if left is not before:
-                    left.__dict__[ANSWERED] = True
+            left = current_context()
+            if left is not None and left is not before:
+                left.__dict__[ANSWERED] = True
 
     app.wsgi_app = wsgi_app  # type: ignore[method-assign]
 

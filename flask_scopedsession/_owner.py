@@ -15,10 +15,8 @@ import weakref
 
 import click
 
-from ._context import app_context
-from ._context import current_request
-from ._context import has_context
-from ._context import has_request
+from ._context import current_context
+from ._context import request_or_none
 from ._native import current_greenlet
 from ._native import native_thread_id
 
@@ -119,10 +117,10 @@ class Owner:
 
 def current_owner() -> Owner:
     """Return the owner of what the calling thread does right now."""
-    if not has_context():
+    context = current_context()
+    if context is None:
         return Owner(None, None)
-    context = app_context()
-    current = current_request() if has_request() else None
+    current = request_or_none()
     owner: Owner | None = context.__dict__.get(KEY)
     if owner is None or not owner.serves(current):
         owner = context.__dict__[KEY] = Owner(context, current)

@@ -21,7 +21,7 @@ from sqlalchemy.util import ScopedRegistry
 
 from ._config import DEFAULT_BIND
 from ._context import ANSWERED
-from ._context import app_context
+from ._context import current_context
 from ._context import has_context
 from ._owner import current_owner
 from ._owner import end_owner
@@ -364,7 +364,7 @@ def scope_context() -> t.Any:
 
     :raises OutsideContext: There is none.
     """
-    try:
-        return app_context()
-    except RuntimeError:
-        raise OutsideContext(f"'db.session' {OUTSIDE}") from None
+    context = current_context()
+    if context is None:
+        raise OutsideContext(f"'db.session' {OUTSIDE}")
+    return context
