@@ -50,9 +50,10 @@ def _request_of_context() -> Request | None:
     return None if context is None else context.request
 
 
-# Private names of Flask's. Asked in C, a variable answers in 45 ns, and the functions
-# of the proxies in 230; a request with one SELECT asks a dozen times. Without the
-# names, or if they are something else, the proxies do.
+# Private names of Flask's. Asked in C, a variable answers in 21 ns; has_app_context()
+# and the proxy take 128, and a request with one SELECT asks a dozen times: 25,000 of
+# its 1,165,000 instructions. Without the names, or if they are something else, the
+# proxies do.
 _app_variable: t.Any = vars(flask_globals).get("_cv_app")
 _request_variable: t.Any = vars(flask_globals).get("_cv_request")
 
@@ -89,7 +90,7 @@ def context_torn_down(error: BaseException | None) -> t.Any:
 
     :param error: What the teardown function was given.
     """
-    context = app_context()
+    context = current_context()
     if error is None:
         return context
     frame = sys._getframe(1)

@@ -94,8 +94,10 @@ class _Factory(sessionmaker[t.Any]):
         self._state_of = state_of
 
     def __call__(self, **local_kw: t.Any) -> t.Any:
-        state = self._state_of(scope_context().app)
-        return state.sessionmakers[""](**{**self.kw, **local_kw})
+        maker = self._state_of(scope_context().app).sessionmakers[""]
+        if local_kw or self.kw:
+            return maker(**{**self.kw, **local_kw})
+        return maker()
 
 
 class ScopedSession(t.Generic[S]):
@@ -207,7 +209,7 @@ class ScopedSession(t.Generic[S]):
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
-            if isinstance(error, SystemExit):
+            if error is not None and isinstance(error, SystemExit):
                 live.aborted()
             scopes.end(context_torn_down(error), error)
 

@@ -22,6 +22,7 @@ from sqlalchemy.orm import sessionmaker
 from ._context import app_context
 from ._owner import current_owner
 from ._owner import described
+from ._sharing import _USER
 from ._sharing import OneThreadAtATime
 from .errors import ConfigError
 from .errors import SessionRemoved
@@ -146,7 +147,7 @@ class WatchedSession(OneThreadAtATime, Session):
             sent[1][kind] += count
 
     def _scopedsession_leave(self) -> None:
-        self._scopedsession_unmark()
+        self.__dict__.pop(_USER, None)
         if self._scopedsession_ended:
             close_session(self)
 
@@ -294,12 +295,22 @@ def ended_well(context: t.Any, error: BaseException | None) -> bool:
     return error is None and not raised and (status is None or status < 400)
 
 
+#: Never changed.
+NOTHING: Counter[str] = Counter()
+
+# Private: whether nothing is new, deleted or modified, in 0.2 µs. By public names that
+# makes two sets and a counter, in 1.4 µs, as it does when this one is gone.
+_is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
+
+
 def unsaved_work(session: Session) -> Counter[str]:
     """Count the changes that closing `session` would lose, by model or table."""
     transaction = session.get_transaction()
     if transaction is None:
-        return Counter()  # any change begins one
+        return NOTHING  # any change begins one
     sent = getattr(session, "_scopedsession_sent", None)
+    if sent is None and _is_clean is not None and _is_clean(session):
+        return NOTHING
     found: Counter[str] = Counter()
     if sent is not None and sent[0] is transaction:
         found.update(sent[1])
