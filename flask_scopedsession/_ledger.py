@@ -12,6 +12,7 @@ which the interpreter does in one step. Whoever reads, folds and counts.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 import typing as t
 import weakref
@@ -22,6 +23,7 @@ from time import perf_counter
 from ._meters import Meters
 from ._meters import UNFOLDED
 from ._native import allocate_lock
+from ._owner import current_owner
 from ._owner import Owner
 from ._owner import Responsible
 from .snapshot import Holder
@@ -125,6 +127,9 @@ class PoolAccount:
         self.nesting: set[str] = set()
         """Views that were seen to ask for one while they held another. Where they check
         connections out is recorded, for the day when they wait for themselves."""
+        self.told_who_waits = False
+        """By the pool, as a fair one does; else all who ask for a connection are noted,
+        and who of them waits is worked out by whoever reads."""
         self.most = float("inf")
         """How many connections may be open at a time."""
         self.describe: t.Callable[[], tuple[Holder, ...]] = tuple
@@ -160,7 +165,7 @@ class PoolAccount:
         if hold is not None:
             # SingletonThreadPool hands the same one out again within a thread.
             return hold
-        hold = Hold(proxied, self._forget)
+        hold = Hold(proxied, self._freed)
         hold.key = key
         hold.since = now
         hold.owner = owner
@@ -189,6 +194,14 @@ class PoolAccount:
     def _nests(self, owner: Owner) -> bool:
         return owner.rule is not None and owner.rule.endpoint in self.nesting
 
+    def note_connecting(self) -> None:
+        """Note that the calling thread connects, or tests a connection."""
+        ident = threading.get_ident()
+        waiting = self.waiting.get(ident)
+        if waiting is None:
+            waiting = self.waiting[ident] = Waiting(perf_counter(), current_owner())
+        waiting.connecting = True
+
     def note_pending(self) -> None:
         """Note that more are asked for than there are."""
         pending = self.meters.pending
@@ -211,19 +224,23 @@ class PoolAccount:
         slot = None if info is None else info.get(SLOT)
         if slot is not None:
             slot.returned = now
-            hold, slot.hold = slot.hold, None
+            hold: t.Any = slot.hold
+            slot.hold = None
             if hold is not None:
-                self._time(hold, now)
+                self._end(hold, now)
 
-    def _forget(self, hold: t.Any, clock: t.Callable[[], float] = perf_counter) -> None:
+    def _freed(self, hold: t.Any, clock: t.Callable[[], float] = perf_counter) -> None:
         # Called when the proxied connection is freed, maybe by the collector, or at
         # interpreter exit: the clock is a default, since there are no globals then.
-        self.holds.pop(hold.key, None)
-        self._time(hold, clock())
+        self._end(hold, clock())
 
-    def _time(self, hold: t.Any, now: float) -> None:
+    def _end(self, hold: t.Any, now: float) -> None:
         if not hold.timed:
             hold.timed = True
+            # Another may have the same key by now. What is taken out here need not
+            # hear of the proxied connection's end, unless somebody else refers to it.
+            if self.holds.get(hold.key) is hold:
+                del self.holds[hold.key]
             owner = hold.owner
             if owner.hold is hold:
                 owner.hold = None  # or they would keep each other alive
@@ -253,11 +270,11 @@ class PoolAccount:
         self.meters.turn(now)
         self.meters.invalidated.add(0.0 if slot is None else now - slot.opened)
 
-    def timed_out(self, waiting: Waiting) -> TimedOut:
+    def timed_out(self, since: float, owner: Owner) -> TimedOut:
         """Note a checkout that gave up, and who held what at that moment."""
         now = perf_counter()
         holders = self.describe()
-        timeout = TimedOut(time.time(), now - waiting.since, waiting.owner, holders)
+        timeout = TimedOut(time.time(), now - since, owner, holders)
         self.meters.turn(now)
         self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)

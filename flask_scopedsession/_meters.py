@@ -17,7 +17,6 @@ from time import perf_counter
 from ._json import timestamp
 from ._native import allocate_lock
 from ._owner import Owner
-from ._owner import Responsible
 from ._owner import responsible
 from .snapshot import BUCKET_BOUNDS
 from .snapshot import BusyMinute
@@ -25,6 +24,7 @@ from .snapshot import Histogram
 
 #: The last minute is told in steps: so many, of so many seconds.
 STEPS, STEP = 6, 10.0
+_MINUTE = STEPS * STEP
 
 #: Samples that may wait to be folded.
 UNFOLDED = 1024
@@ -43,11 +43,13 @@ class Tally:
         self.sum = 0.0
         self.highest = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count one more."""
-        self.counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
-        self.sum += seconds
-        self.highest = max(self.highest, seconds)
+    def add(self, durations: t.Sequence[float]) -> None:
+        """Count some more."""
+        counts = self.counts
+        for seconds in durations:
+            counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
+        self.sum += sum(durations)
+        self.highest = max(self.highest, *durations)
 
     def merge(self, other: Tally) -> None:
         """Count what `other` has counted."""
@@ -84,11 +86,13 @@ class Meter:
     def fold(self) -> None:
         """Count what has gathered."""
         # Only as many as are there now, so that busy threads cannot keep us here.
-        for _ in range(len(self.fresh)):
-            self._count(self.fresh.popleft())
+        next_one = self.fresh.popleft
+        samples = [next_one() for _ in range(len(self.fresh))]
+        if samples:
+            self._count(samples)
 
-    def _count(self, sample: t.Any) -> None:
-        self._now.add(max(0.0, sample))
+    def _count(self, samples: list[t.Any]) -> None:
+        self._now.add(samples)
 
     def turn(self) -> None:
         """Begin the next step."""
@@ -106,24 +110,43 @@ class Meter:
         return _merged((*self._steps, self._now)).histogram()
 
 
-class Use(t.NamedTuple):
+class Use:
     """What one view had of a pool: how often, and for how many seconds in all."""
 
-    times: int
-    seconds: float
+    __slots__ = ("lately", "seconds", "times")
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.seconds = 0.0
+        self.lately = 0.0
+        """Seconds, of each time no more than a minute."""
+
+    def add(self, times: int, seconds: float, lately: float) -> None:
+        """Add to it."""
+        self.times += times
+        self.seconds += seconds
+        self.lately += lately
 
 
-Uses = dict["Responsible | None", Use]
+#: By what names a view or a command, in the order of :class:`Responsible`; ``None``
+#: for all beyond those that are told apart.
+Uses = dict["tuple[str | None, ...] | None", Use]
 
-NO_USE = Use(0, 0.0)
+
+def use_of(uses: Uses, who: tuple[str | None, ...] | None) -> Use:
+    """Return what a view had, to be added to."""
+    found = uses.get(who)
+    if found is None:
+        if len(uses) >= _MOST_VIEWS:
+            who = None
+        found = uses.setdefault(who, Use())
+    return found
 
 
-def add_use(uses: Uses, who: Responsible | None, times: int, seconds: float) -> None:
-    """Add to what a view had; beyond those that are told apart, to nobody's."""
-    if who not in uses and len(uses) >= _MOST_VIEWS:
-        who = None
-    before = uses.get(who, NO_USE)
-    uses[who] = Use(before.times + times, before.seconds + seconds)
+def merge_uses(uses: Uses, more: Uses) -> None:
+    """Add what each view had."""
+    for who, use in more.items():
+        use_of(uses, who).add(use.times, use.seconds, use.lately)
 
 
 class HoldMeter(Meter):
@@ -137,30 +160,43 @@ class HoldMeter(Meter):
         self._uses_now: Uses = {}
         self._uses_steps: deque[Uses] = deque(maxlen=STEPS)
 
-    def _count(self, sample: tuple[float, Owner]) -> None:
-        seconds, owner = sample
-        super()._count(seconds)
-        who = responsible(owner)
-        add_use(self._uses, who, 1, seconds)
-        # A view has no more of a minute's time than a minute for each connection.
-        add_use(self._uses_now, who, 1, min(seconds, STEPS * STEP))
+    def _count(self, samples: list[tuple[float, Owner]]) -> None:
+        super()._count([seconds for seconds, _ in samples])
+        uses = self._uses_now
+        for seconds, owner in samples:
+            rule = owner.rule
+            # Once for each checkout, if not on its way: spare it a call, and a class.
+            who: tuple[str | None, ...] = (
+                responsible(owner)
+                if rule is None
+                else (rule.endpoint, owner.method, rule.rule, None)
+            )
+            use = uses.get(who) or use_of(uses, who)
+            use.times += 1
+            use.seconds += seconds
+            # A view has no more of a minute than a minute for each connection.
+            use.lately += min(_MINUTE, seconds)
 
     def turn(self) -> None:
         """Begin the next step."""
         super().turn()
+        merge_uses(self._uses, self._uses_now)
         self._uses_steps.append(self._uses_now)
         self._uses_now = {}
 
     def uses(self) -> Uses:
         """Return what each view had since the start."""
-        return dict(self._uses)
+        return self._merged((self._uses, self._uses_now))
 
     def uses_minute(self) -> Uses:
         """Return what each view had in the last minute."""
+        return self._merged((*self._uses_steps, self._uses_now))
+
+    @staticmethod
+    def _merged(parts: t.Iterable[Uses]) -> Uses:
         found: Uses = {}
-        for step in (*self._uses_steps, self._uses_now):
-            for who, use in step.items():
-                add_use(found, who, *use)
+        for part in parts:
+            merge_uses(found, part)
         return found
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 
+from ._fair import FairPool
 from ._ledger import PoolAccount
 from ._ledger import SLOT
 from ._ledger import TimedOut
@@ -60,10 +61,11 @@ class TrackedPool(Pool):
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
         owner = current_owner()
-        ident = owner.ident
-        waiting = account.waiting[ident] = Waiting(perf_counter(), owner)
-        if len(account.waiting) + len(account.holds) > account.most:
-            account.note_pending()
+        since = perf_counter()
+        if not account.told_who_waits:
+            account.waiting[owner.ident] = Waiting(since, owner)
+            if len(account.waiting) + len(account.holds) > account.most:
+                account.note_pending()
         before = owner.hold
         if before is not None and before.account is account and before.out:
             account.note_nesting(owner)
@@ -74,11 +76,12 @@ class TrackedPool(Pool):
             if idle_after is not None:
                 proxied = self._usable(proxied, account, idle_after)
         except sa_exc.TimeoutError as error:
-            explain(error, account, account.timed_out(waiting))
+            explain(error, account, account.timed_out(since, owner))
             raise
         finally:
-            account.waiting.pop(ident, None)
-        account.check_out(proxied, owner, now, now - waiting.since)
+            if account.waiting:
+                account.waiting.pop(owner.ident, None)
+        account.check_out(proxied, owner, now, now - since)
         return proxied
 
     def _usable(
@@ -86,7 +89,10 @@ class TrackedPool(Pool):
     ) -> PoolProxiedConnection:
         """Return this connection, or another if it had rested and is dead."""
         # Ends: each dead one leaves the pool, and a fresh one is not tested.
-        while self._rested(proxied, account, idle_after) and not self._answers(proxied):
+        while self._rested(proxied, account, idle_after):
+            account.note_connecting()
+            if self._answers(proxied):
+                break
             # Its neighbours likely died with it: test them however short they rested.
             account.suspect_since = perf_counter()
             proxied.invalidate()
@@ -122,10 +128,15 @@ class TrackedPool(Pool):
     def in_line(self, waits: bool) -> None:
         """Note that the calling thread waits in line, or no longer does."""
         account = self.account
-        if account is not None:
-            waiting = account.waiting.get(threading.get_ident())
-            if waiting is not None:
-                waiting.in_line = waits
+        if account is None:
+            return
+        if not waits:
+            account.waiting.pop(threading.get_ident(), None)
+            return
+        owner = current_owner()
+        waiting = account.waiting[owner.ident] = Waiting(perf_counter(), owner)
+        waiting.in_line = True
+        account.note_pending()
 
     def recreate(self) -> Pool:
         pool = t.cast(TrackedPool, super().recreate())
@@ -177,6 +188,7 @@ def attach(pool: Pool, account: PoolAccount, after_fork: t.Callable[[], Pool]) -
     if isinstance(pool, TrackedPool):
         most = limits(pool).max
         account.most = float("inf") if most is None else most
+        account.told_who_waits = isinstance(pool, FairPool) and pool.queue is not None
         # In a pool this small, two that ask for a second one wait for each other.
         account.stacks = account.stacks or account.most <= _SMALL
         pool.account = account

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from ._ledger import Hold
 from ._ledger import PoolAccount
-from ._meters import add_use
 from ._meters import Meters
-from ._meters import NO_USE
+from ._meters import Use
+from ._meters import use_of
 from ._owner import Responsible
 from ._owner import responsible
 from ._pool import Limits
@@ -55,22 +55,22 @@ def views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ..
         ever, minute = meters.held.uses(), meters.held.uses_minute()
     for hold in live:
         holder, held = responsible(hold.owner), now - hold.since
-        add_use(ever, holder, 1, held)
-        add_use(minute, holder, 1, min(held, window))
+        for uses in (ever, minute):
+            use_of(uses, holder).add(1, held, min(held, window))
     whole = sum(use.seconds for use in ever.values())
-    whole_60s = sum(use.seconds for use in minute.values())
+    whole_60s = sum(use.lately for use in minute.values())
     found: list[ViewUse] = []
     for who, use in ever.items():
-        lately = minute.get(who, NO_USE)
+        lately = minute.get(who) or Use()
         found.append(
             ViewUse(
-                **(who or Responsible())._asdict(),
+                **Responsible(*(who or ()))._asdict(),
                 checkouts_total=use.times,
                 held_s=use.seconds,
                 share=use.seconds / whole if whole else None,
                 checkouts_60s=lately.times,
-                held_60s=lately.seconds,
-                share_60s=lately.seconds / whole_60s if whole_60s else None,
+                held_60s=lately.lately,
+                share_60s=lately.lately / whole_60s if whole_60s else None,
             )
         )
     found.sort(key=_most_share)

@@ -31,7 +31,6 @@ from ._owner import responsible
 from ._session import close_session
 from ._session import describe_lost_work
 from ._session import ended_well
-from ._session import note_status_later
 from ._session import unsaved_work
 from .errors import LostWork
 from .errors import OutsideContext
@@ -138,8 +137,6 @@ class Scopes(ScopedRegistry[t.Any]):
         scope = self._current(context)
         if scope is None:
             scope = self._create(context)
-            if owner.method is not None and scope.state.settings.lost_work != "ignore":
-                note_status_later()
         state = scope.state
         kept = scope.sessions.setdefault(name, session)
         if kept is not session:

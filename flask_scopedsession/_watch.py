@@ -52,9 +52,8 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
         account.died(entry)
 
     def connecting(*_: t.Any) -> None:
-        waiting = account.waiting.get(threading.get_ident())
-        if waiting is not None:
-            waiting.connecting = True
+        if threading.get_ident() not in account.pinging:
+            account.note_connecting()
 
     event.listen(engine, "connect", connected, insert=True)
     event.listen(engine, "close", closed)
@@ -98,23 +97,31 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
                 hold.statement = statement
         return hold
 
-    def finished(hold: Hold | None) -> None:
-        if hold is not None:
-            hold.running_since = None
-            hold.idle_since = perf_counter()
-
     def watch_execute(name: str) -> None:
         original = getattr(dialect, name)
 
-        def execute(cursor: t.Any, statement: str, *args: t.Any, **kw: t.Any) -> None:
-            context = kw.get("context") if "context" in kw else (args or (None,))[-1]
+        def execute(
+            cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
+        ) -> None:
             hold = running(context, statement)
             try:
-                original(cursor, statement, *args, **kw)
+                original(cursor, statement, parameters, context)
             finally:
-                finished(hold)
+                if hold is not None:
+                    hold.running_since, hold.idle_since = None, perf_counter()
 
-        setattr(dialect, name, execute)
+        def execute_no_params(
+            cursor: t.Any, statement: str, context: t.Any = None
+        ) -> None:
+            hold = running(context, statement)
+            try:
+                original(cursor, statement, context)
+            finally:
+                if hold is not None:
+                    hold.running_since, hold.idle_since = None, perf_counter()
+
+        bare = name == "do_execute_no_params"
+        setattr(dialect, name, execute_no_params if bare else execute)
 
     def watch_end(name: str) -> None:
         original = getattr(dialect, name)
