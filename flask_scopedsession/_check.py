@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .snapshot import Survey
+if t.TYPE_CHECKING:
+    from .snapshot import Survey
 
 EXIT_OK = 0
 #: A warning threshold was reached.

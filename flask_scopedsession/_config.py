@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import typing as t
@@ -126,6 +125,8 @@ def _refuse_unknown(config: Mapping[str, t.Any]) -> None:
     for key in map(str, config):
         if key.startswith(_PREFIX) and key not in _KEYS:
             names = [known.removeprefix(_PREFIX) for known in _KEYS]
+            import difflib
+
             near = difflib.get_close_matches(key.removeprefix(_PREFIX), names, 1)
             hint = f" Did you mean {_PREFIX}{near[0]}?" if near else ""
             raise ConfigError(f"{key} is not a key of this version.{hint}")

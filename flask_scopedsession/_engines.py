@@ -35,7 +35,6 @@ from ._values import seconds
 from ._watch import watch_engine
 from .errors import ConfigError
 from .errors import PingError
-from .snapshot import DatabaseURL
 
 #: ``sqlite3.LEGACY_TRANSACTION_CONTROL``, where Python has it.
 _LEGACY_TRANSACTIONS = -1
@@ -43,6 +42,8 @@ _LEGACY_TRANSACTIONS = -1
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
+
+    from .snapshot import DatabaseURL
 
     Work = Callable[[DBAPIConnection, float], "T"]
 

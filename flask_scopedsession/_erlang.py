@@ -16,7 +16,7 @@ import math
 import typing as t
 from collections.abc import Sequence
 
-from .snapshot import BUCKET_BOUNDS
+from ._buckets import BUCKET_BOUNDS
 
 
 def blocking(load: float, servers: int) -> float:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from flask import Flask
@@ -32,9 +33,7 @@ from ._engines import ping
 from ._ledger import Ledger
 from ._ledger import PoolAccount
 from ._live import LiveView
-from ._live import ROLES
 from ._models import Models
-from ._reading import Reader
 from ._scope import ContextScopes
 from ._scope import KeyedScopes
 from ._scope import OUTSIDE
@@ -64,6 +63,7 @@ if t.TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from ._config import Settings
+    from ._reading import Reader
     from .snapshot import Role
     from .snapshot import Survey
     from .snapshot import WorkerSnapshot
@@ -80,6 +80,18 @@ EXTENSION = "scopedsession"
 _numbers = itertools.count(1)
 
 BindTarget = t.Union["type[t.Any]", "Table"]
+
+
+def _make_reader(
+    app: weakref.ref[Flask],
+    root_path: str,
+    settings: Settings,
+    ledger: Ledger,
+    engines: Mapping[str, Engine],
+) -> Reader:
+    from ._reading import Reader
+
+    return Reader(app, root_path, ledger, engines, settings.held_long_after)
 
 
 class _Factory(sessionmaker[t.Any]):
@@ -242,7 +254,18 @@ class ScopedSession(t.Generic[S]):
                 account=account,
                 after_fork=_fork.after_fork_in_child,
             )
-        reader = Reader(app, ledger, engines, settings.held_long_after)
+        live = LiveView(
+            app,
+            settings,
+            partial(
+                _make_reader,
+                *(weakref.ref(app), app.root_path, settings, ledger, engines),
+            ),
+            ledger.started,
+            _fork.after_fork_in_child,
+        )
+        for account in ledger.pools.values():
+            account.describe = partial(live.describe, account)
         return AppState(
             settings=settings,
             engines=MappingProxyType(engines),
@@ -250,10 +273,7 @@ class ScopedSession(t.Generic[S]):
                 self._make_sessionmakers(settings, ledger, engines)
             ),
             ledger=ledger,
-            reader=reader,
-            live=LiveView(
-                app, settings, reader, ledger.started, _fork.after_fork_in_child
-            ),
+            live=live,
             forget=self._scopes.forget,
         )
 
@@ -413,8 +433,10 @@ class ScopedSession(t.Generic[S]):
         :param role: What the process is: ``"job"``, ``"web"``, ``"shell"``,
             ``"command"`` or ``"test"``.
         """
-        if role not in ROLES:
-            raise ConfigError(f"role must be one of {', '.join(ROLES)}.")
+        from .snapshot import Role
+
+        if role not in t.get_args(Role):
+            raise ConfigError(f"role must be one of {', '.join(t.get_args(Role))}.")
         live = self._state("serve_control()").live
         problem = live.problem()
         if problem is not None:

@@ -26,8 +26,6 @@ from ._native import allocate_lock
 from ._owner import current_owner
 from ._owner import Owner
 from ._owner import Responsible
-from .snapshot import Holder
-from .snapshot import SharedUse
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -36,6 +34,8 @@ if t.TYPE_CHECKING:
 
     from ._config import BindSettings
     from ._frames import RawFrame
+    from .snapshot import Holder
+    from .snapshot import SharedUse
 
 #: Where a pool entry keeps its :class:`Slot`; the entry outlives reconnections.
 SLOT = "flask_scopedsession"
@@ -239,8 +239,9 @@ class PoolAccount:
             hold.timed = True
             # Another may have the same key by now. What is taken out here need not
             # hear of the proxied connection's end, unless somebody else refers to it.
-            if self.holds.get(hold.key) is hold:
-                del self.holds[hold.key]
+            key = hold.key
+            if self.holds.get(key) is hold:
+                del self.holds[key]
             owner = hold.owner
             if owner.hold is hold:
                 owner.hold = None  # or they would keep each other alive

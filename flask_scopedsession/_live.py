@@ -12,13 +12,10 @@ import typing as t
 import weakref
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version
 
 from flask import request
 from flask import request_tearing_down
 
-from ._control import client
 from ._control import directory
 from ._control.endpoint import Endpoint
 from ._control.endpoint import Source
@@ -26,30 +23,27 @@ from ._control.protocol import CREDENTIALS
 from ._control.protocol import encode
 from ._control.protocol import PROTOCOL
 from ._control.server import SERVER
-from ._json import timestamp
 from ._native import allocate_lock
-from ._reading import MOST
-from ._reading import parent_pid
-from ._reading import Reader
 from .errors import ControlError
-from .snapshot import PoolSnapshot
-from .snapshot import Role
-from .snapshot import SearchedDirectory
-from .snapshot import Survey
-from .snapshot import WorkerSnapshot
-from .snapshot import WorkerState
 
 if t.TYPE_CHECKING:
     from flask import Flask
 
     from ._config import Settings
+    from ._control import client
+    from ._ledger import PoolAccount
+    from ._reading import Reader
+    from .snapshot import Holder
+    from .snapshot import PoolSnapshot
+    from .snapshot import Role
+    from .snapshot import Survey
+    from .snapshot import WorkerSnapshot
+    from .snapshot import WorkerState
 
 log = logging.getLogger("flask_scopedsession")
 
 #: Whether this platform has what the control socket is made of.
 SUPPORTED = hasattr(socket, "AF_UNIX") and directory.LOCKS and CREDENTIALS
-
-ROLES: tuple[Role, ...] = t.get_args(Role)
 
 
 class LiveView:
@@ -59,11 +53,16 @@ class LiveView:
         self,
         app: Flask,
         settings: Settings,
-        reader: Reader,
+        make_reader: t.Callable[[], Reader],
         started: float,
         make_own: t.Callable[[], object],
     ) -> None:
-        """:param make_own: Makes what a fork inherited its own, if it is not yet."""
+        """Answer from the first request on.
+
+        :param make_reader: Makes what reads the ledger. Not before somebody asks, as
+            it brings half of the package along, and most processes are not asked.
+        :param make_own: Makes what a fork inherited its own, if it is not yet.
+        """
         self._make_own = make_own
         self._app = weakref.ref(app)
         self._app_name = app.name
@@ -73,7 +72,8 @@ class LiveView:
             os.path.realpath(app.instance_path), settings.control_dir
         )
         self._deployment = directory.deployment_id(settings.name)
-        self._reader = reader
+        self._make_reader = make_reader
+        self._reader: Reader | None = None
         self._started = started
         self._role: Role = "command"
         self._server: str | None = None
@@ -81,6 +81,17 @@ class LiveView:
         self._warned = False
         self._lock = allocate_lock()
         self._arm()
+
+    @property
+    def reader(self) -> Reader:
+        """What reads this process."""
+        if self._reader is None:
+            self._reader = self._make_reader()
+        return self._reader
+
+    def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
+        """Return who holds a pool's connections."""
+        return self.reader.describe(account)
 
     # -- answering -------------------------------------------------------------
 
@@ -109,6 +120,8 @@ class LiveView:
     def start(self, role: Role, server: str | None = None) -> None:
         """Answer from now on; a failure is one warning, and the app goes on."""
         problem: Exception | None = None
+        # Here, so that the thread that answers imports nothing.
+        self.reader  # noqa: B018
         with self._lock:
             if self._endpoint is not None or self.problem() is not None:
                 return
@@ -171,8 +184,13 @@ class LiveView:
 
     def worker(self, id: str | None = None) -> WorkerSnapshot:
         """Read this process."""
-        pools = self._reader.pools()
-        sessions = self._reader.sessions()
+        from ._json import timestamp
+        from ._reading import MOST
+        from ._reading import parent_pid
+        from .snapshot import WorkerSnapshot
+
+        pools = self.reader.pools()
+        sessions = self.reader.sessions()
         now = time.time()
         return WorkerSnapshot(
             id=id or (self._endpoint.id if self._endpoint else str(os.getpid())),
@@ -187,8 +205,8 @@ class LiveView:
             snapshot_at=timestamp(now),
             pools=pools,
             sessions=sessions,
-            lost_work=self._reader.lost_work(),
-            recent_shared=self._reader.recent_shared(),
+            lost_work=self.reader.lost_work(),
+            recent_shared=self.reader.recent_shared(),
             truncated=len(sessions) >= MOST or any(p.used > MOST for p in pools),
             host=socket.gethostname(),
         )
@@ -200,12 +218,14 @@ class LiveView:
 
     def last_snapshot(self, id: str, limit: int) -> bytes | None:
         """Return what is to survive this process if there is trouble, without SQL."""
-        if not self._reader.in_trouble():
+        if not self.reader.in_trouble():
             return None
         return self._fitting(self.worker(id), limit)
 
     def _fitting(self, worker: WorkerSnapshot, limit: int) -> bytes:
         """Return as much as fits of a worker, the longest first."""
+        from ._reading import MOST
+
         keep = MOST
         while keep:
             content = self._envelope(_shortened(worker, keep), limit)
@@ -229,6 +249,9 @@ class LiveView:
 
     def survey(self, timeout: float) -> Survey:
         """Ask every live worker of this deployment on this host."""
+        from ._control import client
+        from .snapshot import SearchedDirectory
+
         if not SUPPORTED:
             answers = client.Answers(
                 searched=[SearchedDirectory("", self.problem() or _unsupported())]
@@ -244,7 +267,7 @@ class LiveView:
             problem = self.problem()
             if problem is not None and not answers.workers:
                 answers.searched.append(SearchedDirectory("", problem))
-        configured = () if answers.workers else self._reader.configured()
+        configured = () if answers.workers else self.reader.configured()
         return replace(make_survey(self._app_name, answers), configured=configured)
 
 
@@ -257,6 +280,9 @@ def _unsupported() -> str:
 
 def survey_directory(path: str, timeout: float) -> Survey:
     """Ask every worker in a directory, whatever its application."""
+    from ._control import client
+    from .snapshot import SearchedDirectory
+
     host = socket.gethostname()
     if not SUPPORTED:
         where = SearchedDirectory(path, _unsupported())
@@ -282,6 +308,9 @@ def _places(control_dir: str | None, name: str) -> list[directory.Place]:
 
 def make_survey(app: str, answers: client.Answers) -> Survey:
     """Return the survey of what came back."""
+    from ._json import timestamp
+    from .snapshot import Survey
+
     return Survey(
         app=app,
         host=socket.gethostname(),
@@ -295,6 +324,9 @@ def make_survey(app: str, answers: client.Answers) -> Survey:
 
 def versions() -> dict[str, str]:
     """Return the versions of what takes part."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version
+
     found = {}
     for name, package in (
         ("flask_scopedsession", "Flask-ScopedSession"),

@@ -14,13 +14,13 @@ from collections import deque
 from contextlib import contextmanager
 from time import perf_counter
 
-from ._json import timestamp
+from ._buckets import BUCKET_BOUNDS
 from ._native import allocate_lock
 from ._owner import Owner
 from ._owner import responsible
-from .snapshot import BUCKET_BOUNDS
-from .snapshot import BusyMinute
-from .snapshot import Histogram
+
+if t.TYPE_CHECKING:
+    from .snapshot import Histogram
 
 #: The last minute is told in steps: so many, of so many seconds.
 STEPS, STEP = 6, 10.0
@@ -59,6 +59,8 @@ class Tally:
 
     def histogram(self) -> Histogram:
         """Return what was counted."""
+        from .snapshot import Histogram  # only where somebody asks
+
         return Histogram.of(tuple(self.counts), self.sum, self.highest)
 
 
@@ -107,7 +109,11 @@ class Meter:
 
     def minute(self) -> Histogram:
         """Return what was folded in the last minute."""
-        return _merged((*self._steps, self._now)).histogram()
+        return self.lately().histogram()
+
+    def lately(self) -> Tally:
+        """Return what was folded in the last minute, as counts."""
+        return _merged((*self._steps, self._now))
 
 
 class Use:
@@ -226,6 +232,17 @@ class Peak:
         return max(*self._steps, self.now, current, 0)
 
 
+class Busiest(t.NamedTuple):
+    """The minute that had most of a pool."""
+
+    at: float
+    span: float
+    checkouts: int
+    held: float
+    waited: float
+    timeouts: int
+
+
 class Meters:
     """Everything that is measured of one pool.
 
@@ -244,7 +261,7 @@ class Meters:
         self.started = perf_counter()
         self.turn_at = self.started + STEP
         """When the current step is over."""
-        self.busiest: BusyMinute | None = None
+        self.busiest: Busiest | None = None
         self._state = state
         self._epoch = time.time()
         self._lock = allocate_lock()
@@ -284,13 +301,15 @@ class Meters:
             end = self.turn_at = max(end + STEP, now - STEP * STEPS)
 
     def _note_minute(self, at: float) -> None:
-        held, waited = self.held.minute(), self.waits.minute()
-        if self.busiest is None or held.sum > self.busiest.held_s:
-            self.busiest = BusyMinute(
-                at=timestamp(at),
-                span_s=min(at - self._epoch, STEPS * STEP),
-                checkouts=waited.count,
-                held_s=held.sum,
-                waited_s=waited.sum,
-                timeouts=self.timeouts.minute().count,
+        held, waited, timeouts = (
+            meter.lately() for meter in (self.held, self.waits, self.timeouts)
+        )
+        if self.busiest is None or held.sum > self.busiest.held:
+            self.busiest = Busiest(
+                at,
+                min(at - self._epoch, _MINUTE),
+                sum(waited.counts),
+                held.sum,
+                waited.sum,
+                sum(timeouts.counts),
             )

@@ -77,18 +77,17 @@ class Reader:
 
     def __init__(
         self,
-        app: Flask,
+        app: weakref.ref[Flask],
+        root_path: str,
         ledger: Ledger,
         engines: Mapping[str, Engine],
         held_long_after: float,
     ) -> None:
-        self._app = weakref.ref(app)
-        self._places = Places(app.root_path)
+        self._app = app
+        self._places = Places(root_path)
         self._ledger = ledger
         self._engines = engines
         self._held_long_after = held_long_after
-        for account in ledger.pools.values():
-            account.describe = self._describer(account)
 
     def configured(self) -> tuple[ConfiguredPool, ...]:
         """Return the pools as configured, without a word on their use."""
@@ -194,13 +193,11 @@ class Reader:
         now = perf_counter()
         return [w for w in asking if not w.connecting and now - w.since > 0.005]
 
-    def _describer(self, account: PoolAccount) -> t.Callable[[], tuple[Holder, ...]]:
-        def describe() -> tuple[Holder, ...]:
-            live = account.live()
-            stacks, now = _stacks(live), perf_counter()
-            return tuple(self._holder(account, hold, stacks, now) for hold in live)
-
-        return describe
+    def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
+        """Return who holds a pool's connections, longest first."""
+        live = account.live()
+        stacks, now = _stacks(live), perf_counter()
+        return tuple(self._holder(account, hold, stacks, now) for hold in live)
 
     def _holder(
         self, account: PoolAccount, hold: Hold, stacks: Stacks, now: float

@@ -5,14 +5,17 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Iterable
 
+from ._json import timestamp
 from ._ledger import Hold
 from ._ledger import PoolAccount
+from ._meters import Busiest
 from ._meters import Meters
 from ._meters import Use
 from ._meters import use_of
 from ._owner import Responsible
 from ._owner import responsible
 from ._pool import Limits
+from .snapshot import BusyMinute
 from .snapshot import ViewUse
 
 #: At most so many views per pool.
@@ -45,8 +48,21 @@ def measured(
             "used_max_60s": meters.used.minute(used),
             "pending_max": meters.pending.ever(pending) if counted else None,
             "pending_max_60s": meters.pending.minute(pending) if counted else None,
-            "busiest": meters.busiest,
+            "busiest": _busiest(meters.busiest),
         }
+
+
+def _busiest(found: Busiest | None) -> BusyMinute | None:
+    if found is None:
+        return None
+    return BusyMinute(
+        at=timestamp(found.at),
+        span_s=found.span,
+        checkouts=found.checkouts,
+        held_s=found.held,
+        waited_s=found.waited,
+        timeouts=found.timeouts,
+    )
 
 
 def views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ...]:

@@ -6,7 +6,6 @@ Overrides of public methods and two events. An event on each execution would cos
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import typing as t
@@ -194,6 +193,8 @@ def refuse_unknown_options(class_: type[Session], options: t.Iterable[str]) -> N
             known.add(parameter.name)
     for name in options:
         if name not in known:
+            import difflib
+
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(

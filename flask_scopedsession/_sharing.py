@@ -19,9 +19,6 @@ import sys
 import threading
 import typing as t
 
-from ._frames import Places
-from ._frames import raw_frames
-from ._json import timestamp
 from ._owner import at_work
 from ._owner import described
 from ._owner import frame_of
@@ -30,12 +27,11 @@ from ._owner import Owner
 from ._owner import Responsible
 from ._owner import responsible
 from .errors import SharedSession
-from .snapshot import SharedUse
-from .snapshot import ThreadPlace
 
 if t.TYPE_CHECKING:
     from ._ledger import SessionEntry
     from ._state import AppState
+    from .snapshot import ThreadPlace
 
 log = logging.getLogger("flask_scopedsession")
 
@@ -126,6 +122,9 @@ class OneThreadAtATime:
         there = _place(entry, before or self._scopedsession_by)
         here = _place(entry, Owner(None, None))
         if state is not None:
+            from ._json import timestamp
+            from .snapshot import SharedUse
+
             who = Responsible() if owner is None else responsible(owner)
             state.ledger.shared.append(
                 SharedUse(
@@ -150,6 +149,10 @@ class OneThreadAtATime:
 
 def _place(entry: SessionEntry | None, owner: Owner | None) -> ThreadPlace:
     """Return a thread, and the line of the app's own code that it is at."""
+    from ._frames import Places
+    from ._frames import raw_frames
+    from .snapshot import ThreadPlace
+
     if owner is None:
         return ThreadPlace("one that is unknown")
     context = None if entry is None or entry.context is None else entry.context()

@@ -17,7 +17,6 @@ if t.TYPE_CHECKING:
     from ._config import Settings
     from ._ledger import Ledger
     from ._live import LiveView
-    from ._reading import Reader
     from ._scope import Scope
     from ._session import AppSessionmaker
 
@@ -45,7 +44,6 @@ class AppState:
     engines: Mapping[str, Engine]
     sessionmakers: Mapping[str, AppSessionmaker]
     ledger: Ledger
-    reader: Reader
     live: LiveView
     forget: t.Callable[[t.Any], None]
     """Drops the sessions of a context that a fork inherited."""

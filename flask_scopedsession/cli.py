@@ -28,8 +28,6 @@ from ._options import status_options
 from ._options import WAIT
 from .errors import PingError
 from .errors import ScopedSessionError
-from .snapshot import SCHEMA
-from .snapshot import Survey
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -38,6 +36,7 @@ if t.TYPE_CHECKING:
     from ._extension import ScopedSession
     from ._history import History
     from ._server_reading import ServerView
+    from .snapshot import Survey
 
     #: What the servers say; ``None`` if they were not to be asked.
     Servers = tuple[ServerView, ...] | None
@@ -357,6 +356,8 @@ def db_ping(
         results = [_ping(db, name, timeout) for name in names]
     if as_json:
         pings = [{**each._asdict(), "url": each.url.to_dict()} for each in results]
+        from .snapshot import SCHEMA
+
         document = {"schema": SCHEMA, "pings": pings}
         click.echo(json.dumps(document, indent=2))
     else:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ._buckets import BUCKET_BOUNDS
 from ._json import Reading
 
 __all__ = [
@@ -39,12 +40,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-
-#: Upper bounds, in seconds, of a histogram's buckets; a last one takes the rest.
-BUCKET_BOUNDS: tuple[float, ...] = (
-    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
-    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0),
-)
 
 WorkerState = t.Literal["ok", "saturated", "wedged", "stopped", "unresponsive", "gone"]
 Role = t.Literal["web", "job", "shell", "command", "test"]
