@@ -30,6 +30,7 @@ from ._pool import TrackedPool
 from ._urls import in_memory
 from ._urls import is_sqlite
 from ._urls import is_sqlite_uri
+from ._urls import masked
 from ._values import attempt
 from ._values import seconds
 from ._watch import watch_engine
@@ -101,7 +102,7 @@ def _pool_class(url: URL) -> t.Any:
 
 def _create(bind: BindSettings, url: URL, options: Mapping[str, t.Any]) -> Engine:
     made = attempt(
-        lambda: sa.create_engine(url, **options),
+        lambda: sa.create_engine(masked(url), **options),
         *(ImportError, TypeError, ValueError, sa_exc.ArgumentError),
     )
     if isinstance(made, ImportError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import typing as t
 from collections.abc import Mapping
+from urllib.parse import quote_plus
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine import URL
@@ -112,6 +113,31 @@ def _check_dialect(key: str, url: URL) -> None:
             f"{key} names a host, which SQLite does not have. A path follows three"
             " slashes, as in sqlite:///app.db, or four if it is absolute."
         )
+
+
+class MaskedURL(URL):
+    """A URL whose text shows no value of its query, where secrets also stand.
+
+    Engines, sessionmakers and error trackers show their URL's text.
+    """
+
+    def render_as_string(self, hide_password: bool = True) -> str:
+        """Return the whole URL only when asked for it with its password."""
+        if not hide_password:
+            return super().render_as_string(hide_password=False)
+        plain = URL.render_as_string(self.set(query={}))
+        names = (quote_plus(name) for name in sorted(self.query))
+        shown = "&".join(f"{name}=***" for name in names)
+        return f"{plain}?{shown}" if shown else plain
+
+    def __hash__(self) -> int:
+        # By its text, as SQLAlchemy's, which it may equal.
+        return hash(URL.render_as_string(self))
+
+
+def masked(url: URL) -> URL:
+    """Return the same URL, to give to an engine."""
+    return MaskedURL._make(url)
 
 
 def driver_of(url: URL) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import make_url
 from sqlalchemy import text
 
 from flask_scopedsession import ScopedSession
@@ -156,6 +157,12 @@ def test_ping_and_reprs(
             assert SECRET not in repr(each)
         assert SECRET not in repr(db.snapshot())
         assert SECRET not in str(db.workers(timeout=0.1).to_dict())
+        for said in (db.engine, db.engines, db.sessionmaker, db.engine.url):
+            assert SECRET not in repr(said)
+            assert SECRET not in str(said)
+        assert {db.engine.url} == {make_url(url(place))}
+        whole = db.engine.url.render_as_string(hide_password=False)
+        assert make_url(whole) == db.engine.url
 
 
 def test_ping_of_a_driver_that_quotes(
