@@ -188,7 +188,10 @@ def _split(key: str, value: t.Any) -> tuple[URL, dict[str, t.Any]]:
     if not isinstance(value, Mapping) or "drivername" in value:
         return parse_url(key, value), {}
     if "url" not in value:
-        raise ConfigError(f"{key} must be a URL, or a dict with a 'url'.")
+        raise ConfigError(
+            f"{key} must be a URL, a dict of its parts with a 'drivername', or a dict"
+            " with a 'url' and engine options."
+        )
     options = mapping(key, value)
     return parse_url(f"{key}['url']", options.pop("url")), _engine_options(key, options)
 
@@ -235,15 +238,31 @@ def _pool_timeout(where: str, value: object) -> float | None:
     return None if value is None else seconds(where, value, least=0)
 
 
+def _pool(where: str, value: object) -> Pool | None:
+    if value is None or isinstance(value, Pool):
+        return value
+    raise ConfigError(
+        f"{where} must be a pool, made by you; for a class use 'poolclass'."
+    )
+
+
+def _creator(where: str, value: object) -> t.Any:
+    if value is None or callable(value):
+        return value
+    raise ConfigError(f"{where} must be a function that returns a DBAPI connection.")
+
+
 #: The options whose values are checked, or arrive as text from the environment.
 _READERS: Mapping[str, Callable[[str, t.Any], t.Any]] = {
     "connect_args": mapping,
+    "creator": _creator,
     "echo": echo,
     "echo_pool": echo,
     "execution_options": mapping,
     "hide_parameters": boolean,
     "isolation_level": text,
     "max_overflow": partial(integer, least=-1),
+    "pool": _pool,
     "pool_pre_ping": boolean,
     "pool_recycle": partial(integer, least=-1),
     "pool_size": partial(integer, least=0),
@@ -310,8 +329,11 @@ def _read_control_dir(config: Mapping[str, t.Any]) -> str | None:
     key = "SCOPEDSESSION_CONTROL_DIR"
     value = chosen(config, key)
     if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    return None if value is None else text(key, value)
+        value = os.fsdecode(value)
+    path = None if value is None else text(key, value)
+    if path is not None and "\0" in path:
+        raise ConfigError(f"{key} may not contain a NUL character.")
+    return path
 
 
 def _read_lost_work(config: Mapping[str, t.Any]) -> LostWorkPolicy:
@@ -342,7 +364,8 @@ def _read_pragmas(config: Mapping[str, t.Any]) -> dict[str, str]:
     for name, value in mapping(key, chosen(config, key)).items():
         word = ("ON" if value else "OFF") if isinstance(value, bool) else str(value)
         # They cannot be given as parameters.
-        if not (re.fullmatch(r"\w+(\.\w+)?", name) and re.fullmatch(r"-?[\w.]+", word)):
+        plain = re.fullmatch(r"\w+(\.\w+)?", name) and re.fullmatch(r"-?[\w.]+", word)
+        if value is None or not plain:
             raise ConfigError(
                 f"{key} needs plain names and plain values, such as"
                 " {'journal_mode': 'WAL'}."

@@ -125,8 +125,10 @@ def _option_problem(bind: BindSettings, error: Exception) -> str:
         " ScopedSession(engine_options=...)."
     )
     if not (found and unknown):
-        refused = ", ".join(sorted(bind.options))
-        return f"{bind.key}: create_engine() refused one of {refused}. {where}"
+        # There is always an echo, which was checked.
+        given = sorted(bind.options.keys() - {"echo"})
+        refused = f"{'one of ' if given[1:] else ''}{', '.join(given) or 'the URL'}"
+        return f"{bind.key}: create_engine() refused {refused}. {where}"
     pool = re.search(r"/(\w+)/", using)
     return (
         f"{bind.key}: create_engine() does not accept {', '.join(unknown)} for"

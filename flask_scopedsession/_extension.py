@@ -43,12 +43,13 @@ from ._scope import Sessions
 from ._scope import ThreadScopes
 from ._session import AppSessionmaker
 from ._session import note_how_it_ends
-from ._session import refuse_unknown_options
+from ._session import refuse_wrong_options
 from ._session import watched
 from ._state import AppState
 from ._values import chosen
 from ._values import kind
 from ._values import mapping
+from ._values import seconds
 from .cli import add_commands
 from .errors import AppNotInitialized
 from .errors import ConfigError
@@ -282,7 +283,7 @@ class ScopedSession(t.Generic[S]):
     ) -> dict[str, AppSessionmaker]:
         """Return one sessionmaker per bind, and under ``""`` that of all of them."""
         options = {**self._session_options, **settings.session_options}
-        refuse_unknown_options(self._class, options)
+        refuse_wrong_options(self._class, options)
         binds = {target: engines[name] for target, name in self._models.binds.items()}
         makers = {
             name: AppSessionmaker(self._class, ledger, **{**options, "bind": engine})
@@ -423,6 +424,7 @@ class ScopedSession(t.Generic[S]):
 
         :param timeout: Seconds to wait for each worker.
         """
+        timeout = seconds("workers(timeout=...)", timeout, least=0.001)
         return self._state("workers()").live.survey(timeout)
 
     def serve_control(self, role: Role = "job") -> None:

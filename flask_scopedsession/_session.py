@@ -11,9 +11,11 @@ import logging
 import typing as t
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
 
@@ -23,6 +25,7 @@ from ._owner import current_owner
 from ._owner import described
 from ._sharing import _USER
 from ._sharing import OneThreadAtATime
+from ._values import attempt
 from .errors import ConfigError
 from .errors import SessionRemoved
 
@@ -180,10 +183,10 @@ class AppSessionmaker(sessionmaker[t.Any]):
         return session
 
 
-def refuse_unknown_options(class_: type[Session], options: t.Iterable[str]) -> None:
+def refuse_wrong_options(class_: type[Session], options: Mapping[str, t.Any]) -> None:
     """Refuse what no session of this class takes, rather than at its first use.
 
-    :raises ConfigError: An option is not known.
+    :raises ConfigError: An option is not known, or its value not accepted.
     """
     known: set[str] = set()
     for each in (class_, Session):
@@ -201,6 +204,18 @@ def refuse_unknown_options(class_: type[Session], options: t.Iterable[str]) -> N
                 f"SQLALCHEMY_SESSION_OPTIONS or session_options: {name!r} is no option"
                 f" of {class_.__name__}.{hint}"
             )
+    of_session = inspect.signature(Session).parameters
+    for name in options.keys() & of_session.keys():
+        if isinstance(_probe(name, options[name]), Exception):
+            raise ConfigError(
+                "SQLALCHEMY_SESSION_OPTIONS or session_options: Session refused"
+                f" {name}. See sqlalchemy.orm.Session for what it takes."
+            )
+
+
+def _probe(name: str, value: t.Any) -> Session | Exception:
+    wrong = (TypeError, ValueError, ArgumentError)
+    return attempt(lambda: Session(**{name: value}), *wrong)
 
 
 def watched(class_: type[Session]) -> type[Session]:

@@ -99,7 +99,34 @@ def test_engine_option_refused_by_value(make_app: MakeApp) -> None:
         SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
         SQLALCHEMY_ENGINE_OPTIONS={"pool_reset_on_return": SECRET},
     )
-    assert "create_engine() refused one of echo, pool_reset_on_return." in message
+    assert "create_engine() refused pool_reset_on_return. Check" in message
+
+
+def test_url_refused_by_value(make_app: MakeApp) -> None:
+    """Where no option was given, it is not an option that was refused."""
+    message = refused(
+        make_app, SQLALCHEMY_DATABASE_URI=f"postgresql://h/?plugin={SECRET}"
+    )
+    assert "create_engine() refused the URL." in message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("creator", "must be a function that returns a DBAPI connection."),
+        ("pool", "must be a pool, made by you; for a class use 'poolclass'."),
+    ],
+)
+def test_engine_option_of_wrong_type(
+    make_app: MakeApp, name: str, expected: str
+) -> None:
+    """At once, not at the first checkout."""
+    message = refused(
+        make_app,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={name: SECRET},
+    )
+    assert message == f"SQLALCHEMY_ENGINE_OPTIONS: {name} {expected}"
 
 
 # The constructor
@@ -235,6 +262,30 @@ def test_ping_timeout(make_app: MakeApp, db: ScopedSession, timeout: Any) -> Non
     app = make_app(db)
     with app.app_context(), pytest.raises(ConfigError, match=r"ping\(timeout=\.\.\.\)"):
         db.ping(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "soon", float("nan"), None])
+def test_workers_timeout(make_app: MakeApp, db: ScopedSession, timeout: Any) -> None:
+    """Also when there is nobody to wait for."""
+    app = make_app(db)
+    expected = r"workers\(timeout=\.\.\.\) must be a number of seconds"
+    with app.app_context(), pytest.raises(ConfigError, match=expected):
+        db.workers(timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("join_transaction_mode", SECRET), ("info", 5), ("future", False)],
+)
+def test_session_option_of_wrong_value(
+    make_app: MakeApp, name: str, value: Any
+) -> None:
+    """At once, not at the first request."""
+    message = refused(make_app, SQLALCHEMY_SESSION_OPTIONS={name: value})
+    assert message == (
+        f"SQLALCHEMY_SESSION_OPTIONS or session_options: Session refused {name}. See"
+        " sqlalchemy.orm.Session for what it takes."
+    )
 
 
 def test_session_class_of_the_configuration(make_app: MakeApp) -> None:

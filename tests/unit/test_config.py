@@ -276,6 +276,7 @@ def test_sqlite_pragmas() -> None:
         {"foreign_keys; DROP TABLE x": 1},
         {"journal_mode": "WAL; DROP TABLE x"},
         {"key": "'swordfish'"},
+        {"journal_mode": None},
         {1: 2},
         ["foreign_keys"],
         "foreign_keys",
@@ -286,6 +287,12 @@ def test_sqlite_pragmas_refused(value: object, uri: str) -> None:
     """Anything else is refused, whatever the database."""
     config = {"SQLALCHEMY_DATABASE_URI": uri, "SCOPEDSESSION_SQLITE_PRAGMAS": value}
     assert refused(**config).startswith("SCOPEDSESSION_SQLITE_PRAGMAS")
+
+
+def test_control_dir_with_nul() -> None:
+    """No path has one, and none is tried at each request."""
+    key = "SCOPEDSESSION_CONTROL_DIR"
+    assert refused(**{key: "/run/a\0b"}) == f"{key} may not contain a NUL character."
 
 
 def test_sqlite_begin() -> None:
@@ -447,6 +454,8 @@ def test_malformed_url(value: str) -> None:
         {"drivername": None},
         {"drivername": "postgresql", "query": SECRET},
         {"drivername": "postgresql", "host": ["db"]},
+        {"host": "db", "password": SECRET},
+        {},
     ],
 )
 def test_malformed_parts(value: dict[str, Any]) -> None:
@@ -546,7 +555,7 @@ def test_default_bind_twice_among_the_binds() -> None:
         ({1: URI}, "the name of a bind must be a string"),
         ({"a": None}, "SQLALCHEMY_BINDS['a'] must be a str, a URL or a dict, not None"),
         ({"a": ""}, "SQLALCHEMY_BINDS['a'] is empty"),
-        ({"a": {}}, "SQLALCHEMY_BINDS['a'] must be a URL, or a dict with a 'url'"),
+        ({"a": {}}, "SQLALCHEMY_BINDS['a'] must be a URL, a dict of its parts"),
         ({"a": {"pool_size": 2}}, "or a dict with a 'url'"),
         ({"a": {"url": None}}, "SQLALCHEMY_BINDS['a']['url'] must be a str"),
         ({"a": {"url": URI, 3: 4}}, "SQLALCHEMY_BINDS['a'] must have strings as keys"),
