@@ -107,6 +107,7 @@ def ask(
         try:
             owner = place.examine()
             _Inquiry(place.path, owner, timeout, deployment, own, host, answers).run()
+            error = _whose(place, owner)
         except FileNotFoundError:
             error = "does not exist" + place.obstacle()
         except PermissionError:
@@ -119,6 +120,13 @@ def ask(
             denied = isinstance(problem, UnsafeDirectory) and _is_strangers(place.path)
         answers.searched.append(SearchedDirectory(place.path, error, denied))
     return answers
+
+
+def _whose(place: directory.Place, owner: int) -> str | None:
+    """Tell root that its own workers would not use a chosen directory."""
+    if place.uid is not None or owner == os.geteuid() or directory.listing(place.path):
+        return None
+    return f"is empty; it belongs to uid {owner}, whose workers alone may use it"
 
 
 def _is_strangers(path: str) -> bool:

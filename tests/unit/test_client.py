@@ -721,3 +721,12 @@ def test_a_strangers_directory_is_denied_and_root_sees_it(
         good = denied and "belongs to uid 0" in str(error) and inside[1]
         os._exit(0 if good else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@as_root
+def test_root_is_told_whose_an_empty_directory_is(home: Path) -> None:
+    """Root's own workers would not use it, and say so only in their log."""
+    os.chown(home, 65534, -1)
+    error, denied = why(home)
+    assert error == "is empty; it belongs to uid 65534, whose workers alone may use it"
+    assert not denied
