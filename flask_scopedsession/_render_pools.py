@@ -284,8 +284,11 @@ def _groups(
     if not found:
         return
     groups: dict[Hashable, list[_Found[One]]] = {}
+    # Who is gone holds nothing any more: last, and counted apart.
+    found.sort(key=_is_gone)
     for index, each in enumerate(found):
-        key = (index,) if verbose else (each.pool.bind, kind(each))
+        gone = _is_gone(each)
+        key = (index,) if verbose else (each.pool.bind, gone, kind(each))
         groups.setdefault(key, []).append(each)
     page.line()
     page.line(title, "bold")
@@ -301,6 +304,10 @@ def _groups(
             _details(page, first.one)
     if len(groups) > len(shown):
         page.line(f"  and {len(groups) - len(shown)} more: --verbose")
+
+
+def _is_gone(found: _Found[t.Any]) -> bool:
+    return found.worker.state == "gone"
 
 
 def _details(page: Page, holder: Holder) -> None:

@@ -437,11 +437,17 @@ def test_many_groups() -> None:
 
 
 def test_holders_of_workers_that_are_gone() -> None:
-    """What they held is shown, and that they are gone."""
-    pools = [a_pool(held_long=1, holders=(a_holder(5.0),))]
-    survey = a_survey(a_worker(7, pools), a_last_worker(8, "gone", pools=pools))
-    assert "2× orders.show" in render_pools(survey)
-    assert "· pid 7, 8 (gone)\n" in render_pools(survey)
+    """What they held is shown last, and counted with nobody who still holds."""
+    pools = [a_pool(held_long=1, holders=(a_holder(5.0),), waiters=(a_waiter(),))]
+    old = [a_pool(held_long=1, holders=(a_holder(9.0),), waiters=(a_waiter(),))]
+    survey = a_survey(a_last_worker(8, "gone", pools=old), a_worker(7, pools))
+    text = render_pools(survey)
+    assert "2×" not in text
+    for title in ("Held connections", "Waiting for a connection"):
+        _, _, below = text.partition(title)
+        first, second = below.splitlines()[1:3]
+        assert first.endswith("· pid 7")
+        assert second.endswith("· pid 8 (gone)")
 
 
 def test_verbose_holders() -> None:
