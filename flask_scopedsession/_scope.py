@@ -32,6 +32,8 @@ from ._session import close_session
 from ._session import describe_lost_work
 from ._session import ended_well
 from ._session import unsaved_work
+from ._values import kind
+from .errors import ConfigError
 from .errors import LostWork
 from .errors import OutsideContext
 
@@ -303,7 +305,15 @@ class KeyedScopes(Scopes):
         return self._state_of(context.app).scopes
 
     def _current(self, context: t.Any) -> Scope | None:
-        return self._kept(context).get(self.scopefunc())
+        kept = self._kept(context)
+        key = self.scopefunc()
+        try:
+            return kept.get(key)
+        except TypeError:
+            raise ConfigError(
+                "scopefunc must return a hashable, such as a str or an int, not"
+                f" {kind(key)}."
+            ) from None
 
     def _create(self, context: t.Any) -> Scope:
         key = self.scopefunc()

@@ -153,6 +153,16 @@ def test_constructor(arguments: dict[str, Any], expected: str) -> None:
         ScopedSession(**arguments)
 
 
+def test_scopefunc_returns_no_hashable(make_app: MakeApp) -> None:
+    """Named by the argument and the type of what it returned."""
+    db = ScopedSession(scopefunc=lambda: [SECRET])  # type: ignore[arg-type,return-value]
+    app = make_app(db)
+    expected = "scopefunc must return a hashable, such as a str or an int, not a list."
+    with app.app_context(), pytest.raises(ConfigError) as info:
+        db.session()
+    assert str(info.value) == expected
+
+
 def test_bind_of_models_is_unknown(make_app: MakeApp) -> None:
     """A bind that models are in must be configured."""
     with pytest.raises(ConfigError, match=r"names the bind 'audit'.*\['default'\]"):
