@@ -98,11 +98,25 @@ def _strain(pools: Iterable[PoolSnapshot]) -> list[str]:
     parts.append(f"and {waiting} waiting in one worker,")
     waits = Histogram.merged(pool.wait_60s for pool in pools)
     if waits.count:
-        parts.append(f"95 % waited at most {duration(waits.p95)},")
-        parts.append(f"one {duration(waits.max)},")
+        parts.append(f"95 % of those served waited at most {duration(waits.p95)},")
+    parts.append(f"the longest wait {duration(_longest_wait(pools, waits))},")
     holds = Histogram.merged(pool.hold_60s for pool in pools)
-    parts.append(f"95 % held for at most {duration(holds.p95)}")
+    if holds.count:
+        parts.append(f"95 % of holds at most {duration(holds.p95)},")
+    parts[-1] = parts[-1].rstrip(",")
     return parts
+
+
+def _longest_wait(pools: Iterable[PoolSnapshot], served: Histogram) -> float:
+    """Return how long somebody waited, served or not, or has been waiting till now."""
+    gave_up = (
+        timeout.waited_s
+        for pool in pools
+        if pool.timeouts_60s
+        for timeout in pool.recent_timeouts
+    )
+    waits_now = (pool.max_wait_s or 0.0 for pool in pools)
+    return max(served.max or 0.0, *waits_now, *gave_up)
 
 
 def _most_of_the_time(page: Page, pools: Iterable[PoolSnapshot]) -> None:

@@ -272,7 +272,7 @@ def _way_out(ctx: click.Context) -> str:
         found = []
     where = f", such as {' or '.join(found[:3])}" if found else f", below {base}"
     return (
-        f"The workers can be asked without it: {ctx.info_name} --control-dir DIR"
+        f"The workers can be asked without it: {ctx.command_path} --control-dir DIR"
         f" (SCOPEDSESSION_CONTROL_DIR{where})"
     )
 

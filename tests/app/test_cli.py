@@ -497,7 +497,7 @@ def failing(error: Exception) -> Any:
 
 
 RAISED = r"""Error: The application could not be loaded: RuntimeError \(in .*\.py, line \d+\)
-The workers can be asked without it: {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
+The workers can be asked without it: root {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
 """  # noqa: E501
 
 

@@ -170,7 +170,8 @@ def test_a_pool_too_small_for_the_traffic(
     assert "Waiting for a connection" not in shown
     assert re.search(
         r"Bind default, last minute: up to 1/1 in use and \d waiting in one worker,"
-        r" 95 % waited at most [\d.]+ m?s, one [\d.]+ m?s, 95 % held for at most",
+        r" 95 % of those served waited at most [\d.]+ m?s, the longest wait [\d.]+ m?s,"
+        r" 95 % of holds at most",
         shown,
     )
     assert re.search(r"Most of its time went to (9\d|100)% hold", shown)
