@@ -257,13 +257,19 @@ class LiveView:
                 searched=[SearchedDirectory("", self.problem() or _unsupported())]
             )
         else:
-            answers = client.ask(
-                _places(self._control_dir, self._settings.name),
-                timeout,
-                deployment=self._deployment,
-                own=SERVER.ids(),
-                host=socket.gethostname(),
-            )
+            try:
+                places = _places(self._control_dir, self._settings.name)
+            except ControlError as error:
+                nowhere = SearchedDirectory("", str(error))
+                answers = client.Answers(searched=[nowhere])
+            else:
+                answers = client.ask(
+                    places,
+                    timeout,
+                    deployment=self._deployment,
+                    own=SERVER.ids(),
+                    host=socket.gethostname(),
+                )
             problem = self.problem()
             if problem is not None and not answers.workers:
                 answers.searched.append(SearchedDirectory("", problem))

@@ -265,12 +265,16 @@ def _way_out(ctx: click.Context) -> str:
         return "db-ping needs the application's configuration."
     from ._control.directory import base_path
 
-    base = base_path()
+    found: list[str] = []
+    where = ""
     try:
+        base = base_path()
+        where = f", below {base}"
         found = sorted(entry.path for entry in os.scandir(base) if entry.is_dir())
-    except OSError:
-        found = []
-    where = f", such as {' or '.join(found[:3])}" if found else f", below {base}"
+    except (OSError, ScopedSessionError):
+        pass  # there is none
+    if found:
+        where = f", such as {' or '.join(found[:3])}"
     return (
         f"The workers can be asked without it: {ctx.command_path} --control-dir DIR"
         f" (SCOPEDSESSION_CONTROL_DIR{where})"

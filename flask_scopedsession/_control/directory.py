@@ -57,13 +57,26 @@ def deployment_id(name: str) -> str:
 
 
 def base_path(uid: int | None = None) -> str:
-    """Return the directory that holds all deployments of one user."""
+    """Return the directory that holds all deployments of one user.
+
+    :raises ControlError: There is no directory for temporary files.
+    """
     owner = os.geteuid() if uid is None else uid
-    return os.path.join(tempfile.gettempdir(), f"flask-scopedsession-{owner}")
+    try:
+        parent = tempfile.gettempdir()
+    except OSError:  # all of them are on a read-only file system, for one
+        raise ControlError(
+            f"uid {os.geteuid()} can write to no directory for temporary files,"
+            f" neither to TMPDIR nor to /tmp. {_REMEDY}"
+        ) from None
+    return os.path.join(parent, f"flask-scopedsession-{owner}")
 
 
 def default_path(name: str, uid: int | None = None) -> str:
-    """Return where the sockets of the deployment `name` are by default."""
+    """Return where the sockets of the deployment `name` are by default.
+
+    :raises ControlError: There is no directory for temporary files.
+    """
     return os.path.join(base_path(uid), deployment_id(name))
 
 

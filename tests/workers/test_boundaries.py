@@ -1,0 +1,316 @@
+"""What docs/security.md says of files, users, namespaces and read-only systems."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Result
+from environment import child_environ
+from gates import Gates
+from prefork import Prefork
+from waiting import wait_until
+
+pytestmark = [pytest.mark.workers, pytest.mark.slow]
+
+Start = Callable[..., Prefork]
+Cli = Callable[..., Result]
+
+#: A user whom no file of this machine names, as some platforms assign one.
+NAMELESS = 4242
+
+
+def may_unshare() -> bool:
+    """Whether this machine lets us make namespaces and mounts of our own."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-mpf", "true"], check=False).returncode == 0
+
+
+in_namespaces = pytest.mark.skipif(
+    not may_unshare(), reason="needs root and Linux's namespaces"
+)
+
+#: An application that serves a request when it is told to, and then asks the others.
+RESIDENT = """
+import json, logging, os, sys
+from flask import Flask
+from sqlalchemy import text
+from flask_scopedsession import ScopedSession
+
+logging.basicConfig(format="%(message)s")
+db = ScopedSession()
+app = Flask("resident", root_path="/", instance_path="/")
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+app.config.from_prefixed_env()
+db.init_app(app)
+
+@app.get("/")
+def serve():
+    return str(db.session.scalar(text("SELECT 42")))
+
+# Another user may not be allowed to read this interpreter's files, so all is
+# imported before; a request in a test starts nothing.
+app.testing = True
+assert app.test_client().get("/").text == "42"
+with app.app_context():
+    db.workers(timeout=0.1)
+app.testing = False
+uid = int(os.environ.get("RESIDENT_UID", "0"))
+if uid:
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+for line in sys.stdin:
+    answer = app.test_client().get("/").text
+    with app.app_context():
+        found = db.workers()
+    print(json.dumps({
+        "pid": os.getpid(),
+        "answer": answer,
+        "workers": sorted((w.pid, w.uid) for w in found.workers),
+        "silent": len(found.silent),
+        "searched": [[s.dir, s.error] for s in found.searched],
+    }), flush=True)
+"""
+
+
+class Resident:
+    """One such process, in whatever surroundings."""
+
+    def __init__(self, before: list[str], env: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [*before, sys.executable, "-c", RESIDENT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=child_environ(env),
+                cwd="/proc",
+                text=True,
+            )
+
+    def serve(self) -> Any:
+        """Let it serve a request, and return what it sees afterwards."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, self.log.read_text()
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Let it end; it stops at the end of its input."""
+        self.process.communicate(timeout=20)
+
+
+@pytest.fixture
+def resident(short_tmp: Path) -> Iterator[Callable[..., Resident]]:
+    with ExitStack() as stack:
+
+        def start(*before: str, **env: object) -> Resident:
+            log = short_tmp / f"log-{os.urandom(3).hex()}"
+            words = {name: str(value) for name, value in env.items()}
+            started = Resident(list(before), words, log)
+            stack.callback(started.end)
+            return started
+
+        yield start
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+# Files
+
+
+def test_every_file_its_mode_and_what_is_in_it(
+    prefork: Start,
+    run_cli: Cli,
+    gates: Gates,
+    live_env: dict[str, str],
+    short_tmp: Path,
+) -> None:
+    """Three files for a worker in trouble, below two directories, and no more."""
+    live_env["FLASK_SCOPEDSESSION_HELD_LONG_AFTER"] = "0.1"
+    live_env["FLASK_SCOPEDSESSION_NAME"] = "shop"
+    live_env["FLASK_SCOPEDSESSION_SHOW_SQL"] = "1"
+    live_env["FLASK_SCOPEDSESSION_STACKS"] = "1"
+    group = prefork(count=1)
+    (pid,) = group.visit_all("/ok")
+    group.send("/block")
+    gates.wait()
+    base = short_tmp / f"flask-scopedsession-{os.geteuid()}"
+    wait_until(lambda: list(base.glob("*/*.json")), what="a last snapshot")
+
+    digest = hashlib.sha256(b"shop").hexdigest()[:12]
+    (folder,) = base.iterdir()
+    assert folder.name == digest
+    assert [mode(base), mode(folder)] == [0o700, 0o700]
+    files = {path.suffix: path for path in folder.iterdir()}
+    assert sorted(files) == [".json", ".lock", ".sock"]
+    assert {mode(path) for path in files.values()} == {0o600}
+    assert stat.S_ISSOCK(files[".sock"].lstat().st_mode)
+    assert files[".lock"].read_text() == digest
+
+    last = json.loads(files[".json"].read_text())
+    assert set(last) == {"protocol", "deployment", "app", "worker"}
+    answered = run_cli(["pool-status", "--json"]).check().json["workers"][0]
+    # Who asked adds where it has the answer from.
+    assert set(last["worker"]) | {"uid", "host"} == set(answered)
+    (holder,) = last["worker"]["pools"][0]["holders"]
+    assert holder["endpoint"] == "block"
+    assert holder["sql"] is holder["stack"] is None
+    (holder,) = answered["pools"][0]["holders"]
+    assert holder["sql"]
+    assert holder["stack"]
+    assert answered["pid"] == pid
+
+
+# Users
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_a_user_without_a_name_is_served_like_any_other(
+    resident: Callable[..., Resident], short_tmp: Path
+) -> None:
+    """By its number alone: it has no entry in the passwd file, and no home."""
+    short_tmp.chmod(0o1777)  # as /tmp is
+    theirs = resident(RESIDENT_UID=NAMELESS, HOME="/nonexistent")
+    mine = resident()
+    seen = theirs.serve()
+    assert seen["answer"] == "42"
+    assert seen["workers"] == [[seen["pid"], NAMELESS]]
+    base = short_tmp / f"flask-scopedsession-{NAMELESS}"
+    assert base.stat().st_uid == NAMELESS
+    assert mode(base) == 0o700
+    assert theirs.log.read_text() == ""
+    both = mine.serve()
+    assert both["workers"] == sorted([[both["pid"], 0], [seen["pid"], NAMELESS]])
+    assert theirs.serve()["workers"] == [[seen["pid"], NAMELESS]]
+
+
+# Containers
+
+
+def mounted(*commands: str) -> list[str]:
+    """Return how to run something where these mounts are made, and nowhere else."""
+    script = " && ".join(["mount --make-rprivate /", *commands, 'exec "$@"'])
+    return ["unshare", "-m", "sh", "-ec", script, "sh"]
+
+
+def read_only(path: str) -> str:
+    return f"mount --bind {path} {path} && mount -o remount,bind,ro {path}"
+
+
+@in_namespaces
+@pytest.mark.parametrize("chosen", [False, True])
+def test_where_nothing_can_be_written_it_is_one_warning_and_the_app_serves(
+    resident: Callable[..., Resident], short_tmp: Path, chosen: bool
+) -> None:
+    everywhere = mounted(read_only("/tmp"), read_only("/var/tmp"))
+    env = {"FLASK_SCOPEDSESSION_CONTROL_DIR": short_tmp / "run"} if chosen else {}
+    started = resident(*everywhere, **env)
+    for _ in range(3):
+        seen = started.serve()
+        assert seen["answer"] == "42"
+        assert seen["workers"] == []
+    (warning,) = started.log.read_text().splitlines()
+    assert warning.startswith("the live view is off in this process: ")
+    assert "SCOPEDSESSION_CONTROL_DIR" in warning
+    assert "no such file" not in warning.lower()
+    ((_, error),) = seen["searched"]
+    assert error
+
+
+@in_namespaces
+@pytest.mark.parametrize("target", ["live_app:create_app", "live_app:nonesuch"])
+def test_a_command_where_nothing_can_be_written(
+    live_env: dict[str, str], target: str
+) -> None:
+    """It says why it sees nobody, also when the application does not load."""
+    command = ["-m", "flask", "--app", target, "pool-status", "--check"]
+    done = subprocess.run(
+        [
+            *mounted(read_only("/tmp"), read_only("/var/tmp")),
+            *(sys.executable, *command),
+        ],
+        env=child_environ({**live_env, "PYTHONDONTWRITEBYTECODE": "1"}),
+        cwd="/proc",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    if target.endswith("create_app"):
+        assert done.returncode == 69
+        assert "can write to no directory for temporary files" in done.stdout
+    else:
+        assert done.returncode == 2
+        assert "(SCOPEDSESSION_CONTROL_DIR)" in done.stderr
+
+
+@in_namespaces
+def test_a_tmpfs_that_everybody_may_write_to_as_of_kubernetes(
+    resident: Callable[..., Resident], short_tmp: Path
+) -> None:
+    """As the temporary directory it is fine; a directory chosen in it is not."""
+    volume = short_tmp / "volume"
+    volume.mkdir()
+    for parent in (volume, short_tmp):
+        parent.chmod(0o755)
+    pod = mounted(f"mount -t tmpfs -o mode=0777 none {volume}")
+    fine = resident(*pod, TMPDIR=volume, RESIDENT_UID=NAMELESS)
+    seen = fine.serve()
+    assert seen["workers"] == [[seen["pid"], NAMELESS]]
+    assert fine.log.read_text() == ""
+
+    refused = resident(
+        *pod,
+        FLASK_SCOPEDSESSION_CONTROL_DIR=volume / "run",
+        RESIDENT_UID=NAMELESS,
+    )
+    assert refused.serve()["workers"] == []
+    assert f"{volume} belongs to uid 0 and can be written by others" in (
+        refused.log.read_text()
+    )
+
+
+@in_namespaces
+def test_two_containers_that_share_a_directory(
+    resident: Callable[..., Resident], short_tmp: Path
+) -> None:
+    """With the same process id, each sees both; the dead are told from the living."""
+    container = ["unshare", "-pf", "--kill-child", "--mount-proc"]
+    one, two = resident(*container), resident(*container)
+    one.serve()
+    assert two.serve()["workers"] == one.serve()["workers"] == [[1, 0], [1, 0]]
+    outside = resident()
+    seen = outside.serve()
+    assert seen["workers"] == sorted([[1, 0], [1, 0], [seen["pid"], 0]])
+
+    one.process.kill()  # which kills what is in the container
+    one.process.wait(10)
+    wait_until(lambda: two.serve()["workers"] == seen["workers"][1:], what="its end")
+    # One that starts sweeps: what the dead one left behind, and no more.
+    resident(*container).serve()
+    folder = next(short_tmp.glob("flask-scopedsession-*/*"))
+    wait_until(lambda: len(list(folder.glob("*.lock"))) == 3, what="the sweep")
+    seen = two.serve()
+    assert seen["workers"] == sorted([[1, 0], [1, 0], [outside.serve()["pid"], 0]])
+    assert seen["silent"] == 0
