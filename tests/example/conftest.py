@@ -72,6 +72,8 @@ def make_example(imported: Path, tmp_path: Path) -> Iterator[Callable[..., Flask
     wait_until(lambda: not jobs(), what="the background jobs' end")
     while faults.kept:
         faults.kept.pop().close()
+    faults.sessions.clear()
+    faults.cached.clear()
     for app in apps:
         db.dispose(app)
 

@@ -18,7 +18,10 @@ from typing import Any
 import pytest
 import sqlalchemy
 from flask import Flask
+from flask import url_for
 from flask.testing import FlaskClient
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm.exc import DetachedInstanceError
 from waiting import wait_until
 from werkzeug.test import TestResponse
 
@@ -29,6 +32,8 @@ from example_app import faults
 from example_app import jobs
 from example_app.extensions import db
 from example_app.models import Airport
+from flask_scopedsession.errors import SessionRemoved
+from flask_scopedsession.errors import SharedSession
 
 #: Before 2.0.2, SQLAlchemy could not verify a version on SQLite, and warned.
 needs_versions = pytest.mark.skipif(
@@ -636,6 +641,13 @@ def faulty(make_example: Callable[..., Flask]) -> Flask:
         ("POST", "/faults/keep-connection"),
         ("GET", "/faults/sleep"),
         ("POST", "/faults/forget-commit"),
+        ("GET", "/faults/nested"),
+        ("GET", "/faults/slow-statement"),
+        ("GET", "/faults/share-session"),
+        ("GET", "/faults/keep-session"),
+        ("GET", "/faults/cache-object"),
+        ("POST", "/faults/swallow-error"),
+        ("POST", "/faults/lock"),
     ],
 )
 def test_faults_are_hidden(browser: FlaskClient, method: str, path: str) -> None:
@@ -694,3 +706,74 @@ def test_sleep_is_bounded(faulty: Flask, seconds: str) -> None:
     """Nobody can park a worker for long."""
     response = faulty.test_client().get(f"/faults/sleep?seconds={seconds}")
     assert response.status_code == 400
+
+
+def test_the_page_offers_every_fault(faulty: Flask) -> None:
+    """Each has a button, and the README a row."""
+    page = faulty.test_client().get("/faults/").text
+    readme = (Path(faults.__file__).parent / "README.md").read_text(encoding="utf-8")
+    with faulty.test_request_context():
+        for endpoint in faulty.view_functions:
+            if endpoint.startswith("faults.") and endpoint != "faults.index":
+                assert f'action="{url_for(endpoint)}' in page
+                assert f"| `{endpoint}` |" in readme
+
+
+def test_a_second_connection(make_example: Callable[..., Flask]) -> None:
+    """With a pool of one it waits for itself, and is told so."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+    app = make_example(EXAMPLE_FAULTS=True, SQLALCHEMY_ENGINE_OPTIONS=options)
+    assert app.test_client().get("/faults/nested").status_code == 503
+    assert (
+        make_example(EXAMPLE_FAULTS=True)
+        .test_client()
+        .get("/faults/nested")
+        .json["airports"]
+    )
+
+
+def test_a_slow_statement(faulty: Flask) -> None:
+    """It compares as many rows as it is told, within bounds."""
+    browser = faulty.test_client()
+    # No two of them bear the same name: of each pair, one order counts.
+    assert browser.get("/faults/slow-statement?airports=10").json["pairs"] == 45
+    for airports in ("-1", "20001"):
+        response = browser.get(f"/faults/slow-statement?airports={airports}")
+        assert response.status_code == 400
+
+
+def test_a_shared_session(faulty: Flask) -> None:
+    """One of the two threads is refused."""
+    with pytest.raises(SharedSession):
+        faulty.test_client().get("/faults/share-session?airports=5000")
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/faults/keep-session", SessionRemoved),
+        ("/faults/cache-object", DetachedInstanceError),
+    ],
+)
+def test_what_is_kept_for_the_next_request(
+    faulty: Flask, path: str, error: type[Exception]
+) -> None:
+    """The first request is served, the second is not."""
+    browser = faulty.test_client()
+    assert browser.get(path).status_code == 200
+    with pytest.raises(error):
+        browser.get(path)
+
+
+def test_a_swallowed_error(faulty: Flask) -> None:
+    """The session says what it waits for."""
+    with pytest.raises(PendingRollbackError, match="previous exception during flush"):
+        faulty.test_client().post("/faults/swallow-error?seconds=0")
+
+
+def test_locked_airports(faulty: Flask) -> None:
+    """It changes nothing, and in the end lets go."""
+    path = "/faults/lock?icao=EDDF&icao=KJFK&seconds=0"
+    browser = faulty.test_client()
+    for _ in range(2):
+        assert browser.post(path).json["locked"] == ["EDDF", "KJFK"]
