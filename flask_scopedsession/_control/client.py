@@ -34,6 +34,10 @@ from .protocol import unpack
 #: Conversations at a time; a process may have 1,024 descriptors by default.
 _AT_ONCE = 512
 
+#: Bytes that all answers from one directory may have, together. Root asks strangers,
+#: and what they make up shall not fill its memory; each worker has a bound of its own.
+_TOGETHER = 256 * 1024 * 1024
+
 #: Seconds until one whose queue was full is asked again.
 _SOON = 0.02
 
@@ -55,9 +59,13 @@ class _Unusable(Exception):
 class _Question:
     """One worker that is being asked."""
 
-    def __init__(self, found: directory.Found, deadline: float) -> None:
+    def __init__(
+        self, found: directory.Found, deadline: float, spend: t.Callable[[int], None]
+    ) -> None:
+        """:param spend: Told how many bytes have come; raises if they are too many."""
         self.found = found
         self.deadline = deadline
+        self._spend = spend
         self.pid = found.pid
         """As this process sees it; a container's is another one."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,6 +90,7 @@ class _Question:
         chunk = self.socket.recv(1 << 18)
         if not chunk:
             raise ConnectionResetError
+        self._spend(len(chunk))
         self._received += chunk
         return unpack(self._received, REPLY_LIMIT)
 
@@ -159,6 +168,7 @@ class _Inquiry:
         self._done: set[str] = set()
         self._vanished = False
         self._last_round = False
+        self._left = _TOGETHER
         self._asked: dict[int, _Question] = {}  # who has waited longest first
 
     def run(self) -> None:
@@ -212,7 +222,7 @@ class _Inquiry:
             if found.id not in self._own:
                 self._settle(found, found.pid, FileNotFoundError(errno.ENOENT, ""))
             return
-        question = _Question(found, deadline)
+        question = _Question(found, deadline, self._spend)
         try:
             question.connect(self._path, self._owner)
             self._selector.register(question.socket, selectors.EVENT_WRITE, question)
@@ -243,6 +253,11 @@ class _Inquiry:
                 break
             self._end(question)
             self._settle(question.found, question.pid, TimeoutError())
+
+    def _spend(self, amount: int) -> None:
+        self._left -= amount
+        if self._left < 0:
+            raise TooLarge(f"more than {_TOGETHER} bytes together")
 
     def _end(self, question: _Question) -> None:
         del self._asked[question.socket.fileno()]
@@ -312,6 +327,7 @@ class _Inquiry:
         if content is None:
             return
         try:
+            self._spend(len(content))
             worker = self._worker_in(decode(content), id)
         except (Malformed, _Unusable):
             return

@@ -299,6 +299,31 @@ def test_too_much_is_named_before_it_is_read(
     assert reasons(ask()) == {bad: "answered too much"}
 
 
+def test_too_much_together_is_named(
+    fakes: Fakes,
+    ask: Callable[..., Answers],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many there are: what they say, or left behind, has a bound in all."""
+    for _ in range(4):
+        fakes.healthy()
+    reply = len(pack(envelope("1-0000000a")))
+    for number in range(4):
+        directory.write_last(
+            str(home),
+            f"9{number}-0000000b",
+            json.dumps(envelope(f"9{number}-0000000b")).encode(),
+        )
+    monkeypatch.setattr(client, "_TOGETHER", 10 * reply)
+    answers = ask()
+    assert len(answers.workers) == 8
+    monkeypatch.setattr(client, "_TOGETHER", 3 * reply)
+    answers = ask()
+    assert 1 <= len(answers.workers) <= 3
+    assert set(reasons(answers).values()) == {"answered too much"}
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
