@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from time import perf_counter
 
-from sqlalchemy.engine import URL
 from sqlalchemy.pool import QueuePool
 
 from ._fair import FairPool
@@ -38,8 +37,8 @@ from ._pool import limits
 from ._reading_meters import measured
 from ._reading_meters import MOST_VIEWS
 from ._reading_meters import views
+from ._urls import safe_url
 from .snapshot import ConfiguredPool
-from .snapshot import DatabaseURL
 from .snapshot import Holder
 from .snapshot import LostWorkCount
 from .snapshot import PoolSnapshot
@@ -65,11 +64,6 @@ WEDGED_AFTER = 2.0
 
 #: At most so many holders per pool, and sessions per worker, are told.
 MOST = 1000
-
-
-def safe_url(url: URL) -> DatabaseURL:
-    """Return the parts of a URL that may be shown: a list of the good ones."""
-    return DatabaseURL(url.drivername, url.host, url.port, url.database)
 
 
 class Reader:

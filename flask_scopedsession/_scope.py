@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import typing as t
 import weakref
 from abc import abstractmethod
@@ -28,6 +29,7 @@ from ._owner import end_owner
 from ._owner import KEY as OWNER
 from ._owner import Responsible
 from ._owner import responsible
+from ._session import apart
 from ._session import close_session
 from ._session import describe_lost_work
 from ._session import ended_well
@@ -76,8 +78,10 @@ class Scope:
 
     def __del__(self) -> None:
         if self.sessions:
+            under_way = sys.exc_info()[1]
             for failure in self.close():
-                log.warning("a scope that was never torn down", exc_info=failure)
+                text = "a scope that was never torn down"
+                log.warning(text, exc_info=apart(failure, under_way))
 
 
 class Scopes(ScopedRegistry[t.Any]):
@@ -163,17 +167,20 @@ class Scopes(ScopedRegistry[t.Any]):
     def end(self, context: t.Any, error: BaseException | None) -> None:
         """Close what `context` created, at its teardown. May be called twice."""
         raising: list[BaseException] = []
+        under_way = sys.exc_info()[1]
         for scope in self._created(context):
             try:
                 if scope.state.settings.lost_work != "ignore":
                     raising += self._lost_work(context, error, scope)
-            except Exception:  # a comparison of the user's own types, maybe
-                log.warning("session: cannot tell what it changed", exc_info=True)
+            except Exception as problem:  # the user's own types, maybe
+                text = "session: cannot tell what it changed"
+                log.warning(text, exc_info=apart(problem, under_way))
             except BaseException as interrupt:  # noqa: BLE001 - raised in the end
                 raising.append(interrupt)
             self._drop(context, scope)
             for failure in scope.close():
-                log.warning("session: close() failed in teardown", exc_info=failure)
+                text = "session: close() failed in teardown"
+                log.warning(text, exc_info=apart(failure, under_way))
                 if not isinstance(failure, Exception):
                     raising.insert(0, failure)
         if OWNER in context.__dict__:

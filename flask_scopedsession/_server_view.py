@@ -16,7 +16,6 @@ from ._engines import server_version
 from ._engines import visit
 from ._ledger import PoolAccount
 from ._naming import family_of
-from ._reading import safe_url
 from ._server_queries import Activity
 from ._server_queries import asks
 from ._server_queries import Facts
@@ -26,6 +25,7 @@ from ._server_reading import Scope
 from ._server_reading import ServerConnection
 from ._server_reading import ServerView
 from ._server_reading import Unclaimed
+from ._urls import safe_url
 from .errors import PingError
 from .snapshot import Holder
 from .snapshot import PoolSnapshot

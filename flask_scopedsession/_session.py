@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import typing as t
 import weakref
 from collections import Counter
@@ -365,6 +366,7 @@ def close_session(session: Session) -> BaseException | None:
     another thread is in the midst of a call, that is when it is closed.
     """
     failure: BaseException | None = None
+    under_way = sys.exc_info()[1]
     session.get_bind = _refuse  # type: ignore[method-assign]
     watched = session if isinstance(session, WatchedSession) else None
     if watched is not None and not watched._scopedsession_end():
@@ -373,7 +375,7 @@ def close_session(session: Session) -> BaseException | None:
         session.close()
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
-        _discard_connections(session)
+        _discard_connections(session, under_way)
     finally:
         if watched is not None:
             watched._scopedsession_unmark()
@@ -383,20 +385,38 @@ def close_session(session: Session) -> BaseException | None:
     return failure
 
 
-def _discard_connections(session: Session) -> None:
-    _throw_away(session.invalidate)
+def apart(failure: BaseException, under_way: BaseException | None) -> BaseException:
+    """Return an error to log, without what was under way when it was raised.
+
+    That is the application's, and SQLAlchemy writes parameters into it.
+    """
+    each: BaseException | None = failure
+    while under_way is not None and each is not None:
+        if each.__context__ is under_way:
+            each.__context__ = None
+        if each.__cause__ is under_way:
+            each.__cause__ = None
+        each = each.__cause__ or each.__context__
+    return failure
+
+
+def _discard_connections(session: Session, under_way: BaseException | None) -> None:
+    _throw_away(session.invalidate, under_way)
     # close() stops at the first connection that fails; the others are still out.
     for taken in getattr(session, "_scopedsession_taken", ()):
         proxied = taken()
         if proxied is not None and proxied.is_valid:
-            _throw_away(proxied.invalidate)
+            _throw_away(proxied.invalidate, under_way)
 
 
-def _throw_away(invalidate: t.Callable[[], None]) -> None:
+def _throw_away(
+    invalidate: t.Callable[[], None], under_way: BaseException | None
+) -> None:
     try:
         invalidate()
-    except Exception:
-        log.warning("session: cannot throw a connection away", exc_info=True)
+    except Exception as error:
+        text = "session: cannot throw a connection away"
+        log.warning(text, exc_info=apart(error, under_way))
 
 
 def _refuse(*_: t.Any, **__: t.Any) -> t.NoReturn:

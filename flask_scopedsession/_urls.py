@@ -20,6 +20,9 @@ from ._values import attempt
 from ._values import kind
 from .errors import ConfigError
 
+if t.TYPE_CHECKING:
+    from .snapshot import DatabaseURL
+
 _SYNC_DRIVERS = {
     "mariadb": "mariadb+pymysql",
     "mssql": "mssql+pyodbc",
@@ -166,3 +169,31 @@ def in_memory(url: URL) -> bool:
         in_query = url.query.get("mode") == "memory"
         return in_query or database.startswith("file::memory:")
     return database == ":memory:"
+
+
+# -- what may be shown ---------------------------------------------------------
+
+#: Where a name stops to be one: drivers also take a whole connection string, or a URL
+#: with options, for the name of a host or database.
+_OPTIONS = re.compile(r"[?;&=]|://")
+
+
+def safe_url(url: URL) -> DatabaseURL:
+    """Return the parts of a URL that may be shown: a list of the good ones."""
+    from .snapshot import DatabaseURL
+
+    if is_sqlite(url):
+        database = url.database
+        if database is not None and database.startswith("file:"):
+            database = _cut(database, database.find("?"))
+        return DatabaseURL(url.drivername, url.host, url.port, database)
+    return DatabaseURL(url.drivername, _name(url.host), url.port, _name(url.database))
+
+
+def _name(part: str | None) -> str | None:
+    found = None if part is None else _OPTIONS.search(part)
+    return part if part is None or found is None else _cut(part, found.start())
+
+
+def _cut(part: str, at: int) -> str:
+    return part if at < 0 else f"{part[:at]}…"

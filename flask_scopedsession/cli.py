@@ -375,7 +375,7 @@ def db_ping(
 def _ping(db: ScopedSession, name: str, timeout: float) -> PingResult:
     from ._engines import PingResult
     from ._engines import server_version
-    from ._reading import safe_url
+    from ._urls import safe_url
 
     engine = db.get_engine(name)
     url = safe_url(engine.url)

@@ -16,10 +16,10 @@ from sqlalchemy import create_engine
 
 from flask_scopedsession import _server_view
 from flask_scopedsession._naming import process_name
-from flask_scopedsession._reading import safe_url
 from flask_scopedsession._server_queries import Activity
 from flask_scopedsession._server_queries import Facts
 from flask_scopedsession._server_reading import ServerView
+from flask_scopedsession._urls import safe_url
 from flask_scopedsession.snapshot import WorkerSnapshot
 
 ENGINE = create_engine("postgresql+psycopg://db/shop")
