@@ -29,6 +29,8 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["own.css"]
 html_title = f"Flask-ScopedSession {version}"
 html_copy_source = False
 html_show_sourcelink = False

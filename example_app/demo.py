@@ -217,7 +217,7 @@ class Server:
 
 
 @contextmanager
-def running_server(env: Mapping[str, str]) -> Iterator[Server]:
+def running_server(env: Mapping[str, str], workers: int = WORKERS) -> Iterator[Server]:
     """Run gunicorn on a free port, and stop it whatever happens."""
     log = Path(env["EXAMPLE_INSTANCE_PATH"], "gunicorn.log")
 
@@ -229,7 +229,7 @@ def running_server(env: Mapping[str, str]) -> Iterator[Server]:
             [
                 *(sys.executable, "-m", "gunicorn"),
                 *("--config", str(HERE / "gunicorn_conf.py")),
-                *("--workers", str(WORKERS), "--graceful-timeout", "1"),
+                *("--workers", str(workers), "--graceful-timeout", "1"),
                 *("--bind", f"fd://{listening.fileno()}", f"{APP}:create_app()"),
             ],
             env=env,

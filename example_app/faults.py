@@ -11,6 +11,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 from flask import abort
 from flask import Blueprint
@@ -150,9 +151,13 @@ def share_session() -> ResponseReturnValue:
     """
     session = db.session()
     statement = pairs_in_order(airports_argument())
+
+    def compare(_: int) -> Any:
+        return session.scalar(statement)
+
     with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(session.scalar, [statement, statement])
-    return jsonify(worker=os.getpid(), pairs=[first, second])
+        pairs = list(threads.map(compare, range(2)))
+    return jsonify(worker=os.getpid(), pairs=pairs)
 
 
 @bp.get("/keep-session")
@@ -228,7 +233,7 @@ def lock_airports() -> ResponseReturnValue:
     return jsonify(worker=os.getpid(), locked=codes)
 
 
-def pairs_in_order(airports: int) -> Select[tuple[int]]:
+def pairs_in_order(airports: int) -> Select[Any]:
     """Count the pairs of airports whose names are in order, without any index."""
     some = select(Airport.icao, Airport.name).limit(airports).subquery()
     other = aliased(some)

@@ -1,0 +1,134 @@
+"""The stage that ``capture.py`` plays on: a server, and the person who looks at it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from contextlib import ExitStack
+from contextlib import suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from example_app import demo
+
+#: Seconds to wait for what must come.
+PATIENCE = 30
+
+#: How wide the terminal is.
+COLUMNS = 90
+
+
+class Scene:
+    """A running server, one fault, and the person who looks."""
+
+    def __init__(self, env: Mapping[str, str], server: demo.Server) -> None:
+        self._env = env
+        self.server = server
+        self._open: list[HTTPConnection] = []
+
+    def begin(self, method: str, path: str) -> HTTPConnection:
+        """Send a request, and do not wait for the answer."""
+        connection = self.server.connect()
+        self._open.append(connection)
+        connection.request(method, path)
+        return connection
+
+    def ask(self, method: str, path: str) -> int:
+        """Send a request, and return the status of the answer."""
+        response = self.begin(method, path).getresponse()
+        response.read()
+        return response.status
+
+    def close(self) -> None:
+        """Wait for no more answers."""
+        for connection in self._open:
+            connection.close()
+
+    def flask(self, *args: str) -> str:
+        """Run a command as a person would; return it with its output."""
+        return f"$ flask --app {demo.APP} {' '.join(args)}\n{self._run(*args)}"
+
+    def _run(self, *args: str) -> str:
+        return on_terminal(self._env, "-m", "flask", "--app", demo.APP, *args)
+
+    def pools(self) -> list[dict[str, Any]]:
+        """Return all pools of the default bind, as JSON has them."""
+        report = json.loads(demo.flask(self._env, "pool-status", "--json", quiet=True))
+        pools = [pool for worker in report["workers"] for pool in worker["pools"]]
+        return [pool for pool in pools if pool["bind"] == "default"]
+
+    def until(self, what: Callable[[dict[str, Any]], object], pools: int = 1) -> None:
+        """Wait until so many pools are as they should be."""
+        deadline = time.monotonic() + PATIENCE
+        while sum(bool(what(pool)) for pool in self.pools()) < pools:
+            if time.monotonic() > deadline:
+                raise TimeoutError(self._run("pool-status"))
+
+    def logged(self, pattern: str) -> str:
+        """Return what matches in the server's log, once it is there; the last."""
+        deadline = time.monotonic() + PATIENCE
+        compiled = re.compile(pattern, re.MULTILINE)
+        while not (found := compiled.findall(self.server.log.read_text())):
+            if time.monotonic() > deadline:
+                raise TimeoutError(self.server.log.read_text())
+            time.sleep(0.1)
+        return f"{found[-1]}\n"
+
+    def error(self, name: str) -> str:
+        """Return the end of the last traceback of an error, without its link."""
+        return self.logged(rf"^(?:[\w.]+\.)?{name}: .*(?:\n(?![\[(]|Traceback).+)*")
+
+
+def on_terminal(env: Mapping[str, str], *args: str) -> str:
+    """Run Python on a terminal of its own, and return all that it says."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, *args],
+        env={**env, "COLUMNS": str(COLUMNS), "NO_COLOR": "1"},
+        cwd=env["EXAMPLE_INSTANCE_PATH"],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    ):
+        os.close(theirs)
+        said = b""
+        with os.fdopen(ours, "rb", 0) as screen, suppress(OSError):
+            # At the end, Linux has an error rather than nothing.
+            while chunk := screen.read(1 << 16):
+                said += chunk
+    return said.decode().replace("\r\n", "\n")
+
+
+class Stage:
+    """Where the scenes play: one folder, and one database with the airports in it."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._numbers = itertools.count()
+        self.env = {**demo.environment(folder), **settings}
+        demo.flask(self.env, "import-airports", quiet=True)
+
+    @contextmanager
+    def scene(self, workers: int = 1, **settings: str) -> Iterator[Scene]:
+        """Run the server, where what it leaves behind is in nobody's way."""
+        run = self._folder / f"run-{next(self._numbers)}"
+        where = {"FLASK_SCOPEDSESSION_CONTROL_DIR": str(run)}
+        env = {**self.env, **where, **settings}
+        with ExitStack() as stack:
+            server = stack.enter_context(demo.running_server(env, workers))
+            scene = Scene(env, server)
+            stack.callback(scene.close)
+            while scene.ask("GET", "/airports/EDDF") != 200:
+                time.sleep(0.1)
+            yield scene
