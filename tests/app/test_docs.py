@@ -48,3 +48,22 @@ def test_every_option_is_documented(command):
     options = {name for param in command.params for name in param.opts}
     missing = {name for name in options if name.startswith("--") and name not in text}
     assert not missing
+
+
+def test_tests_that_the_page_on_security_names_exist():
+    """A claim's test may be renamed, but not be forgotten."""
+    text = (DOCS / "security.md").read_text(encoding="utf-8")
+    tests = DOCS.parent / "tests"
+    named = []
+    for row in (line for line in text.splitlines() if line.startswith("|")):
+        file = None
+        for path, name in re.findall(r"`(?:([\w/]+\.py)::)?(test_\w+)`", row):
+            file = tests / path if path else file
+            if file is not None:
+                named.append((file, name))
+    assert len(named) > 50
+    assert not [
+        f"{file.name}::{name}"
+        for file, name in named
+        if f"def {name}(" not in file.read_text(encoding="utf-8")
+    ]

@@ -6,21 +6,31 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from commands import Result
 from environment import child_environ
+from flask import Flask
 from gates import Gates
 from prefork import Prefork
+from sqlalchemy import create_engine
+from sqlalchemy import make_url
+from sqlalchemy import NullPool
+from sqlalchemy import text
 from waiting import wait_until
+
+from flask_scopedsession import ScopedSession
 
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
 
@@ -204,7 +214,83 @@ def test_a_user_without_a_name_is_served_like_any_other(
     assert theirs.serve()["workers"] == [[seen["pid"], NAMELESS]]
 
 
-# Containers
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_what_another_user_can_do(
+    resident: Callable[..., Resident], short_tmp: Path
+) -> None:
+    """See that there is a directory, and nothing else."""
+    short_tmp.chmod(0o1777)  # as /tmp is
+    resident(RESIDENT_UID=NAMELESS).serve()
+    base = short_tmp / f"flask-scopedsession-{NAMELESS}"
+    (folder,) = base.iterdir()
+    (lock,) = folder.glob("*.lock")
+    script = """
+        import os, socket, sys
+        os.setgroups([])
+        os.setgid(int(sys.argv[1]))
+        os.setuid(int(sys.argv[1]))
+        base, folder, lock = sys.argv[2:]
+        attempts = [
+            lambda: os.listdir(base),
+            lambda: os.stat(lock),
+            lambda: open(lock),
+            lambda: socket.socket(socket.AF_UNIX).connect(lock[:-4] + "sock"),
+            lambda: os.unlink(lock),
+            lambda: os.mkdir(folder + "x"),
+            lambda: os.rename(base, base + "x"),
+            lambda: os.rmdir(base),
+            lambda: os.chmod(base, 0o777),
+        ]
+        for attempt in attempts:
+            try:
+                attempt()
+            except PermissionError:
+                print("refused")
+            else:
+                print("done")
+        print(oct(os.stat(base).st_mode & 0o777))
+    """
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", textwrap.dedent(script)),
+            *(str(NAMELESS + 1), base, folder, lock),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["refused"] * 9 + ["0o700"]
+
+
+# The database
+
+
+@pytest.mark.parametrize("own", [None, "shop-web"])
+def test_what_a_database_server_is_told(
+    make_app: Callable[..., Flask], pg_url: str, own: str | None
+) -> None:
+    """App, host and process, or the name that one gives; other roles see that."""
+    db = ScopedSession()
+    engine = create_engine(pg_url, poolclass=NullPool)
+    url = make_url(pg_url)
+    if own is not None:
+        url = url.update_query_dict({"application_name": own})
+    app = make_app(db, import_name="shop", SQLALCHEMY_DATABASE_URI=url)
+    with app.app_context(), engine.connect() as other:
+        mine = db.session.scalar(text("SELECT pg_backend_pid()"))
+        other.execute(text("CREATE ROLE stranger"))
+        other.execute(text("SET LOCAL ROLE stranger"))
+        row = other.execute(
+            text("SELECT * FROM pg_stat_activity WHERE pid = :pid"), {"pid": mine}
+        ).one()
+        told = own or f"shop@{socket.gethostname()}:{os.getpid()}"
+        assert row.application_name == told
+        assert row.query == "<insufficient privilege>"
+        assert row.state is row.client_addr is row.xact_start is None
+        other.rollback()
+
+
+# Containers and services
 
 
 def mounted(*commands: str) -> list[str]:
@@ -289,6 +375,40 @@ def test_a_tmpfs_that_everybody_may_write_to_as_of_kubernetes(
     assert f"{volume} belongs to uid 0 and can be written by others" in (
         refused.log.read_text()
     )
+
+
+@in_namespaces
+@pytest.mark.skipif(shutil.which("nsenter") is None, reason="needs nsenter")
+def test_a_service_with_a_tmp_of_its_own(
+    resident: Callable[..., Resident], short_tmp: Path
+) -> None:
+    """It is not seen from outside, but from within, or in a runtime directory."""
+    private, runtime = short_tmp / "tmp", short_tmp / "run" / "shop"
+    for path in (private, runtime):
+        path.mkdir(parents=True)
+    for path in (short_tmp, runtime.parent):
+        path.chmod(0o755)
+    private.chmod(0o1777)
+    os.chown(runtime, NAMELESS, NAMELESS)
+    runtime.chmod(0o700)
+    service = mounted(f"mount -t tmpfs -o mode=1777 none {private}")
+
+    hidden = resident(*service, TMPDIR=private, RESIDENT_UID=NAMELESS)
+    mine = hidden.serve()["pid"]
+    outside = resident(TMPDIR=private).serve()
+    assert outside["workers"] == [[outside["pid"], 0]]
+    within = resident(
+        *("nsenter", "-t", str(hidden.process.pid), "-m"), TMPDIR=private
+    ).serve()
+    assert [mine, NAMELESS] in within["workers"]
+
+    chosen = {"FLASK_SCOPEDSESSION_CONTROL_DIR": runtime}
+    seen = resident(*service, **chosen, RESIDENT_UID=NAMELESS).serve()
+    assert seen["workers"] == [[seen["pid"], NAMELESS]]
+    looking = commands.flask(
+        ["pool-status", "--json", "--control-dir", str(runtime)], app=None, cwd="/"
+    )
+    assert [w["pid"] for w in looking.check().json["workers"]] == [seen["pid"]]
 
 
 @in_namespaces
