@@ -472,7 +472,9 @@ def test_every_output_of_an_application_full_of_secrets(
         history.add(db.workers())
         shown["watch"] = render_pools(db.workers(), history=history)
         shown["watch"] += render_sessions(db.workers(), history=history)
-        shown["python"] = repr((db, db.session, db.snapshot(), db.workers()))
+        shown["python"] = repr(
+            (db, db.session, db.engines, db.sessionmaker, db.snapshot(), db.workers())
+        )
         shown["json"] = str((db.snapshot().to_dict(), db.workers().to_dict()))
         db.session.rollback()
         held.close()
