@@ -11,6 +11,7 @@ import re
 import time
 import types
 import typing as t
+from collections.abc import Callable
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -21,15 +22,28 @@ if t.TYPE_CHECKING:
     from typing_extensions import Self
 
 
+Pace = Callable[[], None]
+
+
+def _at_once() -> None:
+    """Let nobody else run in between."""
+
+
 class Reading:
     """What all readings can: become JSON-ready, and be made from it."""
 
     __slots__ = ()
 
-    def to_dict(self) -> dict[str, t.Any]:
-        """Return plain dicts, lists and scalars, ready for :func:`json.dumps`."""
+    #: The pace of who lets nobody else run in between.
+    at_once: t.ClassVar[Pace] = staticmethod(_at_once)
+
+    def to_dict(self, pace: Pace = _at_once) -> dict[str, t.Any]:
+        """Return plain dicts, lists and scalars, ready for :func:`json.dumps`.
+
+        :param pace: Called again and again, to let other threads run.
+        """
         return {
-            field.name: _plain(getattr(self, field.name))
+            field.name: _plain(getattr(self, field.name), pace)
             for field in dataclasses.fields(t.cast(t.Any, self))
         }
 
@@ -50,11 +64,12 @@ class Reading:
         return cls(**values)
 
 
-def _plain(value: t.Any) -> t.Any:
+def _plain(value: t.Any, pace: Pace = _at_once) -> t.Any:
     if isinstance(value, Reading):
-        return value.to_dict()
+        pace()
+        return value.to_dict(pace)
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, pace) for item in value]
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, float):

@@ -20,7 +20,7 @@ from ._control import directory
 from ._control.endpoint import Endpoint
 from ._control.endpoint import Source
 from ._control.protocol import CREDENTIALS
-from ._control.protocol import encode
+from ._control.protocol import encode_at
 from ._control.protocol import PROTOCOL
 from ._control.server import SERVER
 from ._native import allocate_lock
@@ -235,13 +235,15 @@ class LiveView:
         return t.cast(bytes, self._envelope(_shortened(worker, 0), sys.maxsize))
 
     def _envelope(self, worker: WorkerSnapshot, limit: int) -> bytes | None:
-        content = encode(
+        pace = self.reader.pace
+        content = encode_at(
+            pace,
             {
                 "protocol": PROTOCOL,
                 "deployment": self._deployment,
                 "app": self._app_name,
-                "worker": worker.to_dict(),
-            }
+                "worker": worker.to_dict(pace),
+            },
         )
         return content if len(content) <= limit else None
 

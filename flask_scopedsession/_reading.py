@@ -29,6 +29,7 @@ from ._ledger import SessionEntry
 from ._ledger import TimedOut
 from ._ledger import Waiting
 from ._native import original
+from ._native import Pace
 from ._owner import frame_of
 from ._owner import Owner
 from ._owner import responsible
@@ -82,6 +83,8 @@ class Reader:
         self._ledger = ledger
         self._engines = engines
         self._held_long_after = held_long_after
+        self.pace = Pace()
+        """Called between the steps of what may be long."""
 
     def configured(self) -> tuple[ConfiguredPool, ...]:
         """Return the pools as configured, without a word on their use."""
@@ -121,7 +124,11 @@ class Reader:
         waiting = self._blocked(account, live)
         stacks = _stacks([*live, *waiting])
         now = perf_counter()
-        found = [(hold, self._holder(account, hold, stacks, now)) for hold in live]
+        self.pace()
+        found: list[tuple[Hold, Holder]] = []
+        for hold in live:
+            found.append((hold, self._holder(account, hold, stacks, now)))
+            self.pace()
         # Who has returned it meanwhile may have shown us another request's line.
         found = [(hold, holder) for hold, holder in found if hold.out]
         holders = tuple(holder for _, holder in found)
@@ -162,7 +169,7 @@ class Reader:
                 self._timeout(timeout) for timeout in list(account.recent_timeouts)
             ),
             **measured(account, bounds, used, len(waiters)),
-            views=views(account.meters, live, now),
+            views=views(account.meters, live, now, self.pace),
             backend_pids=account.backend_pids()[:MOST],
         )
 
@@ -289,6 +296,7 @@ class Reader:
             return ()  # tracking is off
         holds: dict[int, list[tuple[PoolAccount, Hold]]] = {}
         for account in self._ledger.pools.values():
+            self.pace()
             for hold in account.live():
                 if hold.session is not None:
                     holds.setdefault(id(hold.session), []).append((account, hold))
@@ -299,11 +307,14 @@ class Reader:
         }
         now = perf_counter()
         entries = sorted(self._ledger.sessions.copy().values(), key=lambda e: e.since)
-        found = (
-            self._session(entry, holds.get(id(entry), []), waiting, now)
-            for entry in entries[:MOST]
-        )
-        return tuple(session for session in found if session is not None)
+        self.pace()
+        found: list[SessionSnapshot] = []
+        for entry in entries[:MOST]:
+            session = self._session(entry, holds.get(id(entry), []), waiting, now)
+            if session is not None:
+                found.append(session)
+            self.pace()
+        return tuple(found)
 
     def _session(
         self,
@@ -357,7 +368,15 @@ def _stacks(asked: Iterable[Hold | Waiting]) -> Stacks:
         return {}
     original("time", "sleep")(0)
     frames = sys._current_frames()
-    return {id(owner): raw_frames(frame_of(owner, frames)) for owner in owners}
+    found: dict[int, tuple[RawFrame, ...]] = {}
+    read: dict[int, tuple[RawFrame, ...]] = {}
+    for owner in owners:
+        # Many may be of one thread: each frame is read once.
+        frame = frame_of(owner, frames)
+        if id(frame) not in read:
+            read[id(frame)] = raw_frames(frame)
+        found[id(owner)] = read[id(frame)]
+    return found
 
 
 def _session_state(

@@ -12,6 +12,7 @@ from ._meters import Busiest
 from ._meters import Meters
 from ._meters import Use
 from ._meters import use_of
+from ._native import Pace
 from ._owner import Responsible
 from ._owner import responsible
 from ._pool import Limits
@@ -65,7 +66,9 @@ def _busiest(found: Busiest | None) -> BusyMinute | None:
     )
 
 
-def views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ...]:
+def views(
+    meters: Meters, live: Iterable[Hold], now: float, pace: Pace
+) -> tuple[ViewUse, ...]:
     """Return the views that had most of the pool's time; who holds now, too."""
     with meters.at_rest() as window:
         ever, minute = meters.held.uses(), meters.held.uses_minute()
@@ -73,6 +76,7 @@ def views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ..
         holder, held = responsible(hold.owner), now - hold.since
         for uses in (ever, minute):
             use_of(uses, holder).add(1, held, min(held, window))
+        pace()
     whole = sum(use.seconds for use in ever.values())
     whole_60s = sum(use.lately for use in minute.values())
     found: list[ViewUse] = []

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ._buckets import BUCKET_BOUNDS
+from ._json import Pace
 from ._json import Reading
 
 __all__ = [
@@ -405,10 +406,10 @@ class Survey(Reading):
             for url, pools in grouped.items()
         )
 
-    def to_dict(self) -> dict[str, t.Any]:
+    def to_dict(self, pace: Pace = Reading.at_once) -> dict[str, t.Any]:
         """Return the JSON document of ``--json``."""
         # super() does not work in a dataclass with slots, which is a new class.
-        data = Reading.to_dict(self)
+        data = Reading.to_dict(self, pace)
         data["totals"] = [total.to_dict() for total in self.totals]
         schema = data.pop("schema")
         return {"schema": schema, **data}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from flask.globals import app_ctx
 from sqlalchemy import select
 from waiting import wait_until
 
@@ -465,3 +466,26 @@ def test_without_what_unix_has_all_works_but_the_live_view(
         import threading
         assert threading.active_count() == 1
     """).check()
+
+
+def test_a_long_answer_lets_others_run(make_app: Callable[..., Flask]) -> None:
+    """Between any two of a thousand sessions, and while it is encoded."""
+    db = ScopedSession()
+    app = make_app(db)
+    sessions = []
+    with app.app_context():
+        for _ in range(200):
+            context = app.app_context()
+            context.push()
+            sessions.append(db.session())
+        live = db._states[app].live
+        calls: list[int] = []
+        live.reader.pace = lambda: calls.append(1)  # type: ignore[assignment]
+        assert len(live.reader.sessions()) == 200
+        assert len(calls) >= 200
+        calls.clear()
+        live.reply("1-00000000", 1 << 20)
+        assert len(calls) >= 200 + 200 + 200 / 20
+        for _ in range(200):
+            db.session.remove()
+            app_ctx._get_current_object().pop()
