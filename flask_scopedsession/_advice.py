@@ -16,6 +16,7 @@ from ._advice_warnings import GUNICORN_TIMEOUT
 from ._advice_warnings import Sight
 from ._advice_warnings import stuck_holders
 from ._advice_warnings import warnings
+from ._json import at_once
 from ._json import Pace
 from ._json import Reading
 from ._measure import LEAST
@@ -122,7 +123,7 @@ class Report(Reading):
     advice: tuple[Advice, ...]
     servers: tuple[ServerTotal, ...]
 
-    def to_dict(self, pace: Pace = Reading.at_once) -> dict[str, t.Any]:
+    def to_dict(self, pace: Pace = at_once) -> dict[str, t.Any]:
         """Return the JSON document of ``--json``."""
         return {"schema": SCHEMA, **Reading.to_dict(self, pace)}
 

@@ -25,7 +25,7 @@ if t.TYPE_CHECKING:
 Pace = Callable[[], None]
 
 
-def _at_once() -> None:
+def at_once() -> None:
     """Let nobody else run in between."""
 
 
@@ -34,10 +34,7 @@ class Reading:
 
     __slots__ = ()
 
-    #: The pace of who lets nobody else run in between.
-    at_once: t.ClassVar[Pace] = staticmethod(_at_once)
-
-    def to_dict(self, pace: Pace = _at_once) -> dict[str, t.Any]:
+    def to_dict(self, pace: Pace = at_once) -> dict[str, t.Any]:
         """Return plain dicts, lists and scalars, ready for :func:`json.dumps`.
 
         :param pace: Called again and again, to let other threads run.
@@ -64,7 +61,7 @@ class Reading:
         return cls(**values)
 
 
-def _plain(value: t.Any, pace: Pace = _at_once) -> t.Any:
+def _plain(value: t.Any, pace: Pace = at_once) -> t.Any:
     if isinstance(value, Reading):
         pace()
         return value.to_dict(pace)
