@@ -162,7 +162,8 @@ class PoolAccount:
         meters.waits.add(waited)
         key = id(proxied)
         hold = self.holds.get(key)
-        if hold is not None:
+        # An interrupted _forget() leaves one behind that is dead, and its id is reused.
+        if hold is not None and hold() is proxied:
             # SingletonThreadPool hands the same one out again within a thread.
             return hold
         hold = Hold(proxied, self._freed)
