@@ -62,14 +62,14 @@ class TrackedPool(Pool):
             return self.after_fork().connect()
         owner = current_owner()
         since = perf_counter()
-        if not account.told_who_waits:
-            account.waiting[owner.ident] = Waiting(since, owner)
-            if len(account.waiting) + len(account.holds) > account.most:
-                account.note_pending()
-        before = owner.hold
-        if before is not None and before.account is account and before.out:
-            account.note_nesting(owner)
         try:
+            if not account.told_who_waits:
+                account.waiting[owner.ident] = Waiting(since, owner)
+                if len(account.waiting) + len(account.holds) > account.most:
+                    account.note_pending()
+            before = owner.hold
+            if before is not None and before.account is account and before.out:
+                account.note_nesting(owner)
             proxied = super().connect()
             now = perf_counter()
             idle_after = account.settings.ping_idle_after

@@ -200,3 +200,20 @@ def test_nobody_waits_for_who_reads(meters: Meters, clock: Clock) -> None:
         meters.turn(clock.now)  # would deadlock, and must not fold
         assert len(meters.waits.fresh) == 1
     assert counts(meters) == (1, 1)
+
+
+def test_what_comes_while_others_are_folded(clock: Clock, pool: Pool) -> None:
+    """It is counted once: now, or the next time."""
+
+    class Busy(_meters.Meter):
+        def _count(self, sample: float) -> None:
+            if sample == 1:
+                self.add(2)  # as another thread does at any moment
+            super()._count(sample)
+
+    meter = Busy()
+    for _ in range(3):
+        meter.add(1)
+    meter.fold()
+    meter.fold()
+    assert (meter.total().count, meter.total().sum) == (6, 9)
