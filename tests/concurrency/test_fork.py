@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.subprocess
 
 HEAD = """
-import os, sys
+import os, sys, traceback
 from flask import Flask
 from sqlalchemy import select, text
 from flask_scopedsession import ScopedSession
@@ -33,6 +33,8 @@ def child(work):
             os.close(read)
             os.write(write, str(work()).encode())
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os.close(write)
             if EXIT_NICELY:
@@ -58,7 +60,7 @@ def fork(run_script, pg_url):
         # "error" alone does not show the warning about forking with threads.
         strict = ("-W", "error", "-W", "always::DeprecationWarning")
         result = run_script(source, url, python_args=strict, **kwargs)
-        assert (result.code, result.stderr) == (0, "")
+        assert (result.code, result.stderr) == (0, ""), result.stderr
         return result.stdout.split()
 
     return run
@@ -409,28 +411,47 @@ def test_nothing_inherited_is_ever_closed(fork, short_tmp, nicely, out, tracking
     assert child not in touched
 
 
-def test_forking_while_another_thread_is_in_the_ledger(fork):
+#: Where another thread is at the fork, and the locks that it holds there.
+HELD = {
+    "ledger": "[state.ledger._lock, account.meters._lock]",
+    "pool": "[db.engine.pool._overflow_lock, db.engine.pool._pool.mutex]",
+    "live view": "[state.live._lock]",
+}
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_forking_while_another_thread_is_inside(fork, held):
     """A lock that another thread holds at the fork does not stop the child."""
     (answer,) = fork(
-        """
+        f"""
         import threading, warnings
+        from contextlib import ExitStack
         # The threads are this test's, not ours.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         with app.app_context():
             state = db._states[app]
-        account = state.ledger.pools["default"]
+            account = state.ledger.pools["default"]
+            locks = {held}
         inside, leave = threading.Event(), threading.Event()
         def hold_the_locks():
-            with account.meters.at_rest():
+            with ExitStack() as stack:
+                for lock in locks:
+                    stack.enter_context(lock)
                 inside.set()
                 leave.wait(20)
-        thread = threading.Thread(target=hold_the_locks)
+        thread = threading.Thread(target=hold_the_locks, daemon=True)
         thread.start()
         assert inside.wait(10)
         def work():
+            from collections import Counter
+            from flask_scopedsession._owner import Responsible
             with app.app_context():
                 db.session.execute(text("SELECT 1"))
-                return db.snapshot().pools[0].checkouts_total
+                state.ledger.lost_work(Responsible(), Counter())
+                db.serve_control()
+                found = db.snapshot().pools[0].checkouts_total
+                db.dispose()
+            return found
         print(child(work))
         leave.set()
         thread.join()
@@ -438,6 +459,44 @@ def test_forking_while_another_thread_is_in_the_ledger(fork):
         timeout=30,
     )
     assert answer == "1"
+
+
+def test_forking_while_others_check_out_and_in(fork):
+    """Wherever they are at that moment, the child works, and so does the parent."""
+    (answer,) = fork(
+        f"""
+        import signal, threading, warnings
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        over = threading.Event()
+        failed = []
+        def visit():
+            with app.app_context():
+                return db.session.scalar({PID})
+        def visits():
+            try:
+                while not over.is_set():
+                    visit()
+            except BaseException as error:
+                failed.append(error)
+        threads = [threading.Thread(target=visits) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        def work():
+            signal.alarm(10)
+            return visit()
+        found = {{child(work) for _ in range(20)}}
+        over.set()
+        for thread in threads:
+            thread.join(10)
+        assert not failed, failed
+        assert len(found) == 20  # each its own
+        with app.app_context():
+            assert db.snapshot().pools[0].used == 0
+        print("fine")
+        """,
+        timeout=60,
+    )
+    assert answer == "fine"
 
 
 def test_multiprocessing(fork):
