@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import weakref
 from contextlib import suppress
@@ -160,7 +161,7 @@ kept = db.engine.connect()
 
 @pytest.mark.workers
 def test_sigterm_with_a_transaction_in_flight(prefork, gates, live_env, pg_url):
-    """The worker ends it as the server's grace allows; the database is clean."""
+    """The server's grace is over before the view is; the database is clean."""
     live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = pg_url
     group = prefork(count=1, worker_class="gthread", args=["--graceful-timeout", "1"])
     thread = threading.Thread(target=lambda: visit(group, "/block?name=open"))
@@ -181,6 +182,25 @@ def test_sigterm_with_a_transaction_in_flight(prefork, gates, live_env, pg_url):
     thread.join(20)
     wait_until(lambda: others() == 0)
     engine.dispose()
+
+
+@pytest.mark.workers
+def test_sigterm_and_a_request_that_ends_in_time(prefork, gates, live_env, short_tmp):
+    """It is answered, and the worker's own end leaves no control file behind."""
+
+    def ours():
+        return [name for name in control_files(short_tmp) if name.endswith(".sock")]
+
+    group = prefork(count=1, worker_class="gthread", args=["--graceful-timeout", "20"])
+    group.visit_all("/ok")
+    assert len(ours()) == 1
+    reply = group.send("/block?name=open")
+    gates.wait()
+    group.kill(group.pid, signal.SIGTERM)
+    gates.open_all()
+    assert reply.result(10).status == 200
+    wait_until(lambda: group.worker_pids() == [])
+    assert ours() == []
 
 
 def visit(group, path):
