@@ -30,7 +30,7 @@ LONGEST = 240
 
 
 class Change(NamedTuple):
-    """Text of one module of the package, and what stands there instead."""
+    """Lines of one module of the package, and what stands there instead."""
 
     module: str
     old: str
@@ -43,290 +43,569 @@ class Mutation(NamedTuple):
     name: str
     changes: tuple[Change, ...]
     tests: tuple[str, ...]
+    since: tuple[int, int]
+    """The oldest Python that they notice it on."""
 
 
-def mutation(name: str, *changes: tuple[str, str, str], tests: str) -> Mutation:
-    """Return a mutation; `tests` has a file, and the names of tests in it, per line."""
-    found = []
-    for line in tests.split("\n"):
-        file, *names = line.split()
-        found += [f"tests/{file}::{name}" for name in names]
-    return Mutation(name, tuple(Change(*change) for change in changes), tuple(found))
+def mutation(
+    name: str, *changes: Change, tests: str, since: tuple[int, int] = (3, 10)
+) -> Mutation:
+    """Return a mutation.
+
+    :param tests: Files, each followed by the names of tests in it.
+    """
+    found: list[str] = []
+    file = ""
+    for word in tests.split():
+        if word.endswith(".py"):
+            file = word
+        else:
+            found.append(f"tests/{file}::{word}")
+    return Mutation(name, changes, tuple(found), since)
 
 
 #: Nothing removes a session: neither teardown nor the end of the context's life.
 UNREMOVED = (
-    ("_extension", "scopes.end(context_torn_down(error), error)", "pass"),
-    ("_scope", "        if self.sessions:\n            for", "        if ():\n            for"),
+    Change("_extension", "scopes.end(context_torn_down(error), error)", "pass"),
+    Change("_scope", "        if self.sessions:\n", "        if ():\n"),
 )
 
 MUTATIONS = (
     mutation(
         "scope: a thread without a context gets the last one",
-        (
+        Change(
             "_scope",
-            "        return app_context()\n    except RuntimeError:\n"
-            "        raise OutsideContext(f\"'db.session' {OUTSIDE}\") from None",
-            "        scope_context.last = app_context()\n    except RuntimeError:\n"
-            "        pass\n    return scope_context.last",
+            """
+        return app_context()
+    except RuntimeError:
+        raise OutsideContext(f"'db.session' {OUTSIDE}") from None
+""",
+            """
+        scope_context.last = app_context()
+    except RuntimeError:
+        pass
+    return scope_context.last
+""",
         ),
-        tests="app/test_scope.py test_a_thread_has_no_context\n"
-        "scopes/test_threads.py test_a_plain_thread_has_no_context"
-        " test_a_plain_pool_has_no_context",
+        tests="""
+        app/test_scope.py test_a_thread_has_no_context
+        scopes/test_threads.py test_a_plain_thread_has_no_context
+          test_a_plain_pool_has_no_context
+        """,
     ),
     mutation(
         "scope: sessions are kept on the application",
-        (
+        Change(
             "_scope",
-            "        return app_context()\n    except RuntimeError:",
-            "        found = app_context().app\n        found.app = found\n"
-            "        return found\n    except RuntimeError:",
+            """
+        return app_context()
+    except RuntimeError:
+""",
+            """
+        found = app_context().app
+        found.app = found
+        return found
+    except RuntimeError:
+""",
         ),
-        tests="scopes/test_contexts.py test_nested_contexts"
-        " test_a_copied_request_context test_a_client_that_keeps_its_context\n"
-        "scopes/test_threads.py test_a_copied_request_context_in_a_thread\n"
-        "scopes/test_async.py test_gather_with_contexts_of_their_own\n"
-        "scopes/test_streams.py test_a_context_of_its_own_in_a_generator",
+        tests="""
+        scopes/test_contexts.py test_nested_contexts
+          test_a_copied_request_context test_a_client_that_keeps_its_context
+        scopes/test_threads.py test_a_copied_request_context_in_a_thread
+        scopes/test_async.py test_gather_with_contexts_of_their_own
+        scopes/test_streams.py test_a_context_of_its_own_in_a_generator
+        """,
     ),
     mutation(
         "teardown: nothing is removed",
         UNREMOVED[0],
-        tests="scopes/test_contexts.py test_a_context_that_is_pushed_twice test_a_context_that_is_used_again"
-        " test_the_debugger_that_keeps_a_context",
+        tests="""
+        scopes/test_contexts.py test_a_context_that_is_pushed_twice
+          test_a_context_that_is_used_again
+          test_the_debugger_that_keeps_a_context
+        """,
     ),
     mutation(
         "teardown and freeing: nothing is removed",
         *UNREMOVED,
-        tests="scopes/test_contexts.py test_nested_contexts"
-        " test_the_client_within_a_context"
-        " test_the_client_within_a_request_context test_the_client_within_a_view"
-        " test_a_copied_request_context test_a_copied_request_context_after_the_request"
-        " test_another_teardown_that_raises test_teardowns_of_requests_that_raise"
-        " test_a_session_in_another_teardown\n"
-        "scopes/test_async.py test_an_async_view test_a_request_that_goes_through_threads"
-        " test_async_teardowns_of_the_context test_gather test_an_async_view_that_raises"
-        " test_a_task_that_outlives_its_view\n"
-        "scopes/test_streams.py test_a_stream_that_is_read_to_its_end"
-        " test_a_client_that_goes_away test_a_body_that_is_never_closed"
-        " test_which_session_a_generator_sees"
-        " test_two_streams_that_are_read_by_turns\n"
-        "scopes/test_failures.py test_an_error_in_the_application"
-        " test_an_error_in_a_listener_of_the_session"
-        " test_an_error_in_a_listener_of_the_engine",
+        tests="""
+        scopes/test_contexts.py test_nested_contexts
+          test_the_client_within_a_context
+          test_the_client_within_a_request_context
+          test_the_client_within_a_view test_a_copied_request_context
+          test_a_copied_request_context_after_the_request
+          test_another_teardown_that_raises
+          test_teardowns_of_requests_that_raise
+          test_a_session_in_another_teardown
+        scopes/test_async.py test_an_async_view
+          test_a_request_that_goes_through_threads
+          test_async_teardowns_of_the_context test_gather
+          test_an_async_view_that_raises test_a_task_that_outlives_its_view
+        scopes/test_streams.py test_a_stream_that_is_read_to_its_end
+          test_a_client_that_goes_away test_a_body_that_is_never_closed
+          test_which_session_a_generator_sees
+          test_two_streams_that_are_read_by_turns
+        scopes/test_failures.py test_an_error_in_the_application
+          test_an_error_in_a_listener_of_the_session
+          test_an_error_in_a_listener_of_the_engine
+        """,
     ),
     mutation(
         "gevent: a killed greenlet's session is not removed",
         *UNREMOVED,
-        ("_session", "        _discard_connections(session)\n", ""),
-        tests="concurrency/test_gevent_kills.py test_killed",
+        Change(
+            "_session",
+            """
+        _discard_connections(session)
+""",
+            "",
+        ),
+        tests="""
+        concurrency/test_gevent_kills.py test_killed
+        """,
     ),
     mutation(
         "sharing: a call in another thread's call goes on",
-        (
+        Change(
             "_sharing",
-            "            if self._scopedsession_busy(user):\n                raise",
-            "            if ():\n                raise",
+            """
+            if self._scopedsession_busy(user):
+                raise
+""",
+            """
+            if ():
+                raise
+""",
         ),
-        tests="scopes/test_threads.py test_a_call_in_the_midst_of_another_threads"
-        " test_workers_that_share_a_context\nscopes/test_async.py test_gather_of_threads",
+        tests="""
+        scopes/test_threads.py test_a_call_in_the_midst_of_another_threads
+          test_workers_that_share_a_context
+        scopes/test_async.py test_gather_of_threads
+        """,
     ),
     mutation(
         "sharing: a transaction in two threads is not reported",
-        ("_sharing", "if not at_work(before, sys._current_frames()):", "if True:"),
-        tests="scopes/test_threads.py test_a_transaction_in_two_threads",
+        Change(
+            "_sharing",
+            """
+if not at_work(before, sys._current_frames()):
+""",
+            """
+if True:
+""",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_transaction_in_two_threads
+        """,
     ),
     mutation(
         "sharing: a thread that waits counts as one at work",
-        ("_sharing", "if not at_work(before, sys._current_frames()):", "if ():"),
-        tests="scopes/test_threads.py test_handing_over_and_waiting\n"
-        "scopes/test_async.py test_a_request_that_goes_through_threads",
+        Change(
+            "_sharing",
+            """
+if not at_work(before, sys._current_frames()):
+""",
+            """
+if ():
+""",
+        ),
+        tests="""
+        scopes/test_threads.py test_handing_over_and_waiting
+        scopes/test_async.py test_a_request_that_goes_through_threads
+        """,
     ),
     mutation(
         "sharing: a scope ends in the midst of another thread's call",
-        (
+        Change(
             "_sharing",
-            "        if self._scopedsession_busy(user):\n            return False\n",
+            """
+        if self._scopedsession_busy(user):
+            return False
+""",
             "",
         ),
-        tests="scopes/test_threads.py"
-        " test_a_scope_that_ends_in_the_midst_of_another_threads_call",
+        tests="""
+        scopes/test_threads.py
+          test_a_scope_that_ends_in_the_midst_of_another_threads_call
+        """,
     ),
     mutation(
         "sharing: an interrupted call's mark stays for good",
-        ("_sharing", "return is_inside(by, sys._current_frames(), _CALLS)", "return True"),
-        tests="scopes/test_threads.py test_a_mark_that_an_exception_left_behind",
+        Change(
+            "_sharing",
+            """
+return is_inside(by, sys._current_frames(), _CALLS)
+""",
+            """
+return True
+""",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_mark_that_an_exception_left_behind
+        """,
     ),
     mutation(
         "engines: SQLite in memory is SQLAlchemy's default",
-        ("_engines", 'options["poolclass"] = StaticPool', "pass"),
-        tests="scopes/test_async.py test_an_async_view test_gather",
+        Change(
+            "_engines",
+            """
+options["poolclass"] = StaticPool
+""",
+            """
+pass
+""",
+        ),
+        tests="""
+        scopes/test_async.py test_an_async_view test_gather
+        """,
     ),
     mutation(
         "streams: requests begin inside an abandoned stream's context",
-        (
+        Change(
             "_context",
-            "    if REQUESTS_OWN_THEIR_CONTEXT:\n        return\n    inner",
-            "    return\n    inner",
+            """
+    if REQUESTS_OWN_THEIR_CONTEXT:
+        return
+    inner
+""",
+            """
+    return
+    inner
+""",
         ),
-        tests="scopes/test_streams.py"
-        " test_later_requests_on_the_thread_of_an_abandoned_stream",
+        tests="""
+        scopes/test_streams.py
+          test_later_requests_on_the_thread_of_an_abandoned_stream
+        """,
     ),
     mutation(
         "streams: teardown takes the current context for its own",
-        ("_context", "    if error is None:\n        return context", "    return context"),
-        tests="scopes/test_streams.py"
-        " test_an_abandoned_stream_that_is_freed_during_another_request",
+        Change(
+            "_context",
+            """
+    if error is None:
+        return context
+""",
+            """
+    return context
+""",
+        ),
+        tests="""
+        scopes/test_streams.py
+          test_an_abandoned_stream_that_is_freed_during_another_request
+        """,
     ),
     mutation(
         "session: a removed one goes on",
-        ("_session", "    session.get_bind = _refuse  # type: ignore[method-assign]\n", ""),
-        tests="scopes/test_streams.py test_the_views_session_kept_by_a_generator"
-        " test_which_session_a_generator_sees\n"
-        "scopes/test_contexts.py test_nested_contexts",
+        Change(
+            "_session",
+            """
+    session.get_bind = _refuse  # type: ignore[method-assign]
+""",
+            "",
+        ),
+        tests="""
+        scopes/test_streams.py test_the_views_session_kept_by_a_generator
+          test_which_session_a_generator_sees
+        scopes/test_contexts.py test_nested_contexts
+        """,
     ),
     mutation(
         "session: connections stay out when close() fails",
-        ("_session", "        _discard_connections(session)\n", ""),
-        tests="scopes/test_failures.py test_an_error_in_close"
-        " test_one_of_two_binds_that_cannot_roll_back",
+        Change(
+            "_session",
+            """
+        _discard_connections(session)
+""",
+            "",
+        ),
+        tests="""
+        scopes/test_failures.py test_an_error_in_close
+          test_one_of_two_binds_that_cannot_roll_back
+        """,
     ),
     mutation(
         "scope: a failure in teardown ends the closing",
-        (
+        Change(
             "_scope",
-            "            except BaseException as interrupt:  # noqa: BLE001 - raised in the"
-            " end\n                raising.append(interrupt)\n",
+            """
+            except BaseException as interrupt:  # noqa: BLE001 - raised in the end
+                raising.append(interrupt)
+""",
             "",
         ),
-        tests="scopes/test_failures.py test_an_error_in_the_comparison_of_changes",
+        tests="""
+        scopes/test_failures.py test_an_error_in_the_comparison_of_changes
+        """,
     ),
     mutation(
         "pool: an interrupted return costs a slot",
-        (
+        Change(
             "_pool",
-            "        finally:\n            super()._do_return_conn(record)",
-            "        except ZeroDivisionError:\n            pass\n"
-            "        super()._do_return_conn(record)",
+            """
+        finally:
+            super()._do_return_conn(record)
+""",
+            """
+        except ZeroDivisionError:
+            pass
+        super()._do_return_conn(record)
+""",
         ),
-        tests="scopes/test_interrupts.py test_at_any_point",
+        tests="""
+        scopes/test_interrupts.py test_at_any_point
+        """,
     ),
     mutation(
         "pool: an interrupted checkout stays in the list of those who wait",
-        (
+        Change(
             "_pool",
-            "        finally:\n            account.waiting.pop(ident, None)",
-            "        account.waiting.pop(ident, None)",
+            """
+        finally:
+            account.waiting.pop(ident, None)
+""",
+            """
+        account.waiting.pop(ident, None)
+""",
         ),
-        tests="scopes/test_interrupts.py test_at_any_point\n"
-        "concurrency/test_gevent_kills.py test_killed_while_it_waits_for_the_pool",
+        tests="""
+        scopes/test_interrupts.py test_at_any_point
+        concurrency/test_gevent_kills.py
+          test_killed_while_it_waits_for_the_pool
+        """,
     ),
     mutation(
         "meters: what comes in while one folds is lost",
-        (
+        Change(
             "_meters",
-            "        for _ in range(len(self.fresh)):\n"
-            "            self._count(self.fresh.popleft())",
-            "        for sample in list(self.fresh):\n            self._count(sample)\n"
-            "        self.fresh.clear()",
+            """
+        for _ in range(len(self.fresh)):
+            self._count(self.fresh.popleft())
+""",
+            """
+        for sample in list(self.fresh):
+            self._count(sample)
+        self.fresh.clear()
+""",
         ),
-        tests="unit/test_meters.py test_what_comes_while_others_are_folded",
+        tests="""
+        unit/test_meters.py test_what_comes_while_others_are_folded
+        """,
     ),
     mutation(
         "meters: two fold at a time",
-        ("_meters", "        if self._lock.acquire(False):", "        if True:"),
-        ("_meters", "            finally:\n                self._lock.release()", "            finally:\n                pass"),
-        tests="unit/test_meters.py test_nobody_waits_for_who_reads",
+        Change(
+            "_meters",
+            """
+        if self._lock.acquire(False):
+""",
+            """
+        if True:
+""",
+        ),
+        Change(
+            "_meters",
+            """
+            finally:
+                self._lock.release()
+""",
+            """
+            finally:
+                pass
+""",
+        ),
+        tests="""
+        unit/test_meters.py test_nobody_waits_for_who_reads
+        """,
     ),
     mutation(
         "ledger: one hold is timed twice",
-        ("_ledger", "        if not hold.timed:\n", "        if True:\n"),
-        tests="app/test_ledger.py test_fifty_threads",
+        Change(
+            "_ledger",
+            """
+        if not hold.timed:
+""",
+            """
+        if True:
+""",
+        ),
+        tests="""
+        app/test_ledger.py test_fifty_threads
+        """,
     ),
     mutation(
         "ledger: a dead hold is taken for the one that has its id",
-        ("_ledger", "if hold is not None and hold() is proxied:", "if hold is not None:"),
-        tests="scopes/test_interrupts.py test_at_any_point",
+        Change(
+            "_ledger",
+            """
+if hold is not None and hold() is proxied:
+""",
+            """
+if hold is not None:
+""",
+        ),
+        tests="""
+        scopes/test_interrupts.py test_at_any_point
+        """,
     ),
     mutation(
         "pool: a timeout is not explained",
-        ("_pool", "explain(error, account, account.timed_out(waiting))", "account.timed_out(waiting)"),
-        tests="app/test_ledger.py test_timeouts",
+        Change(
+            "_pool",
+            """
+explain(error, account, account.timed_out(waiting))
+""",
+            """
+account.timed_out(waiting)
+""",
+        ),
+        tests="""
+        app/test_ledger.py test_timeouts
+        """,
     ),
     mutation(
         "fork: the child has its parent's meters",
-        (
+        Change(
             "_ledger",
-            "        self.meters = Meters(self.in_use)\n",
-            '        if not hasattr(self, "meters"):\n'
-            "            self.meters = Meters(self.in_use)\n",
+            """
+        self.meters = Meters(self.in_use)
+""",
+            """
+        if not hasattr(self, "meters"):
+            self.meters = Meters(self.in_use)
+""",
         ),
-        tests="concurrency/test_fork.py test_forking_while_another_thread_is_inside",
+        tests="""
+        concurrency/test_fork.py test_forking_while_another_thread_is_inside
+        """,
     ),
     mutation(
         "fork: the child has its parent's ledger lock",
-        (
+        Change(
             "_ledger",
-            "        self.shared.clear()\n        self._lock = allocate_lock()\n",
-            "        self.shared.clear()\n",
+            """
+        self.shared.clear()
+        self._lock = allocate_lock()
+""",
+            """
+        self.shared.clear()
+""",
         ),
-        tests="concurrency/test_fork.py test_forking_while_another_thread_is_inside",
+        tests="""
+        concurrency/test_fork.py test_forking_while_another_thread_is_inside
+        """,
     ),
     mutation(
         "fork: the child has its parent's lock of the live view",
-        (
+        Change(
             "_live",
-            "        self._lock = allocate_lock()\n        self._endpoint = None\n"
-            "        self._started",
-            "        self._endpoint = None\n        self._started",
+            """
+        self._lock = allocate_lock()
+        self._endpoint = None
+        self._started
+""",
+            """
+        self._endpoint = None
+        self._started
+""",
         ),
-        tests="concurrency/test_fork.py test_forking_while_another_thread_is_inside",
+        tests="""
+        concurrency/test_fork.py test_forking_while_another_thread_is_inside
+        """,
     ),
     mutation(
         "fork: the child has its parent's connections",
-        ("_state", "            engine.dispose(close=False)\n", ""),
-        tests="concurrency/test_fork.py test_multiprocessing"
-        " test_forking_while_another_thread_is_inside"
-        " test_forking_while_others_check_out_and_in",
+        Change(
+            "_state",
+            """
+            engine.dispose(close=False)
+""",
+            "",
+        ),
+        tests="""
+        concurrency/test_fork.py test_multiprocessing
+          test_forking_while_another_thread_is_inside
+          test_forking_while_others_check_out_and_in
+        """,
     ),
-    *(
-        # Older ones do not warn.
-        [
-            mutation(
-                "fork: the control thread goes on",
-                (
-                    "_control.server",
-                    "        if self._loop is not None:\n            self.paused = True\n"
-                    "            self._stop()\n\n    def after",
-                    "\n    def after",
-                ),
-                tests="concurrency/test_control_fork.py"
-                " test_a_fork_of_a_process_that_serves test_a_process_of_multiprocessing"
-                " test_a_fork_inside_of_a_request",
-            )
-        ]
-        if sys.version_info >= (3, 12)
-        else []
+    mutation(
+        "fork: the control thread goes on",
+        Change(
+            "_control.server",
+            """
+        if self._loop is not None:
+            self.paused = True
+            self._stop()
+
+    def after
+""",
+            """
+    def after
+""",
+        ),
+        tests="""
+        concurrency/test_control_fork.py
+          test_a_fork_of_a_process_that_serves
+          test_a_process_of_multiprocessing test_a_fork_inside_of_a_request
+        """,
+        since=(3, 12),  # older ones do not warn
     ),
     mutation(
         "shutdown: forks know of each app for ever",
-        ("_fork", "= weakref.WeakSet()", "= set()"),
-        tests="app/test_shutdown.py test_a_thousand_apps",
+        Change(
+            "_fork",
+            """
+= weakref.WeakSet()
+""",
+            """
+= set()
+""",
+        ),
+        tests="""
+        app/test_shutdown.py test_a_thousand_apps
+        """,
     ),
     mutation(
         "shutdown: the interpreter's end leaves the control files",
-        ("_fork", "atexit.register(SERVER.close)\n", ""),
-        tests="app/test_shutdown.py test_the_interpreter_exits"
-        " test_sigterm_and_a_request_that_ends_in_time",
+        Change(
+            "_fork",
+            """
+atexit.register(SERVER.close)
+""",
+            "",
+        ),
+        tests="""
+        app/test_shutdown.py test_the_interpreter_exits
+          test_sigterm_and_a_request_that_ends_in_time
+        """,
     ),
     mutation(
         "shutdown: dispose() leaves the control socket",
-        ("_extension", "        state.live.stop()\n", ""),
-        tests="app/test_shutdown.py test_a_thousand_apps",
+        Change(
+            "_extension",
+            """
+        state.live.stop()
+""",
+            "",
+        ),
+        tests="""
+        app/test_shutdown.py test_a_thousand_apps
+        """,
     ),
     mutation(
         "shutdown: an aborted worker leaves no snapshot",
-        ("_extension", "                live.aborted()", "                pass"),
-        tests="app/test_shutdown.py test_a_sync_worker_that_is_aborted",
+        Change(
+            "_extension",
+            """
+                live.aborted()
+""",
+            """
+                pass
+""",
+        ),
+        tests="""
+        app/test_shutdown.py test_a_sync_worker_that_is_aborted
+        """,
     ),
 )
 
@@ -336,6 +615,7 @@ def apply(changes: tuple[Change, ...], package: Path) -> None:
     for module, old, new in changes:
         path = package.joinpath(*module.split(".")).with_suffix(".py")
         text = path.read_text(encoding="utf-8")
+        old, new = old.strip("\n"), new.strip("\n")
         assert text.count(old) == 1, f"{module}: {text.count(old)} times: {old}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
@@ -363,8 +643,10 @@ def red(tests: tuple[str, ...], changed: Path) -> tuple[set[str], str]:
 def main(words: list[str]) -> int:
     """Run what was asked for; return how many mutations were not noticed."""
     unnoticed = 0
-    for name, changes, tests in MUTATIONS:
+    for name, changes, tests, since in MUTATIONS:
         if words and not any(word in name for word in words):
+            continue
+        if sys.version_info < since:
             continue
         with tempfile.TemporaryDirectory() as changed:
             ignored = shutil.ignore_patterns("__pycache__")

@@ -180,6 +180,27 @@ def test_pgbouncer_drops_its_clients(make, database):
     check_books(db, app)
 
 
+@pytest.mark.databases("pgbouncer")
+def test_killed_behind_pgbouncer(make, database, backends):
+    """It replaces what rested, even a moment ago; a transaction dies with its own."""
+    db, app = make(options={"pool_size": 3}, SCOPEDSESSION_PING_IDLE_AFTER=FRESH)
+    open_connections(app, 3)
+    assert backends.kill_all()
+    tally = Tally()
+    together(3, lambda: tally.post(app.test_client()))
+    assert tally.failures == []
+    with app.app_context():
+        db.session.add(Row(token="lost"))
+        db.session.flush()
+        backends.kill_all()
+        with pytest.raises(sa_exc.DBAPIError):
+            db.session.scalar(select(Row.token))
+        db.session.rollback()
+        assert db.session.scalar(select(literal("goes on"))) == "goes on"
+    tally.audit(database.direct)
+    check_books(db, app)
+
+
 @on_servers
 def test_dispose_under_load(make, database):
     """No request fails, and no connection of the old pools stays open."""

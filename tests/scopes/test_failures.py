@@ -43,7 +43,7 @@ def db():
 
 @pytest.fixture
 def kept():
-    """Sessions that somebody keeps: they go back by being removed, not by being freed."""
+    """Sessions that somebody keeps: they end by being removed, not by being freed."""
     return []
 
 
