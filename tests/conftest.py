@@ -268,7 +268,7 @@ def make_app(short_tmp: Path) -> Iterator[Callable[..., Flask]]:
 
     ``make_app(db, **config)`` returns an application with ``TESTING``, SQLite in
     memory and the given configuration, on which ``db.init_app()`` was called.
-    ``import_name`` and ``flask_options`` are for :class:`Flask`.
+    ``import_name`` and ``flask_options`` are for ``flask_class``.
     """
     with ExitStack() as stack:
 
@@ -276,11 +276,12 @@ def make_app(short_tmp: Path) -> Iterator[Callable[..., Flask]]:
             db: ScopedSession[Any] | None = None,
             *,
             import_name: str = "tests_app",
+            flask_class: type[Flask] = Flask,
             flask_options: dict[str, Any] | None = None,
             **config: Any,
         ) -> Flask:
             options = {"root_path": str(short_tmp), "instance_path": str(short_tmp)}
-            app = Flask(import_name, **{**options, **(flask_options or {})})
+            app = flask_class(import_name, **{**options, **(flask_options or {})})
             app.config["TESTING"] = True
             if not config.keys() & {"SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS"}:
                 app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///:memory:"

@@ -41,9 +41,9 @@ def db():
 
 
 @pytest.fixture(params=["file", "memory"])
-def shop(request, db, make_app, sqlite_url):
+def shop(request, db, make_app, sqlite_url, flask_class):
     url = sqlite_url if request.param == "file" else "sqlite:///:memory:"
-    shop = make_app(db, SQLALCHEMY_DATABASE_URI=url)
+    shop = make_app(db, flask_class=flask_class, SQLALCHEMY_DATABASE_URI=url)
     with shop.app_context():
         db.create_all()
     return shop

@@ -10,14 +10,10 @@ from flask import g
 from sqlalchemy import text
 from threads import in_thread
 
-from flask_scopedsession import _context
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import SessionRemoved
 
 SELECT = text("SELECT 1")
-
-#: Flask 3.2 gives each request a context of its own; older ones share a pushed one.
-NEW = _context.REQUESTS_OWN_THEIR_CONTEXT
 
 
 @pytest.fixture
@@ -31,8 +27,8 @@ def seen():
 
 
 @pytest.fixture
-def shop(db, make_app, sqlite_url, seen):
-    shop = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+def shop(db, make_app, sqlite_url, seen, flask_class):
+    shop = make_app(db, flask_class=flask_class, SQLALCHEMY_DATABASE_URI=sqlite_url)
 
     @shop.get("/")
     def view():
@@ -97,7 +93,7 @@ def test_a_context_that_is_used_again(db, shop):
     assert len({id(session) for session in sessions}) == 3
 
 
-def test_the_client_within_a_context(db, shop, seen):
+def test_the_client_within_a_context(db, shop, seen, new):
     """Whose session it is differs; that it goes back with its context does not."""
     with shop.app_context():
         outer = db.session()
@@ -105,20 +101,20 @@ def test_the_client_within_a_context(db, shop, seen):
         g.mark = True
         for _ in range(2):
             assert shop.test_client().get("/").text == "fine"
-        assert [session is outer for session in seen] == [not NEW, not NEW]
+        assert [session is outer for session in seen] == [not new, not new]
         assert used(db, shop) == (1, 1)
         assert db.session() is outer
         assert outer.scalar(SELECT) == 1
     assert used(db, shop) == (0, 0)
 
 
-def test_the_client_within_a_request_context(db, shop, seen):
+def test_the_client_within_a_request_context(db, shop, seen, new):
     """As pytest-flask has it."""
     with shop.test_request_context("/"):
         outer = db.session()
         outer.execute(SELECT)
         assert shop.test_client().get("/").text == "fine"
-        assert (seen[0] is outer) is (not NEW)
+        assert (seen[0] is outer) is (not new)
         assert db.session() is outer
     assert used(db, shop) == (0, 0)
 
@@ -175,7 +171,7 @@ def test_the_debugger_that_keeps_a_context(db, shop, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["here", "within a context"])
-def test_a_copied_request_context(db, shop, how):
+def test_a_copied_request_context(db, shop, how, new):
     """Run where a context is active, it shares that on Flask 3.1, and not on 3.2."""
     found = []
 
@@ -190,7 +186,7 @@ def test_a_copied_request_context(db, shop, how):
             return db.session()
 
         if how == "here":
-            found.append((work() is mine) is (not NEW))
+            found.append((work() is mine) is (not new))
         else:
             with shop.app_context():
                 found.append(work() is not mine)

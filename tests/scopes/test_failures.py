@@ -48,10 +48,11 @@ def kept():
 
 
 @pytest.fixture(params=[True, False], ids=["tracked", "untracked"])
-def shop(request, db, make_app, short_tmp):
+def shop(request, db, make_app, short_tmp, flask_class):
     """Two binds whose pools have one connection each."""
     shop = make_app(
         db,
+        flask_class=flask_class,
         SQLALCHEMY_DATABASE_URI=f"sqlite:///{short_tmp}/a.db",
         SQLALCHEMY_BINDS={"b": f"sqlite:///{short_tmp}/b.db"},
         SQLALCHEMY_ENGINE_OPTIONS={

@@ -1,0 +1,31 @@
+"""Each Flask by its own rules, and older ones by those announced for 3.2 as well."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+
+from flask_scopedsession import _context
+
+REAL = _context.REQUESTS_OWN_THEIR_CONTEXT
+
+
+@pytest.fixture(
+    params=[True] if REAL else [False, True],
+    ids=lambda new: "own contexts" if new else "shared contexts",
+)
+def new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether each request has a context of its own."""
+    found: bool = request.param
+    monkeypatch.setattr(_context, "REQUESTS_OWN_THEIR_CONTEXT", found)
+    return found
+
+
+@pytest.fixture
+def flask_class(new: bool) -> type[Flask]:
+    """A Flask with these rules."""
+    if REAL or not new:
+        return Flask
+    from merged import Merged  # of classes that 3.2 does not have
+
+    return Merged
