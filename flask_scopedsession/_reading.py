@@ -6,6 +6,7 @@ reading. What is iterated over is copied first, in one step of the interpreter.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -360,13 +361,25 @@ def _stacks(asked: Iterable[Hold | Waiting]) -> Stacks:
     A frame keeps its locals alive. Were one held while its thread goes on, they would
     be freed here, in another thread than the one that uses them, which crashes sqlite3.
     So threads in the midst of short work are left alone, and all the others are read in
-    one turn: who has only just got the interpreter's lock keeps it for much longer.
+    one turn: who has only just got the interpreter's lock keeps it for much longer,
+    unless the collector comes in between, and what it closes lets others go on.
     """
     me, since = threading.get_ident(), perf_counter() - SETTLED
     owners = [one.owner for one in asked if one.since < since or one.owner.ident == me]
     if not owners:
         return {}
     original("time", "sleep")(0)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _read_frames(owners)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _read_frames(owners: Iterable[Owner]) -> Stacks:
+    # No frame outlives this call.
     frames = sys._current_frames()
     found: dict[int, tuple[RawFrame, ...]] = {}
     read: dict[int, tuple[RawFrame, ...]] = {}

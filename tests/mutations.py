@@ -419,6 +419,11 @@ pass
         """,
     ),
     mutation(
+        "ledger: garbage is collected while frames are held",
+        Change("_reading", "    gc.disable()", ""),
+        tests="app/test_ledger.py test_no_collection_while_frames_are_held",
+    ),
+    mutation(
         "ledger: one hold is timed twice",
         Change(
             "_ledger",

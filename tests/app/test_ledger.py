@@ -642,6 +642,22 @@ def test_fifty_threads(make, pool_class):
     assert db.snapshot().sessions == ()
 
 
+def test_no_collection_while_frames_are_held(make, monkeypatch):
+    """With Python 3.10, one in between, and what it lets go on, crashes sqlite3."""
+    db = make()
+    seen = []
+
+    def raw_frames(frame):
+        seen.append(gc.isenabled())
+        return ()
+
+    monkeypatch.setattr("flask_scopedsession._reading.raw_frames", raw_frames)
+    with db.engine.connect():
+        pool_of(db)
+    assert seen == [False]
+    assert gc.isenabled()
+
+
 def empty_slots(pool):
     """Count the invalidated records that wait to be connected again."""
     return sum(record.dbapi_connection is None for record in pool._pool.queue)
