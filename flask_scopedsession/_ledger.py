@@ -162,7 +162,7 @@ class PoolAccount:
         meters.waits.add(waited)
         key = id(proxied)
         hold = self.holds.get(key)
-        # An interrupted _forget() leaves one behind that is dead, and its id is reused.
+        # An interrupted _end() leaves one behind that is dead, and its id is reused.
         if hold is not None and hold() is proxied:
             # SingletonThreadPool hands the same one out again within a thread.
             return hold

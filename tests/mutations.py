@@ -76,14 +76,13 @@ MUTATIONS = (
         Change(
             "_scope",
             """
-        return app_context()
-    except RuntimeError:
-        raise OutsideContext(f"'db.session' {OUTSIDE}") from None
+    if context is None:
+        raise OutsideContext(f"'db.session' {OUTSIDE}")
+    return context
 """,
             """
-        scope_context.last = app_context()
-    except RuntimeError:
-        pass
+    if context is not None:
+        scope_context.last = context
     return scope_context.last
 """,
         ),
@@ -98,14 +97,13 @@ MUTATIONS = (
         Change(
             "_scope",
             """
-        return app_context()
-    except RuntimeError:
+        raise OutsideContext(f"'db.session' {OUTSIDE}")
+    return context
 """,
             """
-        found = app_context().app
-        found.app = found
-        return found
-    except RuntimeError:
+        raise OutsideContext(f"'db.session' {OUTSIDE}")
+    context.app.app = context.app
+    return context.app
 """,
         ),
         tests="""
@@ -156,7 +154,7 @@ MUTATIONS = (
         Change(
             "_session",
             """
-        _discard_connections(session)
+        _discard_connections(session, under_way)
 """,
             "",
         ),
@@ -315,7 +313,7 @@ pass
         Change(
             "_session",
             """
-        _discard_connections(session)
+        _discard_connections(session, under_way)
 """,
             "",
         ),
@@ -362,7 +360,8 @@ pass
             "_pool",
             """
         finally:
-            account.waiting.pop(ident, None)
+            if account.waiting:
+                account.waiting.pop(owner.ident, None)
 """,
             """
         account.waiting.pop(ident, None)
@@ -379,12 +378,14 @@ pass
         Change(
             "_meters",
             """
-        for _ in range(len(self.fresh)):
-            self._count(self.fresh.popleft())
+        samples = [next_one() for _ in range(len(self.fresh))]
+        if samples:
+            self._count(samples)
 """,
             """
-        for sample in list(self.fresh):
-            self._count(sample)
+        samples = list(self.fresh)
+        if samples:
+            self._count(samples)
         self.fresh.clear()
 """,
         ),
@@ -458,7 +459,7 @@ if hold is not None:
         Change(
             "_pool",
             """
-explain(error, account, account.timed_out(waiting))
+explain(error, account, account.timed_out(since, owner))
 """,
             """
 account.timed_out(waiting)
