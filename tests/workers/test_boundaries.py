@@ -40,6 +40,13 @@ Cli = Callable[..., Result]
 #: A user whom no file of this machine names, as some platforms assign one.
 NAMELESS = 4242
 
+#: What measures a process writes as it ends.
+UNWRITING: dict[str, str | None] = {
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "COVERAGE_PROCESS_START": None,
+    "COVERAGE_PROCESS_CONFIG": None,
+}
+
 
 def may_unshare() -> bool:
     """Whether this machine lets us make namespaces and mounts of our own."""
@@ -335,7 +342,7 @@ def test_a_command_where_nothing_can_be_written(
             *mounted(read_only("/tmp"), read_only("/var/tmp")),
             *(sys.executable, *command),
         ],
-        env=child_environ({**live_env, "PYTHONDONTWRITEBYTECODE": "1"}),
+        env=child_environ({**live_env, **UNWRITING}),
         cwd="/proc",
         capture_output=True,
         text=True,
