@@ -94,8 +94,8 @@ one, with everything switched on, in µs beside what SQLAlchemy takes alone:
 The rest are the owner of the work (0.6), the guard against two threads on one session,
 the look for lost work, and the note of each statement's begin and end: 2 or less each.
 They are what the live view, and the promise that no session crosses its scope, are made
-of; so they stay, also where an aim would be met without them. A request that takes a
-millisecond or more does not notice.
+of; so they stay, also where an aim would be met without them. They are the same for
+each request, however long that takes.
 """
 
 _REMARKS = {
