@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 import sysconfig
 import types
 import typing as t
 
-#: A frame as it is cheap to keep: resolved to text only when somebody asks.
-RawFrame = tuple[types.CodeType, int]
+from ._stacks import RawFrame
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LIBRARIES = tuple(
@@ -21,21 +19,6 @@ _LIBRARIES = tuple(
     }
 )
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_STACK_DEPTH = 30
-
-
-def raw_stack(depth: int = 2) -> tuple[RawFrame, ...]:
-    """Return the caller's stack, innermost first."""
-    return raw_frames(sys._getframe(depth), _STACK_DEPTH)
-
-
-def raw_frames(frame: types.FrameType | None, most: int = 200) -> tuple[RawFrame, ...]:
-    """Return the stack that ends in `frame`, innermost first; no frame is kept."""
-    found: list[RawFrame] = []
-    while frame is not None and len(found) < most:
-        found.append((frame.f_code, frame.f_lineno))
-        frame = frame.f_back
-    return tuple(found)
 
 
 class Places:

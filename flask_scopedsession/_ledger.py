@@ -33,7 +33,7 @@ if t.TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
     from ._config import BindSettings
-    from ._frames import RawFrame
+    from ._stacks import RawStack
     from .snapshot import Holder
     from .snapshot import SharedUse
 
@@ -73,7 +73,7 @@ class Hold(weakref.ref["PoolProxiedConnection"]):
     execution_options: t.Mapping[str, t.Any] | None = None
     statement: str | None = None
     session: SessionEntry | None = None
-    stack: tuple[RawFrame, ...] | None = None
+    stack: RawStack | None = None
 
     @property
     def out(self) -> bool:
@@ -179,9 +179,9 @@ class PoolAccount:
             if slot is not None:
                 slot.hold = hold
         if self.stacks or (self.nesting and self._nests(owner)):
-            from ._frames import raw_stack
+            from ._stacks import own_stack
 
-            hold.stack = raw_stack(3)
+            hold.stack = own_stack(3)
         self.holds[key] = hold
         if len(self.holds) > meters.used.now:
             meters.used.now = max(meters.used.now, self.in_use()[0])

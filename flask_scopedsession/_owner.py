@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import types
 import typing as t
 import weakref
 
@@ -19,6 +18,9 @@ from ._context import current_context
 from ._context import request_or_none
 from ._native import current_greenlet
 from ._native import native_thread_id
+from ._stacks import RawStack
+from ._stacks import stack_of_greenlet
+from ._stacks import stack_of_thread
 
 if t.TYPE_CHECKING:
     from flask import Request
@@ -173,48 +175,36 @@ def described(owner: Owner | None) -> str:
     return owner.command or owner.thread.name
 
 
-def frame_of(
-    owner: Owner, frames: t.Mapping[int, types.FrameType]
-) -> types.FrameType | None:
-    """Return the innermost frame of a living owner's thread or greenlet.
+def stack_of(owner: Owner) -> RawStack:
+    """Return where a living owner's thread or greenlet is, innermost first.
 
-    :param frames: :func:`sys._current_frames`, from before the owner was found to be
-        alive: an ident is reused once its thread is gone.
+    Ask whether it is alive afterwards: an ident is reused once its thread is gone.
     """
     if owner.greenlet is not None:
-        # None for one that runs this very instant: then the thread's is its frame.
-        suspended: types.FrameType | None = getattr(owner.greenlet(), "gr_frame", None)
-        if suspended is not None:
+        suspended = stack_of_greenlet(owner.greenlet())
+        if suspended:
             return suspended
-    return frames.get(owner.native_id)
+    return stack_of_thread(owner.native_id)
 
 
-def at_work(owner: Owner, frames: t.Mapping[int, types.FrameType]) -> bool:
+def at_work(owner: Owner) -> bool:
     """Whether an owner's thread goes on with what it did, now, as we look.
 
     Not when it has ended, when its asyncio task has, or when it waits for others: in
     a join, for the result of a future, for an event, or idle in a pool or event loop.
-
-    :param frames: :func:`sys._current_frames`.
     """
-    frame = frame_of(owner, frames)
-    if not owner.thread_alive or frame is None:
+    stack = stack_of(owner)
+    if not owner.thread_alive or not stack:
         return False
     task = None if owner.task is None else owner.task()
     if owner.task is not None and (task is None or task.done()):
         return False
-    while frame.f_back is not None and _GEVENT in frame.f_code.co_filename:
-        frame = frame.f_back
-    return not frame.f_code.co_filename.startswith(_WAITING)
+    places = (code.co_filename for code, _ in stack)
+    innermost = next((each for each in places if _GEVENT not in each), "")
+    return not innermost.startswith(_WAITING)
 
 
-def is_inside(
-    owner: Owner, frames: t.Mapping[int, types.FrameType], filename: str
-) -> bool:
+def is_inside(owner: Owner, filename: str) -> bool:
     """Whether an owner's thread is in a call of code in `filename`."""
-    frame = frame_of(owner, frames) if owner.thread_alive else None
-    while frame is not None:
-        if frame.f_code.co_filename == filename:
-            return True
-        frame = frame.f_back
-    return False
+    stack = stack_of(owner)
+    return owner.thread_alive and any(code.co_filename == filename for code, _ in stack)

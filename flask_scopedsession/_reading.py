@@ -6,10 +6,7 @@ reading. What is iterated over is copied first, in one step of the interpreter.
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
-import threading
 import typing as t
 import weakref
 from collections.abc import Iterable
@@ -20,8 +17,6 @@ from sqlalchemy.pool import QueuePool
 
 from ._fair import FairPool
 from ._frames import Places
-from ._frames import raw_frames
-from ._frames import RawFrame
 from ._json import timestamp
 from ._ledger import Hold
 from ._ledger import Ledger
@@ -29,16 +24,16 @@ from ._ledger import PoolAccount
 from ._ledger import SessionEntry
 from ._ledger import TimedOut
 from ._ledger import Waiting
-from ._native import original
 from ._native import Pace
-from ._owner import frame_of
 from ._owner import Owner
 from ._owner import responsible
+from ._owner import stack_of
 from ._pool import base_class
 from ._pool import limits
 from ._reading_meters import measured
 from ._reading_meters import MOST_VIEWS
 from ._reading_meters import views
+from ._stacks import RawStack
 from ._urls import safe_url
 from .snapshot import ConfiguredPool
 from .snapshot import Holder
@@ -56,10 +51,7 @@ if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 #: By the id of an owner: where its thread is.
-Stacks = Mapping[int, "tuple[RawFrame, ...]"]
-
-#: Seconds after which a holder or waiter is worth the line that it is at.
-SETTLED = 0.05
+Stacks = Mapping[int, RawStack]
 
 #: A worker is wedged when a wait has lasted this long and nothing came back.
 WEDGED_AFTER = 2.0
@@ -123,7 +115,7 @@ class Reader:
         bounds = limits(pool)
         live = account.live()
         waiting = self._blocked(account, live)
-        stacks = _stacks([*live, *waiting])
+        stacks = self._stacks([*live, *waiting])
         now = perf_counter()
         self.pace()
         found: list[tuple[Hold, Holder]] = []
@@ -198,8 +190,21 @@ class Reader:
     def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
         """Return who holds a pool's connections, longest first."""
         live = account.live()
-        stacks, now = _stacks(live), perf_counter()
+        stacks, now = self._stacks(live), perf_counter()
         return tuple(self._holder(account, hold, stacks, now) for hold in live)
+
+    def _stacks(self, asked: Iterable[Hold | Waiting]) -> Stacks:
+        """Return where the threads of holders and waiters are."""
+        found: dict[int, RawStack] = {}
+        read: dict[tuple[int, object], RawStack] = {}
+        for owner in (one.owner for one in asked):
+            # Many may be of one thread: it is read once.
+            key = owner.native_id, owner.greenlet
+            if key not in read:
+                read[key] = stack_of(owner)
+                self.pace()
+            found[id(owner)] = read[key]
+        return found
 
     def _holder(
         self, account: PoolAccount, hold: Hold, stacks: Stacks, now: float
@@ -353,43 +358,6 @@ class Reader:
             idle_in_transaction_s=max(idle, default=None),
             **responsible(entry.owner)._asdict(),
         )
-
-
-def _stacks(asked: Iterable[Hold | Waiting]) -> Stacks:
-    """Return where the threads of holders and waiters are.
-
-    A frame keeps its locals alive. Were one held while its thread goes on, they would
-    be freed here, in another thread than the one that uses them, which crashes sqlite3.
-    So threads in the midst of short work are left alone, and all the others are read in
-    one turn: who has only just got the interpreter's lock keeps it for much longer,
-    unless the collector comes in between, and what it closes lets others go on.
-    """
-    me, since = threading.get_ident(), perf_counter() - SETTLED
-    owners = [one.owner for one in asked if one.since < since or one.owner.ident == me]
-    if not owners:
-        return {}
-    original("time", "sleep")(0)
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return _read_frames(owners)
-    finally:
-        if collects:
-            gc.enable()
-
-
-def _read_frames(owners: Iterable[Owner]) -> Stacks:
-    # No frame outlives this call.
-    frames = sys._current_frames()
-    found: dict[int, tuple[RawFrame, ...]] = {}
-    read: dict[int, tuple[RawFrame, ...]] = {}
-    for owner in owners:
-        # Many may be of one thread: each frame is read once.
-        frame = frame_of(owner, frames)
-        if id(frame) not in read:
-            read[id(frame)] = raw_frames(frame)
-        found[id(owner)] = read[id(frame)]
-    return found
 
 
 def _session_state(

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import typing as t
 
 from ._owner import at_work
 from ._owner import described
-from ._owner import frame_of
 from ._owner import is_inside
 from ._owner import Owner
 from ._owner import Responsible
 from ._owner import responsible
+from ._owner import stack_of
 from .errors import SharedSession
 
 if t.TYPE_CHECKING:
@@ -100,7 +99,7 @@ class OneThreadAtATime:
         by = self._scopedsession_by
         if by is None or by.ident != user[0]:
             return True  # it is about to say who it is
-        return is_inside(by, sys._current_frames(), _CALLS)
+        return is_inside(by, _CALLS)
 
     def _scopedsession_handed_over(self) -> None:
         """Note that another thread goes on, and report it if the last one does too."""
@@ -108,7 +107,7 @@ class OneThreadAtATime:
         state = self._scopedsession_state
         if before is None or state is None or not self.in_transaction():
             return
-        if not at_work(before, sys._current_frames()):
+        if not at_work(before):
             return
         entry = self._scopedsession_entry
         who = described(None if entry is None else entry.owner)
@@ -150,7 +149,6 @@ class OneThreadAtATime:
 def _place(entry: SessionEntry | None, owner: Owner | None) -> ThreadPlace:
     """Return a thread, and the line of the app's own code that it is at."""
     from ._frames import Places
-    from ._frames import raw_frames
     from .snapshot import ThreadPlace
 
     if owner is None:
@@ -158,8 +156,7 @@ def _place(entry: SessionEntry | None, owner: Owner | None) -> ThreadPlace:
     context = None if entry is None or entry.context is None else entry.context()
     at = None
     if context is not None:
-        frame = frame_of(owner, sys._current_frames())
-        at = Places(context.app.root_path).innermost(raw_frames(frame))
+        at = Places(context.app.root_path).innermost(stack_of(owner))
     return ThreadPlace(owner.thread.name, at)
 
 

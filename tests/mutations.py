@@ -186,7 +186,7 @@ MUTATIONS = (
         Change(
             "_sharing",
             """
-if not at_work(before, sys._current_frames()):
+if not at_work(before):
 """,
             """
 if True:
@@ -201,7 +201,7 @@ if True:
         Change(
             "_sharing",
             """
-if not at_work(before, sys._current_frames()):
+if not at_work(before):
 """,
             """
 if ():
@@ -232,7 +232,7 @@ if ():
         Change(
             "_sharing",
             """
-return is_inside(by, sys._current_frames(), _CALLS)
+return is_inside(by, _CALLS)
 """,
             """
 return True
@@ -420,9 +420,28 @@ pass
         """,
     ),
     mutation(
-        "ledger: garbage is collected while frames are held",
-        Change("_reading", "    gc.disable()", ""),
-        tests="app/test_ledger.py test_no_collection_while_frames_are_held",
+        "stacks: frames are held while their thread goes on",
+        Change(
+            "_stacks",
+            """
+return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
+""",
+            """
+frame, found = sys._current_frames().get(ident), []
+while frame is not None:
+    found.append((frame.f_code, frame.f_lineno))
+    frame = frame.f_back
+return tuple(found)
+""",
+        ),
+        tests="""
+        unit/test_stacks.py test_what_a_thread_holds_is_freed_by_that_thread
+        """,
+    ),
+    mutation(
+        "stacks: garbage is collected while frames are held",
+        Change("_stacks", "chain(off, map", "chain(map"),
+        tests="unit/test_stacks.py test_the_collector_does_not_come_in_between",
     ),
     mutation(
         "ledger: one hold is timed twice",
