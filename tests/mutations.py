@@ -424,14 +424,14 @@ pass
         Change(
             "_stacks",
             """
-return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
+    return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
 """,
             """
-frame, found = sys._current_frames().get(ident), []
-while frame is not None:
-    found.append((frame.f_code, frame.f_lineno))
-    frame = frame.f_back
-return tuple(found)
+    frame, found = sys._current_frames().get(ident), []
+    while frame is not None:
+        found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(found)
 """,
         ),
         tests="""
