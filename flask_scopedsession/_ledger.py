@@ -362,19 +362,6 @@ class Ledger:
         self.sessions[entry.key] = entry
         return entry
 
-    def removed(self, session: Session) -> None:
-        """Note that a session is gone."""
-        self.sessions.pop(id(session), None)
-
-    def hold_of(self, proxied: PoolProxiedConnection) -> Hold | None:
-        """Return the hold on a proxied connection, when it is one of ours."""
-        key = id(proxied)
-        for account in self.pools.values():
-            hold = account.holds.get(key)
-            if hold is not None:
-                return hold
-        return None
-
     def lost_work(self, who: Responsible, objects: Counter[str]) -> None:
         """Note that a scope ended well, but with changes that nobody committed."""
         with self._lock:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import typing as t
 
 from ._owner import at_work
@@ -52,44 +51,17 @@ class OneThreadAtATime:
     _scopedsession_ended = False
     """Its scope is over: whoever is in the midst of a call closes it afterwards."""
 
-    def _scopedsession_enter(self) -> tuple[int] | None:
-        """Begin a call. Return what to leave it with; ``None`` for one within it.
+    def _scopedsession_take(self, user: tuple[int], mine: tuple[int]) -> None:
+        """Begin a call where `user` seems to be in the midst of one.
 
-        :raises SharedSession: Another thread is in the midst of one.
+        :raises SharedSession: It is.
         """
-        mine = (threading.get_ident(),)
-        # One step for the interpreter, so that of two threads one is first.
-        user = self.__dict__.setdefault(_USER, mine)
-        if user is not mine:
-            if user[0] == mine[0]:
-                return None
-            if self._scopedsession_busy(user):
-                raise SharedSession(self._scopedsession_say(None))
-            self.__dict__[_USER] = mine
+        if self._scopedsession_busy(user):
+            raise SharedSession(self._scopedsession_say(None))
+        self.__dict__[_USER] = mine
         by = self._scopedsession_by
         if by is None or by.ident != mine[0]:
-            try:
-                self._scopedsession_handed_over()
-            except BaseException:
-                self._scopedsession_unmark()
-                raise
-        return mine
-
-    def _scopedsession_unmark(self) -> None:
-        self.__dict__.pop(_USER, None)
-
-    def _scopedsession_end(self) -> bool:
-        """Claim the session to close it. False: its user will, when its call ends."""
-        # First, so that a user who leaves between these lines sees it.
-        self._scopedsession_ended = True
-        mine = (threading.get_ident(),)
-        user = self.__dict__.setdefault(_USER, mine)
-        if user[0] == mine[0]:
-            return True
-        if self._scopedsession_busy(user):
-            return False
-        self.__dict__[_USER] = mine
-        return True
+            self._scopedsession_handed_over()
 
     def _scopedsession_busy(self, user: tuple[int]) -> bool:
         """Whether the thread that left its mark is in a call of ours indeed.
@@ -102,7 +74,17 @@ class OneThreadAtATime:
         return is_inside(by, _CALLS)
 
     def _scopedsession_handed_over(self) -> None:
-        """Note that another thread goes on, and report it if the last one does too."""
+        """Note that another thread goes on, and report it if the last one does too.
+
+        The caller has left its mark. What is raised here takes it away.
+        """
+        try:
+            self._scopedsession_report()
+        except BaseException:
+            self.__dict__.pop(_USER, None)
+            raise
+
+    def _scopedsession_report(self) -> None:
         before, self._scopedsession_by = self._scopedsession_by, Owner(None, None)
         state = self._scopedsession_state
         if before is None or state is None or not self.in_transaction():

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from threads import in_thread
 from threads import Working
 
+from flask_scopedsession import _sharing
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import OutsideContext
 from flask_scopedsession.errors import SessionRemoved
@@ -241,7 +242,8 @@ def test_a_mark_that_an_exception_left_behind(of_context, make):
     db = of_context
     with make(db).app_context():
         db.session.execute(SELECT)
-        db.session()._scopedsession_enter()  # Ctrl-C, before the "try:"
+        # Ctrl-C, before the "try:".
+        db.session().__dict__[_sharing._USER] = (threading.get_ident(),)
         context = contextvars.copy_context()
         assert in_thread(lambda: context.run(db.session.scalar, SELECT)) == 1
         assert db.session.scalar(SELECT) == 1
