@@ -81,18 +81,14 @@ ANSWERED = "_scopedsession_answered"
 _POP_DEPTH = 8
 
 
-def context_torn_down(error: BaseException | None) -> t.Any:
+def context_torn_down() -> t.Any:
     """Return the context whose teardown functions are being called.
 
     With Flask 3.1 that need not be the current one. An abandoned stream is torn down
     where its generator is freed, in the midst of another request or thread maybe, and
     always with an error.
-
-    :param error: What the teardown function was given.
     """
     context = current_context()
-    if error is None:
-        return context
     frame = sys._getframe(1)
     for _ in range(_POP_DEPTH):
         if frame.f_code is AppContext.pop.__code__:

@@ -24,6 +24,7 @@ from ._config import DEFAULT_BIND
 from ._config import read_settings
 from ._context import app_context
 from ._context import context_torn_down
+from ._context import current_context
 from ._context import has_context
 from ._context import step_out_of_abandoned_contexts
 from ._control.server import SERVER
@@ -227,9 +228,10 @@ class ScopedSession(t.Generic[S]):
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
-            if error is not None and isinstance(error, SystemExit):
+            if isinstance(error, SystemExit):
                 live.aborted()
-            scopes.end(context_torn_down(error), error)
+            context = current_context() if error is None else context_torn_down()
+            scopes.end(context, error)
 
         app.teardown_appcontext(remove_sessions)
         step_out_of_abandoned_contexts(app)
@@ -304,7 +306,7 @@ class ScopedSession(t.Generic[S]):
                 f"The app {app.name!r} was not initialised with this ScopedSession."
                 " Call db.init_app(app) in its factory."
             )
-        if state.inherited:
+        if state.pids[0] != os.getpid():
             # A fork that ran no hook, as uWSGI's.
             _fork.after_fork_in_child()
         if SERVER.paused:
@@ -332,7 +334,8 @@ class ScopedSession(t.Generic[S]):
         self._engine(state, bind)
         session = self._scopes.named(bind)
         if session is None:
-            session = self._scopes.adopt(bind, state.sessionmakers[bind]())
+            made = state.sessionmakers[bind]()
+            session = self._scopes.adopt(bind, made, scope_context())
         return t.cast(S, session)
 
     @property

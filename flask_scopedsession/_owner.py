@@ -11,6 +11,7 @@ import sys
 import threading
 import typing as t
 import weakref
+from threading import get_ident
 
 import click
 
@@ -64,7 +65,7 @@ class Owner:
         self.ended = False
         self.hold: t.Any = None
         """The last connection that it checked out, if it still has it."""
-        self.ident = threading.get_ident()
+        self.ident = get_ident()
         self.thread = threading.current_thread()
         self.native_id = self.ident
         self.greenlet: weakref.ref[object] | None = None
@@ -73,8 +74,12 @@ class Owner:
             self.native_id = native_thread_id()
             greenlet = current_greenlet()
             self.greenlet = None if greenlet is None else weakref.ref(greenlet)
-        task = current_task()
-        self.task = None if task is None else weakref.ref(task)
+        self.task: weakref.ref[t.Any] | None = None
+        asyncio = sys.modules.get("asyncio")
+        # get_running_loop() raises where there is none, which costs ten times as much.
+        if asyncio is not None and asyncio._get_running_loop() is not None:
+            task = asyncio.current_task()
+            self.task = None if task is None else weakref.ref(task)
         self._context = None if context is None else weakref.ref(context)
         self._request = None if current is None else weakref.ref(current)
         self.rule: Rule | None = None
@@ -98,6 +103,12 @@ class Owner:
                 self.rule = current.url_rule
         return self.rule
 
+    def end(self) -> None:
+        """Note that the context's work is over; what it still holds, it leaked."""
+        if self.rule is None:
+            self.url_rule  # noqa: B018 - noted, as long as there is a request to ask
+        self.ended = True
+
     @property
     def over(self) -> bool:
         """Whether the request or context has ended, also if nobody tore it down."""
@@ -116,36 +127,23 @@ class Owner:
         return self.thread.is_alive()
 
 
-def current_owner() -> Owner:
-    """Return the owner of what the calling thread does right now."""
-    context = current_context()
+def current_owner(context: t.Any = None) -> Owner:
+    """Return the owner of what the calling thread does right now.
+
+    :param context: The current application context, where the caller has it.
+    """
     if context is None:
-        return Owner(None, None)
+        context = current_context()
+        if context is None:
+            return Owner(None, None)
     current = request_or_none()
     owner: Owner | None = context.__dict__.get(KEY)
-    if owner is not None and owner.ident == threading.get_ident():
+    if owner is not None and owner.ident == get_ident():
         serves = owner._request
         if (None if serves is None else serves()) is current:
             return owner
     owner = context.__dict__[KEY] = Owner(context, current)
     return owner
-
-
-def current_task() -> t.Any:
-    """Return the running asyncio task, if there is one."""
-    asyncio = sys.modules.get("asyncio")
-    # get_running_loop() raises where there is none, which costs ten times as much.
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return None
-    return asyncio.current_task()
-
-
-def end_owner(context: t.Any) -> None:
-    """Note that the context's work is over; what it still holds, it leaked."""
-    owner = context.__dict__.pop(KEY, None)
-    if owner is not None:
-        owner.url_rule  # noqa: B018 - noted, as long as there is a request to ask
-        owner.ended = True
 
 
 class Responsible(t.NamedTuple):

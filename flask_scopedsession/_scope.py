@@ -12,6 +12,7 @@ import sys
 import typing as t
 import weakref
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import MutableMapping
@@ -25,7 +26,6 @@ from ._context import ANSWERED
 from ._context import current_context
 from ._context import has_context
 from ._owner import current_owner
-from ._owner import end_owner
 from ._owner import KEY as OWNER
 from ._owner import Responsible
 from ._owner import responsible
@@ -33,6 +33,8 @@ from ._session import apart
 from ._session import close_session
 from ._session import describe_lost_work
 from ._session import ended_well
+from ._session import RAISED
+from ._session import STATUS
 from ._session import unsaved_work
 from ._values import kind
 from .errors import ConfigError
@@ -88,8 +90,8 @@ class Scopes(ScopedRegistry[t.Any]):
     """What all scopes have in common; each kind says where its scope is kept."""
 
     kind: str
-    session_name = "_scopedsession_none"
-    """Where a context keeps the default session, if it does; here never."""
+    session_name: str | None = None
+    """Where a context keeps the default session, if it does."""
 
     def __init__(
         self, createfunc: Callable[[], Session], state_of: Callable[[t.Any], AppState]
@@ -108,7 +110,7 @@ class Scopes(ScopedRegistry[t.Any]):
         """Return the scope's session, making it when there is none."""
         session = self.named(DEFAULT_BIND)
         if session is None:
-            session = self.adopt(DEFAULT_BIND, self.createfunc())
+            session = self.adopt(DEFAULT_BIND, self.createfunc(), scope_context())
         return session
 
     def has(self) -> bool:
@@ -120,7 +122,7 @@ class Scopes(ScopedRegistry[t.Any]):
         scope = self.current()
         if scope is not None:
             scope.sessions.pop(DEFAULT_BIND, None)
-        self.adopt(DEFAULT_BIND, obj)
+        self.adopt(DEFAULT_BIND, obj, scope_context())
 
     def clear(self) -> None:
         """Forget the current scope's sessions without closing them."""
@@ -136,24 +138,24 @@ class Scopes(ScopedRegistry[t.Any]):
         scope = self.current()
         return None if scope is None else scope.sessions.get(name)
 
-    def adopt(self, name: str, session: Session) -> Session:
+    def adopt(self, name: str, session: Session, context: t.Any) -> Session:
         """Make a new session the scope's own, unless another thread was faster."""
-        context = scope_context()
-        owner = current_owner()
-        scope = self._current(context)
-        if scope is None:
-            scope = self._create(context)
+        owner = current_owner(context)
+        scope = self._enter(context)
         state = scope.state
         kept = scope.sessions.setdefault(name, session)
         if kept is not session:
             close_session(session)
             return kept
         # Without tracking, too: a fork has to find the sessions that it inherits.
-        entry = state.ledger.opened(session, name, self.kind, owner, context)
         own: t.Any = session
-        own._scopedsession_entry, own._scopedsession_ledger = entry, state.ledger
-        own._scopedsession_state, own._scopedsession_by = state, owner
-        self._stored(context, name, session)
+        own._scopedsession_entry = state.ledger.opened(
+            session, name, self.kind, owner, context
+        )
+        own._scopedsession_ledger, own._scopedsession_state = state.ledger, state
+        own._scopedsession_by = owner
+        if self.session_name is not None and name == DEFAULT_BIND:
+            context.__dict__[self.session_name] = session
         return session
 
     def remove(self) -> None:
@@ -168,10 +170,14 @@ class Scopes(ScopedRegistry[t.Any]):
         """Close what `context` created, at its teardown. May be called twice."""
         raising: list[BaseException] = []
         under_way = sys.exc_info()[1]
+        kept = context.__dict__
         for scope in self._created(context):
             try:
                 if scope.state.settings.lost_work != "ignore":
-                    raising += self._lost_work(context, error, scope)
+                    for session in list(scope.sessions.values()):
+                        lost = unsaved_work(session)
+                        if lost and ended_well(context, error):
+                            raising += self._lost_work(context, lost, scope.state)
             except Exception as problem:  # the user's own types, maybe
                 text = "session: cannot tell what it changed"
                 log.warning(text, exc_info=apart(problem, under_way))
@@ -183,32 +189,29 @@ class Scopes(ScopedRegistry[t.Any]):
                 log.warning(text, exc_info=apart(failure, under_way))
                 if not isinstance(failure, Exception):
                     raising.insert(0, failure)
-        if OWNER in context.__dict__:
-            end_owner(context)
-        context.__dict__[ANSWERED] = True
+        owner = kept.pop(OWNER, None)
+        if owner is not None:
+            owner.end()
+        kept.pop(STATUS, None)
+        kept.pop(RAISED, None)
+        kept[ANSWERED] = True
         if raising:
             raise raising[0]
 
     @staticmethod
     def _lost_work(
-        context: t.Any, error: BaseException | None, scope: Scope
-    ) -> list[LostWork]:
+        context: t.Any, lost: Counter[str], state: AppState
+    ) -> tuple[LostWork, ...]:
         """Report changes that are about to be lost; return what is to be raised."""
-        if not ended_well(context, error):
-            return []
-        raising: list[LostWork] = []
-        for session in list(scope.sessions.values()):
-            lost = unsaved_work(session)
-            if lost:
-                owner = context.__dict__.get(OWNER)
-                message = describe_lost_work(owner, lost)
-                who = Responsible() if owner is None else responsible(owner)
-                scope.state.ledger.lost_work(who, lost)
-                if scope.state.settings.lost_work == "raise":
-                    raising.append(LostWork(message))
-                elif scope.state.first_report(message.partition(" ended ")[0]):
-                    log.warning("%s", message)
-        return raising
+        owner = context.__dict__.get(OWNER)
+        message = describe_lost_work(owner, lost)
+        who = Responsible() if owner is None else responsible(owner)
+        state.ledger.lost_work(who, lost)
+        if state.settings.lost_work == "raise":
+            return (LostWork(message),)
+        if state.first_report(message.partition(" ended ")[0]):
+            log.warning("%s", message)
+        return ()
 
     # -- where a scope is kept -------------------------------------------------
 
@@ -221,8 +224,8 @@ class Scopes(ScopedRegistry[t.Any]):
         """Return the current scope, if it has been created; `context` is current."""
 
     @abstractmethod
-    def _create(self, context: t.Any) -> Scope:
-        """Make the current scope, and let `context` know that it did."""
+    def _enter(self, context: t.Any) -> Scope:
+        """Return the current scope. If it is new, let `context` know who made it."""
 
     @abstractmethod
     def _created(self, context: t.Any) -> t.Sequence[Scope]:
@@ -231,9 +234,6 @@ class Scopes(ScopedRegistry[t.Any]):
     @abstractmethod
     def _drop(self, context: t.Any, scope: Scope) -> None:
         """Take a scope out of where it is kept, if it is still there."""
-
-    def _stored(self, context: t.Any, name: str, session: Session) -> None:
-        """Note where a faster look-up may find the session."""
 
     def forget(self, context: t.Any) -> None:
         """Drop what a fork inherited with `context`; its sessions stay untouched."""
@@ -262,17 +262,20 @@ class ContextScopes(Scopes):
         # A miss by .get() and None: raising would cost more than a hit saves.
         session = context.__dict__.get(self.session_name)
         if session is None:
-            session = self.adopt(DEFAULT_BIND, self.createfunc())
+            session = self.adopt(DEFAULT_BIND, self.createfunc(), context)
         return session
 
     def _current(self, context: t.Any) -> Scope | None:
         found: Scope | None = context.__dict__.get(self._scope_name)
         return found
 
-    def _create(self, context: t.Any) -> Scope:
-        scope = Scope(self._state_of(context.app))
-        # setdefault: a context may be shared with another thread.
-        return t.cast(Scope, context.__dict__.setdefault(self._scope_name, scope))
+    def _enter(self, context: t.Any) -> Scope:
+        found: Scope | None = context.__dict__.get(self._scope_name)
+        if found is None:
+            made = Scope(self._state_of(context.app))
+            # setdefault: a context may be shared with another thread.
+            found = t.cast(Scope, context.__dict__.setdefault(self._scope_name, made))
+        return found
 
     def _created(self, context: t.Any) -> t.Sequence[Scope]:
         scope = context.__dict__.get(self._scope_name)
@@ -284,10 +287,6 @@ class ContextScopes(Scopes):
             # The session first: what interrupts us must not leave it without a scope.
             kept.pop(self.session_name, None)
             kept.pop(self._scope_name, None)
-
-    def _stored(self, context: t.Any, name: str, session: Session) -> None:
-        if name == DEFAULT_BIND:
-            context.__dict__[self.session_name] = session
 
 
 class KeyedScopes(Scopes):
@@ -322,7 +321,10 @@ class KeyedScopes(Scopes):
                 f" {kind(key)}."
             ) from None
 
-    def _create(self, context: t.Any) -> Scope:
+    def _enter(self, context: t.Any) -> Scope:
+        found = self._current(context)
+        if found is not None:
+            return found
         key = self.scopefunc()
         scope = Scope(self._state_of(context.app), key)
         scope = self._kept(context).setdefault(key, scope)

@@ -43,8 +43,8 @@ if t.TYPE_CHECKING:
 log = logging.getLogger("flask_scopedsession")
 
 #: On a context: its response's status; and that a view or another function raised.
-_STATUS = "_scopedsession_status"
-_RAISED = "_scopedsession_raised"
+STATUS = "_scopedsession_status"
+RAISED = "_scopedsession_raised"
 
 
 def _one_call(name: str, *, executes: bool = False) -> t.Any:
@@ -273,13 +273,13 @@ def note_how_it_ends(app: Flask) -> None:
         def start(status: str, *args: t.Any) -> t.Any:
             context = current_context()
             if context is not None:
-                context.__dict__[_STATUS] = status
+                context.__dict__[STATUS] = status
             return start_response(status, *args)
 
         return answer(environ, start)
 
     def handle_user_exception(*args: t.Any) -> t.Any:
-        app_context().__dict__[_RAISED] = True
+        app_context().__dict__[RAISED] = True
         return handle(*args)
 
     own: t.Any = app
@@ -288,9 +288,9 @@ def note_how_it_ends(app: Flask) -> None:
 
 def ended_well(context: t.Any, error: BaseException | None) -> bool:
     """Whether a context ended without any error, and its response was none either."""
-    status = context.__dict__.pop(_STATUS, "")
-    raised = context.__dict__.pop(_RAISED, False)
-    return error is None and not raised and status[:1] not in ("4", "5")
+    if error is not None or RAISED in context.__dict__:
+        return False
+    return context.__dict__.get(STATUS, "")[:1] not in ("4", "5")
 
 
 #: Never changed.

@@ -50,7 +50,9 @@ class AppState:
     scopes: dict[Hashable, Scope] = field(default_factory=dict)
     local: threading.local = field(default_factory=threading.local)
     _reported: set[str] = field(default_factory=set)
-    _pid: list[int] = field(default_factory=lambda: [os.getpid()])
+    pids: list[int] = field(default_factory=lambda: [os.getpid()])
+    """One: the process that the state is of. Another is a fork that has not yet made it
+    its own."""
     _begun: list[int] = field(default_factory=lambda: [os.getpid()])
 
     def first_report(self, about: str) -> bool:
@@ -59,11 +61,6 @@ class AppState:
             return False
         self._reported.add(about)
         return True
-
-    @property
-    def inherited(self) -> bool:
-        """Whether this process is a fork that has not yet made the state its own."""
-        return self._pid[0] != os.getpid()
 
     def after_fork(self) -> None:
         """Make this state the child's own, without touching the parent's sockets."""
@@ -75,7 +72,7 @@ class AppState:
             self._leave_to_parent()
         finally:
             # Last, as it is what tells other threads that they need not wait.
-            self._pid[0] = pid
+            self.pids[0] = pid
 
     def _leave_to_parent(self) -> None:
         if not _inherited:
