@@ -12,6 +12,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable
@@ -59,6 +60,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in a shell's background, or with nohup. Children would inherit that, and
+        # what they do at Ctrl-C is among what is tested.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     known = databases(config)
     if unknown := set(config.getoption("db") or ()) - known.keys():
         raise pytest.UsageError(
