@@ -77,6 +77,10 @@ REQUESTS_OWN_THEIR_CONTEXT = "ctx" in signature(Flask.do_teardown_appcontext).pa
 #: On a context: its request is answered. What is left of it is a streamed body.
 ANSWERED = "_scopedsession_answered"
 
+#: On a context: its response's status; and that a view or another function raised.
+STATUS = "_scopedsession_status"
+RAISED = "_scopedsession_raised"
+
 #: Calls from :meth:`AppContext.pop` down to a teardown function, and some to spare.
 _POP_DEPTH = 8
 
@@ -102,30 +106,50 @@ def context_torn_down() -> t.Any:
 # -- a thread that a stream was abandoned on -----------------------------------
 
 
-def step_out_of_abandoned_contexts(app: Flask) -> None:
+def watch_requests(app: Flask, *, lost_work: bool) -> None:
     """Let no request begin inside the context of one that was answered before.
 
     With Flask 3.1 and older, the body of a streamed response that is neither closed
     nor freed leaves its context active on the thread. Each later request there would
     share it, and nothing that belongs to those would ever be torn down.
+
+    :param lost_work: Remember how each request ends, too: teardown hears neither of
+        ``abort(400)`` nor of an error that has a handler. Not by
+        ``after_this_request()``, which would cost a request ten times as much.
     """
-    if REQUESTS_OWN_THEIR_CONTEXT:
-        return
-    inner = app.wsgi_app
+    inner, handle = app.wsgi_app, app.handle_user_exception
 
     def wsgi_app(environ: t.Any, start_response: t.Any) -> Iterable[bytes]:
+        start = start_response
+        if lost_work:
+
+            def start(status: str, *args: t.Any) -> t.Any:
+                context = current_context()
+                if context is not None:
+                    context.__dict__[STATUS] = status
+                return start_response(status, *args)
+
         before = current_context()
-        if before is not None and ANSWERED in before.__dict__:
+        if before is not None and ANSWERED in before.__dict__ and may_be_left:
             inside = _without_flask()
-            return _Body(inside, inside.run(inner, environ, start_response))
+            return _Body(inside, inside.run(inner, environ, start))
         try:
-            return inner(environ, start_response)
+            return inner(environ, start)
         finally:
             left = current_context()
-            if left is not None and left is not before:
+            if left is not None and left is not before and may_be_left:
                 left.__dict__[ANSWERED] = True
 
-    app.wsgi_app = wsgi_app  # type: ignore[method-assign]
+    def handle_user_exception(*args: t.Any) -> t.Any:
+        app_context().__dict__[RAISED] = True
+        return handle(*args)
+
+    may_be_left = not REQUESTS_OWN_THEIR_CONTEXT
+    own: t.Any = app
+    if lost_work or may_be_left:
+        own.wsgi_app = wsgi_app
+    if lost_work:
+        own.handle_user_exception = handle_user_exception
 
 
 def _without_flask() -> contextvars.Context:

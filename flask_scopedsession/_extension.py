@@ -26,7 +26,7 @@ from ._context import app_context
 from ._context import context_torn_down
 from ._context import current_context
 from ._context import has_context
-from ._context import step_out_of_abandoned_contexts
+from ._context import watch_requests
 from ._control.server import SERVER
 from ._engines import dispose_all
 from ._engines import make_engine
@@ -43,7 +43,6 @@ from ._scope import Scopes
 from ._scope import Sessions
 from ._scope import ThreadScopes
 from ._session import AppSessionmaker
-from ._session import note_how_it_ends
 from ._session import refuse_wrong_options
 from ._session import watched
 from ._state import AppState
@@ -234,9 +233,7 @@ class ScopedSession(t.Generic[S]):
             scopes.end(context, error)
 
         app.teardown_appcontext(remove_sessions)
-        step_out_of_abandoned_contexts(app)
-        if settings.lost_work != "ignore":
-            note_how_it_ends(app)
+        watch_requests(app, lost_work=settings.lost_work != "ignore")
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
 

@@ -25,6 +25,8 @@ from ._config import DEFAULT_BIND
 from ._context import ANSWERED
 from ._context import current_context
 from ._context import has_context
+from ._context import RAISED
+from ._context import STATUS
 from ._owner import current_owner
 from ._owner import KEY as OWNER
 from ._owner import Responsible
@@ -33,8 +35,6 @@ from ._session import apart
 from ._session import close_session
 from ._session import describe_lost_work
 from ._session import ended_well
-from ._session import RAISED
-from ._session import STATUS
 from ._session import unsaved_work
 from ._values import kind
 from .errors import ConfigError

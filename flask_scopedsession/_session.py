@@ -21,8 +21,8 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
 
-from ._context import app_context
-from ._context import current_context
+from ._context import RAISED
+from ._context import STATUS
 from ._owner import current_owner
 from ._owner import described
 from ._sharing import _USER
@@ -32,7 +32,6 @@ from .errors import ConfigError
 from .errors import SessionRemoved
 
 if t.TYPE_CHECKING:
-    from flask import Flask
     from sqlalchemy import Connection
     from sqlalchemy.orm import SessionTransaction
     from sqlalchemy.pool import PoolProxiedConnection
@@ -41,10 +40,6 @@ if t.TYPE_CHECKING:
     from ._owner import Owner
 
 log = logging.getLogger("flask_scopedsession")
-
-#: On a context: its response's status; and that a view or another function raised.
-STATUS = "_scopedsession_status"
-RAISED = "_scopedsession_raised"
 
 
 def _one_call(name: str, *, executes: bool = False) -> t.Any:
@@ -259,31 +254,6 @@ def _class_name(mapper: t.Any) -> str:
 
 
 # -- lost work -----------------------------------------------------------------
-
-
-def note_how_it_ends(app: Flask) -> None:
-    """Remember each response's status, and that a view raised.
-
-    Teardown hears neither of ``abort(400)`` nor of an error that has a handler. Not by
-    ``after_this_request()``, which would cost a request ten times as much.
-    """
-    answer, handle = app.wsgi_app, app.handle_user_exception
-
-    def wsgi_app(environ: t.Any, start_response: t.Any) -> t.Any:
-        def start(status: str, *args: t.Any) -> t.Any:
-            context = current_context()
-            if context is not None:
-                context.__dict__[STATUS] = status
-            return start_response(status, *args)
-
-        return answer(environ, start)
-
-    def handle_user_exception(*args: t.Any) -> t.Any:
-        app_context().__dict__[RAISED] = True
-        return handle(*args)
-
-    own: t.Any = app
-    own.wsgi_app, own.handle_user_exception = wsgi_app, handle_user_exception
 
 
 def ended_well(context: t.Any, error: BaseException | None) -> bool:

@@ -14,7 +14,6 @@ from time import perf_counter
 
 from sqlalchemy import event
 
-from ._ledger import Hold
 from ._ledger import PoolAccount
 from ._owner import current_owner
 
@@ -85,27 +84,26 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
     dialect = engine.dialect
     holds = account.holds
 
-    def running(context: t.Any, statement: str) -> Hold | None:
-        if context is None:
-            return None
-        hold = holds.get(id(context.root_connection.connection))
-        if hold is not None:
-            hold.in_transaction = True
-            hold.execution_options = context.execution_options
-            hold.running_since = perf_counter()
-            if account.show_sql:
-                hold.statement = statement
-        return hold
-
     def watch_execute(name: str) -> None:
         original = getattr(dialect, name)
 
         def execute(
             cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
         ) -> None:
-            hold = running(context, statement)
+            hold = None
+            if context is not None:
+                hold = holds.get(id(context.root_connection.connection))
+                if hold is not None:
+                    hold.in_transaction = True
+                    hold.execution_options = context.execution_options
+                    hold.running_since = perf_counter()
+                    if account.show_sql:
+                        hold.statement = statement
             try:
-                original(cursor, statement, parameters, context)
+                if bare:
+                    original(cursor, statement, context)
+                else:
+                    original(cursor, statement, parameters, context)
             finally:
                 if hold is not None:
                     hold.running_since, hold.idle_since = None, perf_counter()
@@ -113,12 +111,7 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
         def execute_no_params(
             cursor: t.Any, statement: str, context: t.Any = None
         ) -> None:
-            hold = running(context, statement)
-            try:
-                original(cursor, statement, context)
-            finally:
-                if hold is not None:
-                    hold.running_since, hold.idle_since = None, perf_counter()
+            execute(cursor, statement, None, context)
 
         bare = name == "do_execute_no_params"
         setattr(dialect, name, execute_no_params if bare else execute)
