@@ -54,26 +54,47 @@ class Slot:
         self.hold: Hold | None = None
 
 
-class Hold(weakref.ref["PoolProxiedConnection"]):
-    """One checkout: a weak reference to the proxied connection, and who has it.
+def slot_of(proxied: PoolProxiedConnection) -> Slot | None:
+    """Return what is known of a connection that was checked out."""
+    info = proxied.record_info
+    return None if info is None else info.get(SLOT)
 
-    Optional values are class attributes, so that a checkout need not set them.
-    """
+
+class Hold(weakref.ref["PoolProxiedConnection"]):
+    """One checkout: a weak reference to the proxied connection, and who has it."""
+
+    # A third of the time that a dict takes for as many values: 0.5 µs per checkout.
+    __slots__ = (
+        "account",
+        "execution_options",
+        "generation",
+        "idle_since",
+        "in_transaction",
+        "key",
+        "owner",
+        "running_since",
+        "session",
+        "since",
+        "slot",
+        "stack",
+        "statement",
+        "timed",
+    )
 
     key: int
     since: float
     owner: Owner
     generation: int
     account: PoolAccount
-    slot: Slot | None = None
-    timed = False
-    in_transaction = False
-    running_since: float | None = None
-    idle_since: float | None = None
-    execution_options: t.Mapping[str, t.Any] | None = None
-    statement: str | None = None
-    session: SessionEntry | None = None
-    stack: RawStack | None = None
+    slot: Slot | None
+    timed: bool
+    in_transaction: bool
+    running_since: float | None
+    idle_since: float | None
+    execution_options: t.Mapping[str, t.Any] | None
+    statement: str | None
+    session: SessionEntry | None
+    stack: RawStack | None
 
     @property
     def out(self) -> bool:
@@ -153,7 +174,12 @@ class PoolAccount:
     # -- written on the hot path ----------------------------------------------
 
     def check_out(
-        self, proxied: PoolProxiedConnection, owner: Owner, now: float, waited: float
+        self,
+        proxied: PoolProxiedConnection,
+        slot: Slot | None,
+        owner: Owner,
+        now: float,
+        waited: float,
     ) -> Hold:
         """Note that `owner` has got a connection, `now`, after `waited` seconds."""
         meters = self.meters
@@ -172,12 +198,13 @@ class PoolAccount:
         hold.owner = owner
         hold.generation = self.generation
         hold.account = self
+        hold.timed = hold.in_transaction = False
+        hold.running_since = hold.idle_since = hold.execution_options = None
+        hold.session = hold.statement = hold.stack = None
+        hold.slot = slot
         owner.hold = hold
-        entry = proxied.record_info
-        if entry is not None:
-            slot = hold.slot = entry.get(SLOT)
-            if slot is not None:
-                slot.hold = hold
+        if slot is not None:
+            slot.hold = hold
         if self.stacks or (self.nesting and self._nests(owner)):
             from ._stacks import own_stack
 
@@ -309,6 +336,8 @@ class PoolAccount:
 
 class SessionEntry(weakref.ref["Session"]):
     """One open session: a weak reference to it, and who opened it."""
+
+    __slots__ = ("context", "key", "name", "number", "owner", "scope", "since")
 
     key: int
     number: int

@@ -25,6 +25,8 @@ from sqlalchemy.pool import SingletonThreadPool
 from ._fair import FairPool
 from ._ledger import PoolAccount
 from ._ledger import SLOT
+from ._ledger import Slot
+from ._ledger import slot_of
 from ._ledger import TimedOut
 from ._ledger import Waiting
 from ._owner import current_owner
@@ -72,45 +74,42 @@ class TrackedPool(Pool):
                 account.note_nesting(owner)
             proxied = super().connect()
             now = perf_counter()
+            info = proxied.record_info
+            slot: Slot | None = None if info is None else info.get(SLOT)
+            rested_at = None if slot is None else slot.returned  # None: it is fresh
             idle_after = account.settings.ping_idle_after
-            if idle_after is not None:
-                proxied = self._usable(proxied, account, idle_after)
+            if (
+                rested_at is not None
+                and idle_after is not None
+                and rested_at < max(now - idle_after, account.suspect_since)
+            ):
+                proxied = self._usable(proxied, account)
+                slot = slot_of(proxied)
         except sa_exc.TimeoutError as error:
             explain(error, account, account.timed_out(since, owner))
             raise
         finally:
             if account.waiting:
                 account.waiting.pop(owner.ident, None)
-        account.check_out(proxied, owner, now, now - since)
+        account.check_out(proxied, slot, owner, now, now - since)
         return proxied
 
     def _usable(
-        self, proxied: PoolProxiedConnection, account: PoolAccount, idle_after: float
+        self, proxied: PoolProxiedConnection, account: PoolAccount
     ) -> PoolProxiedConnection:
-        """Return this connection, or another if it had rested and is dead."""
+        """Return this connection that has rested, or another if it is dead."""
         # Ends: each dead one leaves the pool, and a fresh one is not tested.
-        while self._rested(proxied, account, idle_after):
+        while True:
             account.note_connecting()
             if self._answers(proxied):
-                break
+                return proxied
             # Its neighbours likely died with it: test them however short they rested.
-            account.suspect_since = perf_counter()
+            account.suspect_since = now = perf_counter()
             proxied.invalidate()
             proxied = super().connect()
-        return proxied
-
-    @staticmethod
-    def _rested(
-        proxied: PoolProxiedConnection, account: PoolAccount, idle_after: float
-    ) -> bool:
-        info = proxied.record_info
-        slot = None if info is None else info.get(SLOT)
-        if slot is None or slot.returned is None:
-            return False  # fresh
-        returned: float = slot.returned
-        return (
-            returned < account.suspect_since or perf_counter() - returned > idle_after
-        )
+            slot = slot_of(proxied)
+            if slot is None or slot.returned is None or slot.returned >= now:
+                return proxied
 
     def _answers(self, proxied: PoolProxiedConnection) -> bool:
         dialect = t.cast(t.Any, self)._dialect

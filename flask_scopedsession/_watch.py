@@ -15,6 +15,7 @@ from time import perf_counter
 from sqlalchemy import event
 
 from ._ledger import PoolAccount
+from ._ledger import slot_of
 from ._owner import current_owner
 
 if t.TYPE_CHECKING:
@@ -69,7 +70,8 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
         _: DBAPIConnection, __: ConnectionPoolEntry, proxied: PoolProxiedConnection
     ) -> None:
         if threading.get_ident() not in account.pinging:
-            account.check_out(proxied, current_owner(), perf_counter(), 0.0)
+            slot = slot_of(proxied)
+            account.check_out(proxied, slot, current_owner(), perf_counter(), 0.0)
 
     def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
         if threading.get_ident() not in account.pinging:

@@ -504,6 +504,10 @@ def test_a_view_that_does_not_nest_is_not_recorded(make_app, sqlite_url):
     assert db._states[app].ledger.pools["default"].nesting == set()
 
 
+class Frozen(tuple):
+    """Something of a hold's that tells when it is freed."""
+
+
 def test_owners_and_holds_free_each_other(make_app, sqlite_url):
     """Without the garbage collector, whoever closes first."""
     db = ScopedSession()
@@ -515,12 +519,14 @@ def test_owners_and_holds_free_each_other(make_app, sqlite_url):
         with app.app_context():
             connection = db.engine.connect()
             (hold,) = db._states[app].ledger.pools["default"].holds.values()
-            found.append(weakref.ref(hold))
+            hold.stack = Frozen()
+            found.append(weakref.ref(hold.stack))
             del hold
             connection.close()
             connection = db.engine.connect()
             (hold,) = db._states[app].ledger.pools["default"].holds.values()
-            found.append(weakref.ref(hold))
+            hold.stack = Frozen()
+            found.append(weakref.ref(hold.stack))
             del hold
         connection.close()
         del connection
