@@ -504,8 +504,8 @@ def test_a_view_that_does_not_nest_is_not_recorded(make_app, sqlite_url):
     assert db._states[app].ledger.pools["default"].nesting == set()
 
 
-class Frozen(tuple):
-    """Something of a hold's that tells when it is freed."""
+class Mark:
+    """Something of a hold's; it is freed with it."""
 
 
 def test_owners_and_holds_free_each_other(make_app, sqlite_url):
@@ -519,13 +519,13 @@ def test_owners_and_holds_free_each_other(make_app, sqlite_url):
         with app.app_context():
             connection = db.engine.connect()
             (hold,) = db._states[app].ledger.pools["default"].holds.values()
-            hold.stack = Frozen()
+            hold.stack = Mark()
             found.append(weakref.ref(hold.stack))
             del hold
             connection.close()
             connection = db.engine.connect()
             (hold,) = db._states[app].ledger.pools["default"].holds.values()
-            hold.stack = Frozen()
+            hold.stack = Mark()
             found.append(weakref.ref(hold.stack))
             del hold
         connection.close()
