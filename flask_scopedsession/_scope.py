@@ -168,9 +168,13 @@ class Scopes(ScopedRegistry[t.Any]):
 
     def end(self, context: t.Any, error: BaseException | None) -> None:
         """Close what `context` created, at its teardown. May be called twice."""
+        kept = context.__dict__
+        kept[ANSWERED] = True
+        if OWNER not in kept:
+            kept.pop(RAISED, None)
+            return  # no session was made here, nor a connection taken
         raising: list[BaseException] = []
         under_way = sys.exc_info()[1]
-        kept = context.__dict__
         for scope in self._created(context):
             try:
                 if scope.state.settings.lost_work != "ignore":
@@ -194,7 +198,6 @@ class Scopes(ScopedRegistry[t.Any]):
             owner.end()
         kept.pop(STATUS, None)
         kept.pop(RAISED, None)
-        kept[ANSWERED] = True
         if raising:
             raise raising[0]
 
