@@ -36,6 +36,7 @@ from ._ledger import PoolAccount
 from ._live import LiveView
 from ._models import Models
 from ._scope import ContextScopes
+from ._scope import Factory
 from ._scope import KeyedScopes
 from ._scope import OUTSIDE
 from ._scope import scope_context
@@ -95,28 +96,6 @@ def _make_reader(
     return Reader(app, root_path, ledger, engines, settings.held_long_after)
 
 
-class _Factory(sessionmaker[t.Any]):
-    """What ``db.session`` creates sessions with: the current app's sessionmaker.
-
-    What is configured here applies to every app, from the next session on.
-    """
-
-    def __init__(
-        self, class_: type[Session], state_of: Callable[[t.Any], AppState]
-    ) -> None:
-        super().__init__(class_=class_)
-        # Not a subclass of it: this very class is the one of every app's sessions.
-        self.class_ = class_
-        self.kw = {}
-        self._state_of = state_of
-
-    def __call__(self, **local_kw: t.Any) -> t.Any:
-        maker = self._state_of(scope_context().app).sessionmakers[""]
-        if local_kw or self.kw:
-            return maker(**{**self.kw, **local_kw})
-        return maker()
-
-
 class ScopedSession(t.Generic[S]):
     """SQLAlchemy engines and a ``scoped_session`` for Flask applications.
 
@@ -168,13 +147,13 @@ class ScopedSession(t.Generic[S]):
         self._states: weakref.WeakKeyDictionary[Flask, AppState] = (
             weakref.WeakKeyDictionary()
         )
-        factory = _Factory(self._class, self._state_of)
+        factory = Factory(self._class, self._state_of)
         self._scopes = self._make_scopes(scopefunc, factory)
         self.session = Sessions(factory, self._scopes)
         if app is not None:
             self.init_app(app)
 
-    def _make_scopes(self, scopefunc: t.Any, factory: _Factory) -> Scopes:
+    def _make_scopes(self, scopefunc: t.Any, factory: Factory) -> Scopes:
         if scopefunc is None:
             return ContextScopes(factory, self._state_of)
         if scopefunc == "thread":

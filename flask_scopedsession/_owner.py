@@ -103,12 +103,6 @@ class Owner:
                 self.rule = current.url_rule
         return self.rule
 
-    def end(self) -> None:
-        """Note that the context's work is over; what it still holds, it leaked."""
-        if self.rule is None:
-            self.url_rule  # noqa: B018 - noted, as long as there is a request to ask
-        self.ended = True
-
     @property
     def over(self) -> bool:
         """Whether the request or context has ended, also if nobody tore it down."""

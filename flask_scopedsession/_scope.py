@@ -19,6 +19,7 @@ from collections.abc import MutableMapping
 
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.util import ScopedRegistry
 
 from ._config import DEFAULT_BIND
@@ -86,15 +87,43 @@ class Scope:
                 log.warning(text, exc_info=apart(failure, under_way))
 
 
+class Factory(sessionmaker[t.Any]):
+    """What ``db.session`` creates sessions with: the current app's sessionmaker.
+
+    What is configured here applies to every app, from the next session on.
+    """
+
+    def __init__(
+        self, class_: type[Session], state_of: Callable[[t.Any], AppState]
+    ) -> None:
+        super().__init__(class_=class_)
+        # Not a subclass of it: this very class is the one of every app's sessions.
+        self.class_ = class_
+        self.kw = {}
+        self._state_of = state_of
+
+    def __call__(self, **local_kw: t.Any) -> t.Any:
+        state = self._state_of(scope_context().app)
+        return state.sessionmakers[""](**{**self.kw, **local_kw})
+
+    def of(self, state: AppState) -> t.Any:
+        """Return a new session of one app, to be adopted."""
+        maker = state.sessionmakers[""]
+        # As maker() does, which also says whose ledger it feeds; so does adopt().
+        return maker(**self.kw) if self.kw else maker.class_(**maker.kw)
+
+
 class Scopes(ScopedRegistry[t.Any]):
     """What all scopes have in common; each kind says where its scope is kept."""
 
     kind: str
     session_name: str | None = None
     """Where a context keeps the default session, if it does."""
+    _scope_name: str | None = None
+    """Where it keeps the scope, if it does."""
 
     def __init__(
-        self, createfunc: Callable[[], Session], state_of: Callable[[t.Any], AppState]
+        self, createfunc: Factory, state_of: Callable[[t.Any], AppState]
     ) -> None:
         self.createfunc = createfunc
         self.scopefunc = self._key
@@ -138,10 +167,13 @@ class Scopes(ScopedRegistry[t.Any]):
         scope = self.current()
         return None if scope is None else scope.sessions.get(name)
 
-    def adopt(self, name: str, session: Session, context: t.Any) -> Session:
+    def adopt(
+        self, name: str, session: Session, context: t.Any, scope: Scope | None = None
+    ) -> Session:
         """Make a new session the scope's own, unless another thread was faster."""
         owner = current_owner(context)
-        scope = self._enter(context)
+        if scope is None:
+            scope = self._enter(context)
         state = scope.state
         kept = scope.sessions.setdefault(name, session)
         if kept is not session:
@@ -175,7 +207,8 @@ class Scopes(ScopedRegistry[t.Any]):
             return  # no session was made here, nor a connection taken
         raising: list[BaseException] = []
         under_way = sys.exc_info()[1]
-        for scope in self._created(context):
+        own = kept.get(self._scope_name)
+        for scope in self._created(context) if own is None else (own,):
             try:
                 if scope.state.settings.lost_work != "ignore":
                     for session in list(scope.sessions.values()):
@@ -195,7 +228,9 @@ class Scopes(ScopedRegistry[t.Any]):
                     raising.insert(0, failure)
         owner = kept.pop(OWNER, None)
         if owner is not None:
-            owner.end()
+            if owner.rule is None:
+                owner.url_rule  # noqa: B018 - noted, while there is a request to ask
+            owner.ended = True
         kept.pop(STATUS, None)
         kept.pop(RAISED, None)
         if raising:
@@ -253,9 +288,10 @@ class ContextScopes(Scopes):
     _numbers = itertools.count(1)
 
     def __init__(
-        self, createfunc: Callable[[], Session], state_of: Callable[[t.Any], AppState]
+        self, createfunc: Factory, state_of: Callable[[t.Any], AppState]
     ) -> None:
         super().__init__(createfunc, state_of)
+        self._new = createfunc.of
         # Two extensions, for two applications, may meet in one context.
         self.session_name = f"_scopedsession_{next(self._numbers)}"
         self._scope_name = f"{self.session_name}_scope"
@@ -265,7 +301,9 @@ class ContextScopes(Scopes):
         # A miss by .get() and None: raising would cost more than a hit saves.
         session = context.__dict__.get(self.session_name)
         if session is None:
-            session = self.adopt(DEFAULT_BIND, self.createfunc(), context)
+            scope = self._enter(context)
+            session = self._new(scope.state)
+            session = self.adopt(DEFAULT_BIND, session, context, scope)
         return session
 
     def _current(self, context: t.Any) -> Scope | None:
@@ -303,7 +341,7 @@ class KeyedScopes(Scopes):
 
     def __init__(
         self,
-        createfunc: Callable[[], Session],
+        createfunc: Factory,
         state_of: Callable[[t.Any], AppState],
         key: Callable[[], Hashable],
     ) -> None:
@@ -352,7 +390,7 @@ class ThreadScopes(KeyedScopes):
     kind = "thread"
 
     def __init__(
-        self, createfunc: Callable[[], Session], state_of: Callable[[t.Any], AppState]
+        self, createfunc: Factory, state_of: Callable[[t.Any], AppState]
     ) -> None:
         super().__init__(createfunc, state_of, lambda: None)
 
