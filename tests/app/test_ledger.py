@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -536,6 +538,43 @@ def test_owners_and_holds_free_each_other(make_app, sqlite_url):
         assert [each() for each in found] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("what", ["connections", "sessions"])
+def test_what_is_noted_of_each_is_small(make, what):
+    """Less than 2 KiB of memory for each that is open."""
+    db = make(pool_size=500, max_overflow=0)
+    app = next(iter(db._states))
+    engine = db._states[app].engines["default"]
+    contexts, opened = [], []
+
+    def open_one():
+        contexts.append(app.app_context())
+        contexts[-1].push()
+        opened.append(db.session() if what == "sessions" else engine.connect())
+
+    def allocated():
+        gc.collect()
+        package = tracemalloc.Filter(True, f"{Path(_ledger.__file__).parent}/*")
+        lines = tracemalloc.take_snapshot().filter_traces([package])
+        return sum(line.size for line in lines.statistics("lineno"))
+
+    tracemalloc.start()
+    try:
+        contextvars.copy_context().run(open_one)
+        before = allocated()
+        for _ in range(300):
+            contextvars.copy_context().run(open_one)
+        each = (allocated() - before) / 300
+    finally:
+        tracemalloc.stop()
+    if what == "sessions":
+        assert len(db.snapshot().sessions) == 301
+    else:
+        assert pool_of(db).used == 301
+    for one in opened:
+        one.close()
+    assert 200 < each < 2048
 
 
 def test_a_leak_of_the_same_thread_is_no_self_deadlock(make):
