@@ -214,7 +214,11 @@ class LiveView:
     def reply(self, id: str, limit: int) -> bytes:
         """Return what goes over the socket, cut down to at most `limit` bytes."""
         worker = self.worker(id)
-        return self._envelope(worker, limit) or self._fitting(worker, limit)
+        content = self._envelope(worker, limit) or self._fitting(worker, limit)
+        # To free it takes long, too, where it is of a thousand sessions.
+        del worker
+        self.reader.pace()
+        return content
 
     def last_snapshot(self, id: str, limit: int) -> bytes | None:
         """Return what is to survive this process if there is trouble, without SQL."""
@@ -236,15 +240,17 @@ class LiveView:
 
     def _envelope(self, worker: WorkerSnapshot, limit: int) -> bytes | None:
         pace = self.reader.pace
-        content = encode_at(
-            pace,
-            {
-                "protocol": PROTOCOL,
-                "deployment": self._deployment,
-                "app": self._app_name,
-                "worker": worker.to_dict(pace),
-            },
-        )
+        message = {
+            "protocol": PROTOCOL,
+            "deployment": self._deployment,
+            "app": self._app_name,
+            "worker": worker.to_dict(pace),
+        }
+        pace()
+        content = encode_at(pace, message)
+        pace()
+        del message
+        pace()
         return content if len(content) <= limit else None
 
     # -- asking ----------------------------------------------------------------

@@ -49,7 +49,7 @@ class Pace:
     """
 
     #: Seconds of work between two rests, and of a rest.
-    WORK, REST = 0.0004, 0.0001
+    WORK, REST = 0.0002, 0.0001
 
     def __init__(self) -> None:
         self._sleep = original("time", "sleep")

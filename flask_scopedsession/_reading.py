@@ -124,14 +124,17 @@ class Reader:
             self.pace()
         # Who has returned it meanwhile may have shown us another request's line.
         found = [(hold, holder) for hold, holder in found if hold.out]
+        self.pace()
         holders = tuple(holder for _, holder in found)
         holding = {id(h.owner.thread): h for h, _ in found if not h.owner.over}
+        self.pace()
         waiters = tuple(
             self._waiter(waiter, stacks, now, holding) for waiter in waiting
         )
         used = len(holders)
         opened = account.connections()
         in_pool = len({hold.slot for hold, _ in found if hold.slot is not None})
+        self.pace()
         longest = max((w.waited_s for w in waiters), default=0.0)
         blind = account.listens_only
         queue = isinstance(pool, QueuePool)
@@ -306,6 +309,7 @@ class Reader:
             for hold in account.live():
                 if hold.session is not None:
                     holds.setdefault(id(hold.session), []).append((account, hold))
+        self.pace()
         waiting = {
             id(waiting.owner)
             for account in self._ledger.pools.values()

@@ -72,7 +72,9 @@ def encode_at(pace: Callable[[], None], message: t.Any) -> bytes:
     for part in _parts(message):
         parts.append(part)
         pace()
-    return "".join(parts).encode()
+    text = "".join(parts)
+    pace()
+    return text.encode()
 
 
 def _parts(value: t.Any) -> Iterator[str]:
