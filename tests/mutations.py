@@ -66,7 +66,7 @@ def mutation(
 
 #: Nothing removes a session: neither teardown nor the end of the context's life.
 UNREMOVED = (
-    Change("_extension", "scopes.end(context_torn_down(error), error)", "pass"),
+    Change("_extension", "scopes.end(context, error)", "pass"),
     Change("_scope", "        if self.sessions:\n", "        if ():\n"),
 )
 
@@ -167,12 +167,12 @@ MUTATIONS = (
         Change(
             "_sharing",
             """
-            if self._scopedsession_busy(user):
-                raise
+        if self._scopedsession_busy(user):
+            raise
 """,
             """
-            if ():
-                raise
+        if ():
+            raise
 """,
         ),
         tests="""
@@ -215,10 +215,10 @@ if ():
     mutation(
         "sharing: a scope ends in the midst of another thread's call",
         Change(
-            "_sharing",
+            "_session",
             """
-        if self._scopedsession_busy(user):
-            return False
+            if session._scopedsession_busy(user):
+                return None
 """,
             "",
         ),
@@ -262,13 +262,10 @@ pass
         Change(
             "_context",
             """
-    if REQUESTS_OWN_THEIR_CONTEXT:
-        return
-    inner
+    may_be_left = not REQUESTS_OWN_THEIR_CONTEXT
 """,
             """
-    return
-    inner
+    may_be_left = False
 """,
         ),
         tests="""
@@ -279,13 +276,12 @@ pass
     mutation(
         "streams: teardown takes the current context for its own",
         Change(
-            "_context",
+            "_extension",
             """
-    if error is None:
-        return context
+current_context() if error is None else context_torn_down()
 """,
             """
-    return context
+current_context()
 """,
         ),
         tests="""
