@@ -248,31 +248,26 @@ class ScopedSession(t.Generic[S]):
         return AppState(
             settings=settings,
             engines=MappingProxyType(engines),
-            sessionmakers=MappingProxyType(
-                self._make_sessionmakers(settings, ledger, engines)
-            ),
+            sessionmaker=self._make_sessionmaker(settings, ledger, engines),
             ledger=ledger,
             live=live,
             forget=self._scopes.forget,
         )
 
-    def _make_sessionmakers(
+    def _make_sessionmaker(
         self, settings: Settings, ledger: Ledger, engines: Mapping[str, Engine]
-    ) -> dict[str, AppSessionmaker]:
-        """Return one sessionmaker per bind, and under ``""`` that of all of them."""
+    ) -> AppSessionmaker:
         options = {**self._session_options, **settings.session_options}
         refuse_wrong_options(self._class, options)
-        binds = {target: engines[name] for target, name in self._models.binds.items()}
-        makers = {
-            name: AppSessionmaker(self._class, ledger, **{**options, "bind": engine})
-            for name, engine in engines.items()
-        }
-        makers[""] = AppSessionmaker(
+        return AppSessionmaker(
             self._class,
             ledger,
-            **{**options, "bind": engines.get(DEFAULT_BIND), "binds": binds},
+            **options,
+            bind=engines.get(DEFAULT_BIND),
+            binds={
+                target: engines[name] for target, name in self._models.binds.items()
+            },
         )
-        return makers
 
     def _state_of(self, app: Flask) -> AppState:
         # Not in the mapping, which makes a weak reference for each look: 0.3 µs.
@@ -307,17 +302,17 @@ class ScopedSession(t.Generic[S]):
         if bind is None or bind == DEFAULT_BIND:
             return self.session()
         state = self._state("get_session()")
-        self._engine(state, bind)
+        engine = self._engine(state, bind)
         session = self._scopes.named(bind)
         if session is None:
-            made = state.sessionmakers[bind]()
+            made = state.sessionmaker(bind=engine, binds={})
             session = self._scopes.adopt(bind, made, scope_context())
         return t.cast(S, session)
 
     @property
     def sessionmaker(self) -> sessionmaker[S]:
         """The current app's sessionmaker; what it makes belongs to no scope."""
-        return t.cast("sessionmaker[S]", self._state("sessionmaker").sessionmakers[""])
+        return t.cast("sessionmaker[S]", self._state("sessionmaker").sessionmaker)
 
     @property
     def engines(self) -> Mapping[str, Engine]:

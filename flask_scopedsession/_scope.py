@@ -104,11 +104,11 @@ class Factory(sessionmaker[t.Any]):
 
     def __call__(self, **local_kw: t.Any) -> t.Any:
         state = self._state_of(scope_context().app)
-        return state.sessionmakers[""](**{**self.kw, **local_kw})
+        return state.sessionmaker(**{**self.kw, **local_kw})
 
     def of(self, state: AppState) -> t.Any:
         """Return a new session of one app, to be adopted."""
-        maker = state.sessionmakers[""]
+        maker = state.sessionmaker
         # As maker() does, which also says whose ledger it feeds; so does adopt().
         return maker(**self.kw) if self.kw else maker.class_(**maker.kw)
 
@@ -297,11 +297,11 @@ class ContextScopes(Scopes):
         self._scope_name = f"{self.session_name}_scope"
 
     def __call__(self) -> t.Any:
-        context = scope_context()
+        context = current_context()
         # A miss by .get() and None: raising would cost more than a hit saves.
-        session = context.__dict__.get(self.session_name)
+        session = None if context is None else context.__dict__.get(self.session_name)
         if session is None:
-            scope = self._enter(context)
+            scope = self._enter(context or scope_context())
             session = self._new(scope.state)
             session = self.adopt(DEFAULT_BIND, session, context, scope)
         return session

@@ -42,7 +42,7 @@ class AppState:
 
     settings: Settings
     engines: Mapping[str, Engine]
-    sessionmakers: Mapping[str, AppSessionmaker]
+    sessionmaker: AppSessionmaker
     ledger: Ledger
     live: LiveView
     forget: t.Callable[[t.Any], None]

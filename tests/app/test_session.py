@@ -174,6 +174,54 @@ def test_a_session_class_of_ones_own(make_app):
         assert isinstance(db.sessionmaker(), Mine)
 
 
+def test_what_is_new_is_flushed_before_a_select(db, shop):
+    """As by SQLAlchemy, with all that hears of it."""
+    flushed = []
+    with shop.app_context():
+        event.listen(db.session(), "after_flush", lambda *_: flushed.append(1))
+        assert db.session.scalars(select(User.name)).all() == []
+        assert flushed == []
+        db.session.add(User(name="ed"))
+        assert db.session.scalars(select(User.name)).all() == ["ed"]
+        assert flushed == [1]
+        with db.session.no_autoflush:
+            db.session.add(User(name="wendy"))
+            assert db.session.scalars(select(User.name)).all() == ["ed"]
+        assert db.session.scalars(select(User.name)).all() == ["ed", "wendy"]
+        assert flushed == [1, 1]
+
+
+def test_a_flush_of_ones_own_is_called_before_each_select(make_app, sqlite_url):
+    """Also where nothing is to be flushed, as SQLAlchemy does."""
+    flushes = []
+
+    class Mine(Session):
+        def flush(self, *args, **kwargs):
+            flushes.append(1)
+            super().flush(*args, **kwargs)
+
+    db = ScopedSession(model_class=Base, session_options={"class_": Mine})
+    with make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url).app_context():
+        db.create_all()
+        db.session.scalars(select(User.name)).all()
+        assert flushes == [1]
+
+
+def test_a_method_that_was_patched_in_the_class_is_called(db, shop, monkeypatch):
+    """As tools do that trace what an application does, at any time."""
+    called = []
+
+    def execute(self, *args, **kwargs):
+        called.append(args)
+        return original(self, *args, **kwargs)
+
+    original = Session.execute
+    monkeypatch.setattr(Session, "execute", execute)
+    with shop.app_context():
+        assert db.session.execute(text("SELECT 1")).scalar() == 1
+        assert len(called) == 1
+
+
 def test_an_unknown_session_option(make_app):
     """It is refused at once, and by name."""
     db = ScopedSession()

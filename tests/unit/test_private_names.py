@@ -26,6 +26,10 @@ def test_sqlalchemy_tells_whether_a_session_is_clean() -> None:
     assert session._is_clean() is False
 
 
+def test_sqlalchemy_flushes_by_itself_through_a_method_of_its_own() -> None:
+    assert callable(vars(Session).get("_autoflush"))
+
+
 def test_without_the_names_the_proxies_answer_the_same() -> None:
     app = Flask("names")
     assert _context._proxied_context() is _context.current_context() is None
