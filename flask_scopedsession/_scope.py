@@ -106,12 +106,6 @@ class Factory(sessionmaker[t.Any]):
         state = self._state_of(scope_context().app)
         return state.sessionmaker(**{**self.kw, **local_kw})
 
-    def of(self, state: AppState) -> t.Any:
-        """Return a new session of one app, to be adopted."""
-        maker = state.sessionmaker
-        # As maker() does, which also says whose ledger it feeds; so does adopt().
-        return maker(**self.kw) if self.kw else maker.class_(**maker.kw)
-
 
 class Scopes(ScopedRegistry[t.Any]):
     """What all scopes have in common; each kind says where its scope is kept."""
@@ -291,20 +285,25 @@ class ContextScopes(Scopes):
         self, createfunc: Factory, state_of: Callable[[t.Any], AppState]
     ) -> None:
         super().__init__(createfunc, state_of)
-        self._new = createfunc.of
+        self._factory = createfunc
         # Two extensions, for two applications, may meet in one context.
         self.session_name = f"_scopedsession_{next(self._numbers)}"
         self._scope_name = f"{self.session_name}_scope"
 
     def __call__(self) -> t.Any:
         context = current_context()
+        if context is None:
+            context = scope_context()
+        kept = context.__dict__
         # A miss by .get() and None: raising would cost more than a hit saves.
-        session = None if context is None else context.__dict__.get(self.session_name)
-        if session is None:
-            scope = self._enter(context or scope_context())
-            session = self._new(scope.state)
-            session = self.adopt(DEFAULT_BIND, session, context, scope)
-        return session
+        session = kept.get(self.session_name)
+        if session is not None:
+            return session
+        scope = kept.get(self._scope_name) or self._enter(context)
+        # As self.createfunc() does, without two calls.
+        maker, configured = scope.state.sessionmaker, self._factory.kw
+        session = maker(**configured) if configured else maker.class_(**maker.kw)
+        return self.adopt(DEFAULT_BIND, session, context, scope)
 
     def _current(self, context: t.Any) -> Scope | None:
         found: Scope | None = context.__dict__.get(self._scope_name)

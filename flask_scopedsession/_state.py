@@ -36,7 +36,7 @@ def _keep_for_ever() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
 
 
-@dataclass(frozen=True, eq=False, repr=False)  # an engine's shows its URL
+@dataclass(eq=False, repr=False)  # an engine's shows its URL
 class AppState:
     """One application's settings, engines, sessions and ledger."""
 
@@ -50,10 +50,10 @@ class AppState:
     scopes: dict[Hashable, Scope] = field(default_factory=dict)
     local: threading.local = field(default_factory=threading.local)
     _reported: set[str] = field(default_factory=set)
-    pids: list[int] = field(default_factory=lambda: [os.getpid()])
-    """One: the process that the state is of. Another is a fork that has not yet made it
-    its own."""
-    _begun: list[int] = field(default_factory=lambda: [os.getpid()])
+    pid: int = field(default_factory=os.getpid)
+    """The process that the state is of. Another is a fork that has not yet made it its
+    own."""
+    _begun: int = field(default_factory=os.getpid)
 
     def first_report(self, about: str) -> bool:
         """Whether `about` was not reported before in this process."""
@@ -65,14 +65,14 @@ class AppState:
     def after_fork(self) -> None:
         """Make this state the child's own, without touching the parent's sockets."""
         pid = os.getpid()
-        if self._begun[0] == pid:
+        if self._begun == pid:
             return  # done, or asked for by what we do below
-        self._begun[0] = pid
+        self._begun = pid
         try:
             self._leave_to_parent()
         finally:
             # Last, as it is what tells other threads that they need not wait.
-            self.pids[0] = pid
+            self.pid = pid
 
     def _leave_to_parent(self) -> None:
         if not _inherited:
