@@ -278,7 +278,7 @@ def _autoflush(self: t.Any) -> None:
     # at once where nothing is to be flushed. This saves two calls of four, one of them
     # guarded. Were it renamed, nobody would call this one.
     if _is_clean is None or not _is_clean(self):
-        super(WatchedSession, self)._autoflush()
+        t.cast(t.Any, super(WatchedSession, self))._autoflush()
 
 
 def unsaved_work(session: Session) -> Counter[str]:
