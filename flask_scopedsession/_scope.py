@@ -291,9 +291,7 @@ class ContextScopes(Scopes):
         self._scope_name = f"{self.session_name}_scope"
 
     def __call__(self) -> t.Any:
-        context = current_context()
-        if context is None:
-            context = scope_context()
+        context = scope_context()
         kept = context.__dict__
         # A miss by .get() and None: raising would cost more than a hit saves.
         session = kept.get(self.session_name)
