@@ -181,7 +181,7 @@ def _probe(name: str, value: t.Any) -> Session | Exception:
 
 
 #: Methods that reach the database, and those of them that take a statement.
-_CALLS = ("flush", "connection", "commit", "rollback", "close")
+_REACHING = ("flush", "connection", "commit", "rollback", "close")
 _EXECUTING = ("execute", "scalars", "scalar")
 _BULK = ("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings")
 
@@ -191,11 +191,11 @@ def watched(class_: type[Session]) -> type[Session]:
     body: dict[str, t.Any] = {
         "__module__": class_.__module__,
         "__doc__": class_.__doc__,
-        **{name: _one_call(class_, name) for name in _CALLS},
+        **{name: _one_call(class_, name) for name in _REACHING},
         **{name: _one_call(class_, name, executes=True) for name in _EXECUTING},
         **{name: _one_call(WatchedSession, name) for name in _BULK},
     }
-    if class_.flush is Session.flush:
+    if class_.flush is Session.flush:  # else the user's own wants to be called
         body["_autoflush"] = _autoflush
     found = t.cast(
         "type[Session]", type(class_.__name__, (WatchedSession, class_), body)
