@@ -114,6 +114,7 @@ class Reader:
         pool = engine.pool
         bounds = limits(pool)
         live = account.live()
+        self.pace()
         waiting = self._blocked(account, live)
         stacks = self._stacks([*live, *waiting])
         now = perf_counter()
@@ -132,7 +133,9 @@ class Reader:
             self._waiter(waiter, stacks, now, holding) for waiter in waiting
         )
         used = len(holders)
+        self.pace()
         opened = account.connections()
+        self.pace()
         in_pool = len({hold.slot for hold, _ in found if hold.slot is not None})
         self.pace()
         longest = max((w.waited_s for w in waiters), default=0.0)
@@ -306,7 +309,9 @@ class Reader:
         holds: dict[int, list[tuple[PoolAccount, Hold]]] = {}
         for account in self._ledger.pools.values():
             self.pace()
-            for hold in account.live():
+            live = account.live()
+            self.pace()
+            for hold in live:
                 if hold.session is not None:
                     holds.setdefault(id(hold.session), []).append((account, hold))
         self.pace()
