@@ -112,7 +112,7 @@ def _bars(axis: t.Any, case: dict[str, t.Any], ink: str) -> None:
     axis.set_yticklabels([_short(row["contestant"]) for row in reversed(shown)])
     # The plots are narrow, and a backquote means nothing here.
     title = f"{case['id']}: {case['title']}".replace("`", "")
-    axis.set_title(textwrap.fill(title, 44), fontsize=8.5, loc="left")
+    axis.set_title(textwrap.fill(title, 34), fontsize=8.5, loc="left")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
