@@ -28,7 +28,6 @@ from ._context import current_context
 from ._context import has_context
 from ._context import watch_requests
 from ._control.server import SERVER
-from ._engines import close_resting
 from ._engines import dispose_all
 from ._engines import make_engine
 from ._engines import ping
@@ -199,7 +198,7 @@ class ScopedSession(t.Generic[S]):
         self._states[app] = app.__dict__[self._state_name] = state
         _fork.watch(state)
         # An app that is dropped takes its connections along, as a file does.
-        weakref.finalize(app, close_resting, state.engines.values()).atexit = False
+        weakref.finalize(app, dispose_all, state.engines.values()).atexit = False
         for note in settings.notes:
             log.info("%s", note)
 

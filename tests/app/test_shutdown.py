@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from sqlalchemy import create_engine
+from sqlalchemy import event
 from sqlalchemy import text
 from waiting import wait_until
 
@@ -87,6 +88,24 @@ def test_dropped_without_dispose(short_tmp):
     assert references[1]() is None
     assert control_files(short_tmp / "run") == []
     assert (descriptors(), threading.active_count()) == before
+
+
+def test_an_engine_that_outlives_its_app(short_tmp):
+    """It keeps connections to use them again, as scripts want that only took it."""
+    db, app = make_and_use(short_tmp, 0)
+    reference = weakref.ref(app)
+    with app.app_context():
+        engine = db.engine
+    del db, app
+    gc.collect()
+    assert reference() is None
+    connected = []
+    event.listen(engine, "connect", lambda *_: connected.append(1))
+    for _ in range(3):
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+    assert connected == [1]
+    engine.dispose()
 
 
 def test_dispose(make_app, sqlite_url):
