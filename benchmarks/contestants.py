@@ -182,7 +182,7 @@ def ours(**config: t.Any) -> Callable[[], InitApp]:
 
 def knows_fair_pool() -> bool:
     """Whether this version of ours has a switch for its fair queue."""
-    from flask_scopedsession._config import _KEYS
+    from flask_scopedsession._settings.config import _KEYS
 
     return "SCOPEDSESSION_FAIR_POOL" in _KEYS
 

@@ -42,7 +42,7 @@ def _unguarded(session_class: t.Any) -> None:
 
 
 def _unlinked(session_class: t.Any) -> None:
-    from flask_scopedsession._session import _after_begin
+    from flask_scopedsession._sessions.factory import _after_begin
 
     event.remove(session_class, "after_begin", _after_begin)
 

@@ -19,38 +19,38 @@ from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
 
-from . import _fork
-from ._config import DEFAULT_BIND
-from ._config import read_settings
-from ._context import app_context
-from ._context import context_torn_down
-from ._context import current_context
-from ._context import has_context
-from ._context import watch_requests
+from ._application import AppState
 from ._control.server import SERVER
-from ._engines import dispose_all
-from ._engines import make_engine
-from ._engines import ping
-from ._ledger import Ledger
-from ._ledger import PoolAccount
-from ._live import LiveView
-from ._models import Models
-from ._scope import ContextScopes
-from ._scope import Factory
-from ._scope import KeyedScopes
-from ._scope import OUTSIDE
-from ._scope import scope_context
-from ._scope import Scopes
-from ._scope import Sessions
-from ._scope import ThreadScopes
-from ._session import AppSessionmaker
-from ._session import refuse_wrong_options
-from ._session import watched
-from ._state import AppState
-from ._values import chosen
-from ._values import kind
-from ._values import mapping
-from ._values import seconds
+from ._live.worker import LiveView
+from ._pools.account import Ledger
+from ._pools.account import PoolAccount
+from ._pools.engine import dispose_all
+from ._pools.engine import make_engine
+from ._pools.engine import ping
+from ._runtime import fork
+from ._scopes.context import app_context
+from ._scopes.context import context_torn_down
+from ._scopes.context import current_context
+from ._scopes.context import has_context
+from ._scopes.context import watch_requests
+from ._sessions.factory import AppSessionmaker
+from ._sessions.factory import refuse_wrong_options
+from ._sessions.factory import watched
+from ._sessions.registry import ContextScopes
+from ._sessions.registry import Factory
+from ._sessions.registry import KeyedScopes
+from ._sessions.registry import OUTSIDE
+from ._sessions.registry import scope_context
+from ._sessions.registry import Scopes
+from ._sessions.registry import Sessions
+from ._sessions.registry import ThreadScopes
+from ._sessions.routing import Models
+from ._settings.config import DEFAULT_BIND
+from ._settings.config import read_settings
+from ._settings.values import chosen
+from ._settings.values import kind
+from ._settings.values import mapping
+from ._settings.values import seconds
 from .cli import add_commands
 from .errors import AppNotInitialized
 from .errors import ConfigError
@@ -64,11 +64,11 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Table
     from typing_extensions import TypeVar
 
-    from ._config import Settings
-    from ._reading import Reader
-    from .snapshot import Role
+    from ._live.reader import Reader
+    from ._settings.config import Settings
     from .snapshot import Survey
     from .snapshot import WorkerSnapshot
+    from .snapshot._readings import Role
 
     S = TypeVar("S", bound=Session, default=Session)
 else:
@@ -91,7 +91,7 @@ def _make_reader(
     ledger: Ledger,
     engines: Mapping[str, Engine],
 ) -> Reader:
-    from ._reading import Reader
+    from ._live.reader import Reader
 
     return Reader(app, root_path, ledger, engines, settings.held_long_after)
 
@@ -196,7 +196,7 @@ class ScopedSession(t.Generic[S]):
         state = self._build(app, settings)
         app.extensions[EXTENSION] = self
         self._states[app] = app.__dict__[self._state_name] = state
-        _fork.watch(state)
+        fork.watch(state)
         # An app that is dropped takes its connections along, as a file does.
         weakref.finalize(app, dispose_all, state.engines.values()).atexit = False
         for note in settings.notes:
@@ -231,7 +231,7 @@ class ScopedSession(t.Generic[S]):
                 app_name=str(chosen(app.config, "SCOPEDSESSION_NAME") or app.name),
                 instance_path=app.instance_path,
                 account=account,
-                after_fork=_fork.after_fork_in_child,
+                after_fork=fork.after_fork_in_child,
             )
         live = LiveView(
             app,
@@ -241,7 +241,7 @@ class ScopedSession(t.Generic[S]):
                 *(weakref.ref(app), app.root_path, settings, ledger, engines),
             ),
             ledger.started,
-            _fork.after_fork_in_child,
+            fork.after_fork_in_child,
         )
         for account in ledger.pools.values():
             account.describe = partial(live.describe, account)
@@ -279,7 +279,7 @@ class ScopedSession(t.Generic[S]):
             )
         if state.pid != os.getpid():
             # A fork that ran no hook, as uWSGI's.
-            _fork.after_fork_in_child()
+            fork.after_fork_in_child()
         if SERVER.paused:
             SERVER.resume()
         return state
@@ -409,7 +409,7 @@ class ScopedSession(t.Generic[S]):
         :param role: What the process is: ``"job"``, ``"web"``, ``"shell"``,
             ``"command"`` or ``"test"``.
         """
-        from .snapshot import Role
+        from .snapshot._readings import Role
 
         if role not in t.get_args(Role):
             raise ConfigError(f"role must be one of {', '.join(t.get_args(Role))}.")

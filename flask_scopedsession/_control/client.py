@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 
-from .._json import clean
 from ..errors import ControlError
 from ..errors import UnsafeDirectory
 from ..snapshot import SearchedDirectory
 from ..snapshot import Silent
 from ..snapshot import WorkerSnapshot
-from ..snapshot import WorkerState
+from ..snapshot._json import clean
+from ..snapshot._readings import WorkerState
 from . import directory
 from .protocol import decode
 from .protocol import Malformed

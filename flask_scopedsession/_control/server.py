@@ -8,16 +8,18 @@ nothing: under gevent, logging's lock belongs to the event loop.
 from __future__ import annotations
 
 import _socket
+import atexit
 import os
 import select
 import time
 import typing as t
 from contextlib import suppress
 
-from .._native import allocate_lock
-from .._native import native_thread_id
-from .._native import NativeThread
-from .._native import original
+from .._runtime import fork
+from .._runtime.native import allocate_lock
+from .._runtime.native import native_thread_id
+from .._runtime.native import NativeThread
+from .._runtime.native import original
 from ..errors import ControlError
 from .endpoint import Endpoint
 from .endpoint import Source
@@ -345,5 +347,8 @@ class Server:
             endpoint.close()
 
 
-#: This process's.
+#: The server of this process.
 SERVER = Server()
+
+fork.register(SERVER)
+atexit.register(SERVER.close)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flask_scopedsession import _config
 from flask_scopedsession import cli
+from flask_scopedsession._settings import config as _config
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 

@@ -30,14 +30,14 @@ from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 from waiting import wait_until
 
-from flask_scopedsession import _ledger
-from flask_scopedsession import _meters
-from flask_scopedsession import _pool
-from flask_scopedsession import _reading
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._owner import Owner
-from flask_scopedsession._pool import returns_are_seen
-from flask_scopedsession._pool import tracked
+from flask_scopedsession._live import reader as _reading
+from flask_scopedsession._pools import account as _ledger
+from flask_scopedsession._pools import meters as _meters
+from flask_scopedsession._pools import tracked_pool as _pool
+from flask_scopedsession._pools.tracked_pool import returns_are_seen
+from flask_scopedsession._pools.tracked_pool import tracked
+from flask_scopedsession._scopes.scope import Owner
 
 
 class Base(DeclarativeBase):
@@ -626,7 +626,7 @@ def test_timeouts(make, caplog):
 
 def test_wedged(make, monkeypatch):
     """Somebody has waited for seconds, and nothing came back for as long."""
-    monkeypatch.setattr("flask_scopedsession._reading.WEDGED_AFTER", 0.1)
+    monkeypatch.setattr("flask_scopedsession._live.reader.WEDGED_AFTER", 0.1)
     db = make(pool_size=1, max_overflow=0, pool_timeout=10)
     app = next(iter(db._states))
     held = db.engine.connect()

@@ -18,11 +18,11 @@ from flask.globals import app_ctx
 from sqlalchemy import select
 from waiting import wait_until
 
-from flask_scopedsession import _live
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._control import directory
 from flask_scopedsession._control import endpoint as endpoint_module
 from flask_scopedsession._control.server import SERVER
+from flask_scopedsession._live import worker as _live
 from flask_scopedsession.cli import COMMANDS
 from flask_scopedsession.errors import ConfigError
 

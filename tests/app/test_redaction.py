@@ -32,9 +32,9 @@ from sqlalchemy.orm import Session
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._history import History
-from flask_scopedsession._render import render_sessions
-from flask_scopedsession._render_pools import render_pools
+from flask_scopedsession._terminal.charts import History
+from flask_scopedsession._terminal.pools import render_pools
+from flask_scopedsession._terminal.sections import render_sessions
 from flask_scopedsession.errors import PingError
 from flask_scopedsession.errors import ScopedSessionError
 from flask_scopedsession.errors import SharedSession

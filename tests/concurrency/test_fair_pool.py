@@ -19,8 +19,8 @@ from threads import Working
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._fair import fair
-from flask_scopedsession._pool import tracked
+from flask_scopedsession._pools.fair_queue import fair
+from flask_scopedsession._pools.tracked_pool import tracked
 
 Run = Callable[..., Any]
 
@@ -344,8 +344,8 @@ import gevent.monkey
 gevent.monkey.patch_all()
 import gevent
 from sqlalchemy.pool import QueuePool
-from flask_scopedsession._fair import fair
-from flask_scopedsession._pool import tracked
+from flask_scopedsession._pools.fair_queue import fair
+from flask_scopedsession._pools.tracked_pool import tracked
 
 class Connection:
     def rollback(self): pass

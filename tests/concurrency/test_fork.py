@@ -444,7 +444,7 @@ def test_forking_while_another_thread_is_inside(fork, held):
         assert inside.wait(10)
         def work():
             from collections import Counter
-            from flask_scopedsession._owner import Responsible
+            from flask_scopedsession._scopes.scope import Responsible
             with app.app_context():
                 db.session.execute(text("SELECT 1"))
                 state.ledger.lost_work(Responsible(), Counter())

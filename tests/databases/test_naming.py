@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._naming import process_name
+from flask_scopedsession._pools.naming import process_name
 
 on_postgresql = pytest.mark.databases("postgresql", "psycopg2", "pgbouncer")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flask import Flask
 
-from flask_scopedsession import _context
+from flask_scopedsession._scopes import context as _context
 
 REAL = _context.REQUESTS_OWN_THEIR_CONTEXT
 

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
 from threads import in_thread
 
-from flask_scopedsession import _context
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._scopes import context as _context
 from flask_scopedsession.errors import SharedSession
 
 pytest.importorskip("asgiref")

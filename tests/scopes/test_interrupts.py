@@ -21,8 +21,8 @@ import sqlalchemy.pool
 from sqlalchemy import text
 
 import flask_scopedsession
-from flask_scopedsession import _context
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._scopes import context as _context
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from sqlalchemy import text
 from threads import in_thread
 from threads import Working
 
-from flask_scopedsession import _sharing
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._scopes import sharing as _sharing
 from flask_scopedsession.errors import OutsideContext
 from flask_scopedsession.errors import SessionRemoved
 from flask_scopedsession.errors import SharedSession

@@ -31,7 +31,7 @@ from traffic import Tally
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._ledger import Hold
+from flask_scopedsession._pools.account import Hold
 
 #: What the process may grow by once it is warm; and by each request, of which the
 #: clients remember what they were told. A session that leaks is several times that.

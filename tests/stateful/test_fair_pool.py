@@ -32,9 +32,9 @@ from interleaving import TIME_OUT
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import QueuePool
 
-from flask_scopedsession import _fair
-from flask_scopedsession._fair import fair
-from flask_scopedsession._pool import tracked
+from flask_scopedsession._pools import fair_queue as _fair
+from flask_scopedsession._pools.fair_queue import fair
+from flask_scopedsession._pools.tracked_pool import tracked
 
 pytestmark = pytest.mark.slow
 

@@ -22,12 +22,12 @@ from readings import a_worker
 from readings import AUDIT
 from readings import ORDERS
 
-from flask_scopedsession._advice import Advice
-from flask_scopedsession._advice import advise
-from flask_scopedsession._advice import Aims
-from flask_scopedsession._advice import Recommended
-from flask_scopedsession._advice import ServerTotal
-from flask_scopedsession._render_advice import render_advice
+from flask_scopedsession._advice.recommend import Advice
+from flask_scopedsession._advice.recommend import advise
+from flask_scopedsession._advice.recommend import Aims
+from flask_scopedsession._advice.recommend import Recommended
+from flask_scopedsession._advice.recommend import ServerTotal
+from flask_scopedsession._terminal.advice import render_advice
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram

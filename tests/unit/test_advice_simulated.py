@@ -28,10 +28,10 @@ from queueing import Visit
 from readings import a_survey
 from readings import a_worker
 
-from flask_scopedsession import _erlang
-from flask_scopedsession._advice import advise
-from flask_scopedsession._advice import Aims
-from flask_scopedsession._advice import Recommended
+from flask_scopedsession._advice import erlang as _erlang
+from flask_scopedsession._advice.recommend import advise
+from flask_scopedsession._advice.recommend import Aims
+from flask_scopedsession._advice.recommend import Recommended
 from flask_scopedsession.snapshot import PoolSnapshot
 
 Kind = Callable[[float, random.Random], Draw]

@@ -12,11 +12,11 @@ from readings import a_silent
 from readings import a_survey
 from readings import a_worker
 
-from flask_scopedsession._check import check
-from flask_scopedsession._check import CRIT_DEFAULT
-from flask_scopedsession._check import parse_thresholds
-from flask_scopedsession._check import Verdict
-from flask_scopedsession._check import WARN_DEFAULT
+from flask_scopedsession.cli.check import check
+from flask_scopedsession.cli.check import CRIT_DEFAULT
+from flask_scopedsession.cli.check import parse_thresholds
+from flask_scopedsession.cli.check import Verdict
+from flask_scopedsession.cli.check import WARN_DEFAULT
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import Survey
 

@@ -12,9 +12,9 @@ from flask import Config
 from sqlalchemy import NullPool
 from sqlalchemy import URL
 
-from flask_scopedsession._config import BindSettings
-from flask_scopedsession._config import read_settings
-from flask_scopedsession._config import Settings
+from flask_scopedsession._settings.config import BindSettings
+from flask_scopedsession._settings.config import read_settings
+from flask_scopedsession._settings.config import Settings
 from flask_scopedsession.errors import ConfigError
 
 URI = "sqlite:///app.db"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_scopedsession import _erlang
+from flask_scopedsession._advice import erlang as _erlang
 from flask_scopedsession._buckets import BUCKET_BOUNDS
 
 loads = st.floats(0.01, 200.0)

@@ -28,12 +28,12 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.util.queue import Queue
 from threads import in_thread
 
-from flask_scopedsession import _fair
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._fair import fair
-from flask_scopedsession._fair import FairPool
-from flask_scopedsession._fair import FairQueue
-from flask_scopedsession._pool import tracked
+from flask_scopedsession._pools import fair_queue as _fair
+from flask_scopedsession._pools.fair_queue import fair
+from flask_scopedsession._pools.fair_queue import FairPool
+from flask_scopedsession._pools.fair_queue import FairQueue
+from flask_scopedsession._pools.tracked_pool import tracked
 
 FairQueuePool: Any = fair(QueuePool)
 

@@ -10,14 +10,14 @@ from readings import a_survey
 from readings import a_worker
 from readings import AUDIT
 
-from flask_scopedsession._history import bar
-from flask_scopedsession._history import Charts
-from flask_scopedsession._history import History
-from flask_scopedsession._history import MOST
-from flask_scopedsession._history import Reading
-from flask_scopedsession._history import Shape
-from flask_scopedsession._history import sparkline
-from flask_scopedsession._history import style_of
+from flask_scopedsession._terminal.charts import bar
+from flask_scopedsession._terminal.charts import Charts
+from flask_scopedsession._terminal.charts import History
+from flask_scopedsession._terminal.charts import MOST
+from flask_scopedsession._terminal.charts import Reading
+from flask_scopedsession._terminal.charts import Shape
+from flask_scopedsession._terminal.charts import sparkline
+from flask_scopedsession._terminal.charts import style_of
 from flask_scopedsession.snapshot import Survey
 
 SHAPE = Shape(8, 2, 12)

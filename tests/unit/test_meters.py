@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from flask_scopedsession import _meters
-from flask_scopedsession._meters import Meters
-from flask_scopedsession._meters import STEP
-from flask_scopedsession._meters import UNFOLDED
-from flask_scopedsession._owner import Owner
-from flask_scopedsession._owner import Responsible
+from flask_scopedsession._pools import meters as _meters
+from flask_scopedsession._pools.meters import Meters
+from flask_scopedsession._pools.meters import STEP
+from flask_scopedsession._pools.meters import UNFOLDED
+from flask_scopedsession._scopes.scope import Owner
+from flask_scopedsession._scopes.scope import Responsible
 
 
 class Clock:

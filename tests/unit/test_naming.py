@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy import event
 
-from flask_scopedsession._naming import family
-from flask_scopedsession._naming import family_of
-from flask_scopedsession._naming import name_connections
-from flask_scopedsession._naming import process_name
+from flask_scopedsession._pools.naming import family
+from flask_scopedsession._pools.naming import family_of
+from flask_scopedsession._pools.naming import name_connections
+from flask_scopedsession._pools.naming import process_name
 
 POSTGRESQL = ["psycopg", "psycopg2"]
 

@@ -8,7 +8,7 @@ from flask import Flask
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 
-from flask_scopedsession import _context
+from flask_scopedsession._scopes import context as _context
 
 
 def test_flask_has_the_variable_of_the_current_context() -> None:

@@ -25,13 +25,13 @@ from readings import a_worker
 from readings import AUDIT
 from readings import lost_work
 
-from flask_scopedsession._engines import PingResult
-from flask_scopedsession._page import duration
-from flask_scopedsession._page import Page
-from flask_scopedsession._page import some
-from flask_scopedsession._render import render_pings
-from flask_scopedsession._render import render_sessions
-from flask_scopedsession._render_pools import render_pools
+from flask_scopedsession._pools.engine import PingResult
+from flask_scopedsession._terminal.page import duration
+from flask_scopedsession._terminal.page import Page
+from flask_scopedsession._terminal.page import some
+from flask_scopedsession._terminal.pools import render_pools
+from flask_scopedsession._terminal.sections import render_pings
+from flask_scopedsession._terminal.sections import render_sessions
 from flask_scopedsession.snapshot import ConfiguredPool
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram

@@ -11,12 +11,12 @@ from readings import a_holder
 from readings import AUDIT
 from readings import ORDERS
 
-from flask_scopedsession._render_server import render_servers
-from flask_scopedsession._server_reading import ConnectionLimit
-from flask_scopedsession._server_reading import LockWait
-from flask_scopedsession._server_reading import ServerConnection
-from flask_scopedsession._server_reading import ServerView
-from flask_scopedsession._server_reading import Unclaimed
+from flask_scopedsession._terminal.servers import render_servers
+from flask_scopedsession.snapshot._servers import ConnectionLimit
+from flask_scopedsession.snapshot._servers import LockWait
+from flask_scopedsession.snapshot._servers import ServerConnection
+from flask_scopedsession.snapshot._servers import ServerView
+from flask_scopedsession.snapshot._servers import Unclaimed
 
 
 def a_connection(backend_pid: int = 9001, **changes: Any) -> ServerConnection:

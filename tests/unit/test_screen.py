@@ -20,15 +20,15 @@ from readings import a_worker
 from readings import AUDIT
 from rich.cells import cell_len
 
-from flask_scopedsession import _screen
-from flask_scopedsession._history import History
-from flask_scopedsession._history import Look
-from flask_scopedsession._page import fold
-from flask_scopedsession._page import unstyled
-from flask_scopedsession._render import render_sessions
-from flask_scopedsession._render_pools import render_pools
-from flask_scopedsession._screen import fitting
-from flask_scopedsession._screen import frame
+from flask_scopedsession._terminal.charts import History
+from flask_scopedsession._terminal.charts import Look
+from flask_scopedsession._terminal.page import fold
+from flask_scopedsession._terminal.page import unstyled
+from flask_scopedsession._terminal.pools import render_pools
+from flask_scopedsession._terminal.sections import render_sessions
+from flask_scopedsession.cli import watch as _screen
+from flask_scopedsession.cli.watch import fitting
+from flask_scopedsession.cli.watch import frame
 from flask_scopedsession.errors import ScopedSessionError
 from flask_scopedsession.snapshot import Survey
 

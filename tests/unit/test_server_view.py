@@ -14,13 +14,13 @@ from readings import a_survey
 from readings import a_worker
 from sqlalchemy import create_engine
 
-from flask_scopedsession import _server_view
-from flask_scopedsession._naming import process_name
-from flask_scopedsession._server_queries import Activity
-from flask_scopedsession._server_queries import Facts
-from flask_scopedsession._server_reading import ServerView
-from flask_scopedsession._urls import safe_url
+from flask_scopedsession._databases import comparison as _server_view
+from flask_scopedsession._databases.queries import Activity
+from flask_scopedsession._databases.queries import Facts
+from flask_scopedsession._pools.naming import process_name
+from flask_scopedsession._settings.urls import safe_url
 from flask_scopedsession.snapshot import WorkerSnapshot
+from flask_scopedsession.snapshot._servers import ServerView
 
 ENGINE = create_engine("postgresql+psycopg://db/shop")
 OURS = process_name("shop", "web-1", os.getpid())

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import greenlet
 import pytest
 
-from flask_scopedsession import _stacks
-from flask_scopedsession._stacks import own_stack
-from flask_scopedsession._stacks import stack_of_greenlet
-from flask_scopedsession._stacks import stack_of_thread
+from flask_scopedsession._runtime import stacks as _stacks
+from flask_scopedsession._runtime.stacks import own_stack
+from flask_scopedsession._runtime.stacks import stack_of_greenlet
+from flask_scopedsession._runtime.stacks import stack_of_thread
 
 
 def names(stack: _stacks.RawStack) -> list[str]:

@@ -140,7 +140,8 @@ def test_no_permission(plugin: Plugin) -> None:
     # All is imported before it becomes nobody, who may not read this Python.
     as_nobody = """if True:
         import os
-        from flask_scopedsession import __main__, _check, _live, cli
+        import flask_scopedsession.cli.check, flask_scopedsession._live.worker
+        from flask_scopedsession import __main__, cli
         if os.geteuid() == 0:
             os.setgroups([])
             os.setresuid(65534, 65534, 65534)

@@ -18,7 +18,7 @@ from gates import Gates
 from prefork import Prefork
 from terminal import Terminal
 
-from flask_scopedsession._history import FULL
+from flask_scopedsession._terminal.charts import FULL
 
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
 

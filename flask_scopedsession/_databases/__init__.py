@@ -1,0 +1,1 @@
+"""What the database servers report about connections, locks and limits."""

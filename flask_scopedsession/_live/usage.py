@@ -1,0 +1,101 @@
+"""What a pool's meters have measured, as a snapshot has it."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Iterable
+
+from .._pools.account import Hold
+from .._pools.account import PoolAccount
+from .._pools.meters import Busiest
+from .._pools.meters import Meters
+from .._pools.meters import Use
+from .._pools.meters import use_of
+from .._pools.tracked_pool import Limits
+from .._runtime.native import Pace
+from .._scopes.scope import Responsible
+from .._scopes.scope import responsible
+from ..snapshot import BusyMinute
+from ..snapshot import ViewUse
+from ..snapshot._json import timestamp
+
+#: At most so many views per pool.
+MOST_VIEWS = 20
+
+
+def measured(
+    account: PoolAccount, bounds: Limits, used: int, pending: int
+) -> dict[str, t.Any]:
+    """Return what was measured, since the start and over the last minute."""
+    meters, blind = account.meters, account.listens_only
+    # Where there is no telling who just passes, there is none of the most that waited.
+    counted = not blind and (bounds.max is not None or bool(bounds.unlimited))
+    with meters.at_rest() as window:
+        return {
+            "checkouts_total": meters.waits.total().count,
+            "connects_total": meters.created.total().count,
+            "timeouts_total": None if blind else meters.timeouts.total().count,
+            "invalidated_total": meters.invalidated.total().count,
+            "wait_s": None if blind else meters.waits.total(),
+            "hold_s": meters.held.total(),
+            "create_s": meters.created.total(),
+            "window_s": window,
+            "wait_60s": None if blind else meters.waits.minute(),
+            "hold_60s": meters.held.minute(),
+            "create_60s": meters.created.minute(),
+            "invalidated_60s": meters.invalidated.minute().count,
+            "invalidated_age_s": meters.invalidated.total(),
+            "used_max": meters.used.ever(used),
+            "used_max_60s": meters.used.minute(used),
+            "pending_max": meters.pending.ever(pending) if counted else None,
+            "pending_max_60s": meters.pending.minute(pending) if counted else None,
+            "busiest": _busiest(meters.busiest),
+        }
+
+
+def _busiest(found: Busiest | None) -> BusyMinute | None:
+    if found is None:
+        return None
+    return BusyMinute(
+        at=timestamp(found.at),
+        span_s=found.span,
+        checkouts=found.checkouts,
+        held_s=found.held,
+        waited_s=found.waited,
+        timeouts=found.timeouts,
+    )
+
+
+def views(
+    meters: Meters, live: Iterable[Hold], now: float, pace: Pace
+) -> tuple[ViewUse, ...]:
+    """Return the views that had most of the pool's time; who holds now, too."""
+    with meters.at_rest() as window:
+        ever, minute = meters.held.uses(), meters.held.uses_minute()
+    for hold in live:
+        holder, held = responsible(hold.owner), now - hold.since
+        for uses in (ever, minute):
+            use_of(uses, holder).add(1, held, min(held, window))
+        pace()
+    whole = sum(use.seconds for use in ever.values())
+    whole_60s = sum(use.lately for use in minute.values())
+    found: list[ViewUse] = []
+    for who, use in ever.items():
+        lately = minute.get(who) or Use()
+        found.append(
+            ViewUse(
+                **Responsible(*(who or ()))._asdict(),
+                checkouts_total=use.times,
+                held_s=use.seconds,
+                share=use.seconds / whole if whole else None,
+                checkouts_60s=lately.times,
+                held_60s=lately.lately,
+                share_60s=lately.lately / whole_60s if whole_60s else None,
+            )
+        )
+    found.sort(key=_most_share)
+    return tuple(found[:MOST_VIEWS])
+
+
+def _most_share(view: ViewUse) -> float:
+    return -max(view.share or 0.0, view.share_60s or 0.0)

@@ -1,0 +1,1 @@
+"""Engines and their pools, and the account kept of every connection."""

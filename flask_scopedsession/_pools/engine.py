@@ -1,0 +1,331 @@
+"""Settings to engines. They stay plain SQLAlchemy engines."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import typing as t
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool import StaticPool
+
+from .._settings.config import BindSettings
+from .._settings.urls import in_memory
+from .._settings.urls import is_sqlite
+from .._settings.urls import is_sqlite_uri
+from .._settings.urls import masked
+from .._settings.values import attempt
+from .._settings.values import seconds
+from ..errors import ConfigError
+from ..errors import PingError
+from .account import PoolAccount
+from .fair_queue import fair
+from .naming import name_connections
+from .statements import watch_engine
+from .tracked_pool import attach
+from .tracked_pool import tracked
+from .tracked_pool import TrackedPool
+
+#: ``sqlite3.LEGACY_TRANSACTION_CONTROL``, where Python has it.
+_LEGACY_TRANSACTIONS = -1
+
+if t.TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+    from ..snapshot import DatabaseURL
+
+    Work = Callable[[DBAPIConnection, float], "T"]
+
+T = t.TypeVar("T")
+
+
+def make_engine(
+    bind: BindSettings,
+    *,
+    app_name: str,
+    instance_path: str,
+    account: PoolAccount | None,
+    after_fork: Callable[[], object],
+) -> Engine:
+    """Create the engine of one bind; nothing is connected yet.
+
+    :param app_name: The first part of what its connections are called at the server.
+    :param instance_path: Where relative SQLite paths are; created when missing.
+    :param account: What its pool reports to, or ``None`` without tracking.
+    :param after_fork: Makes the application's state a fork's own.
+    :raises ConfigError: The driver is missing, or an option is not accepted.
+    """
+    options = dict(bind.options)
+    url = bind.url
+    if is_sqlite(url) and "creator" not in options:
+        url = _sqlite(bind, url, options, instance_path)
+    if options.get("pool") is None:
+        pool_class = options.get("poolclass") or _pool_class(url)
+        if bind.fair_pool:
+            pool_class = fair(pool_class)
+        options["poolclass"] = pool_class if account is None else tracked(pool_class)
+    engine = _create(bind, url, options)
+    if bind.pragmas or bind.begin:
+        _listen_sqlite(bind, engine)
+    name_connections(engine, app_name)
+    if account is not None:
+        reference = weakref.ref(engine)
+
+        def own_pool() -> Pool:
+            after_fork()
+            return t.cast("Engine", reference()).pool
+
+        attach(engine.pool, account, own_pool)
+        watch_engine(engine, account)
+    return engine
+
+
+def _pool_class(url: URL) -> t.Any:
+    """Return what SQLAlchemy would choose."""
+    dialect: t.Any = attempt(url.get_dialect, ImportError)
+    if isinstance(dialect, ImportError):
+        return sa.QueuePool  # the engine cannot be created, and says why
+    return dialect.get_pool_class(url)
+
+
+def _create(bind: BindSettings, url: URL, options: Mapping[str, t.Any]) -> Engine:
+    made = attempt(
+        lambda: sa.create_engine(masked(url), **options),
+        *(ImportError, TypeError, ValueError, sa_exc.ArgumentError),
+    )
+    if isinstance(made, ImportError):
+        missing = f" ({made.name!r} is not installed)" if made.name else ""
+        raise ConfigError(
+            f"{bind.key} needs the driver of {url.drivername!r}, which cannot be"
+            f" imported{missing}. Install it, or name another driver in the URL."
+        )
+    if isinstance(made, Exception):
+        raise ConfigError(_option_problem(bind, made))
+    return made
+
+
+def _option_problem(bind: BindSettings, error: Exception) -> str:
+    """Say which engine option was refused; never show a value."""
+    listed, found, using = str(error).partition(" sent to create_engine(), using ")
+    unknown = [name for name in re.findall(r"'(\w+)'", listed) if name in bind.options]
+    where = (
+        f"Check SQLALCHEMY_ENGINE_OPTIONS, the options in {bind.key}, and"
+        " ScopedSession(engine_options=...)."
+    )
+    if not (found and unknown):
+        # There is always an echo, which was checked.
+        given = sorted(bind.options.keys() - {"echo"})
+        refused = f"{'one of ' if given[1:] else ''}{', '.join(given) or 'the URL'}"
+        return f"{bind.key}: create_engine() refused {refused}. {where}"
+    pool = re.search(r"/(\w+)/", using)
+    return (
+        f"{bind.key}: create_engine() does not accept {', '.join(unknown)} for"
+        f" {bind.url.drivername!r}{f' with {pool[1]}' if pool else ''}. {where}"
+    )
+
+
+# -- SQLite --------------------------------------------------------------------
+
+
+def _sqlite(
+    bind: BindSettings, url: URL, options: dict[str, t.Any], instance_path: str
+) -> URL:
+    """Return the URL with an absolute path; one in memory is made one for all."""
+    if not in_memory(url):
+        return _in_instance_folder(bind, url, instance_path)
+    if options.get("pool") is None and options.get("poolclass") is None:
+        # SQLAlchemy's default gives every thread an empty database of its own.
+        options["poolclass"] = StaticPool
+    options["connect_args"] = {
+        "check_same_thread": False,
+        **options.get("connect_args", {}),
+    }
+    return url
+
+
+def _in_instance_folder(bind: BindSettings, url: URL, instance_path: str) -> URL:
+    path = t.cast(str, url.database)
+    uri = is_sqlite_uri(url) and path.startswith("file:")
+    if uri:
+        path = path.removeprefix("file:")
+    if os.path.isabs(path):
+        return url
+    folder = os.path.dirname(os.path.join(instance_path, path))
+    error = attempt(lambda: os.makedirs(folder, exist_ok=True), OSError)
+    if isinstance(error, OSError):
+        raise ConfigError(
+            f"{bind.key}: the folder of the SQLite file, {folder}, cannot be created"
+            f" ({error.strerror}). Create it, or use an absolute path."
+        )
+    if uri:
+        return url.set(database="file:" + os.path.join(quote(instance_path), path))
+    return url.set(database=os.path.join(instance_path, path))
+
+
+def _listen_sqlite(bind: BindSettings, engine: Engine) -> None:
+    def connected(connection: t.Any, _: object) -> None:
+        # From Python 3.12 on; False is a transaction that is always open, in which
+        # some pragmas do nothing, and which cannot begin in another way.
+        always_open = getattr(connection, "autocommit", None) is False
+        if always_open:
+            connection.autocommit = True
+        _execute_pragmas(connection, bind.pragmas)
+        if always_open:
+            connection.autocommit = _LEGACY_TRANSACTIONS if bind.begin else False
+
+    def begin(connection: sa.Connection) -> None:
+        level = connection.get_execution_options().get(
+            "isolation_level", bind.options.get("isolation_level")
+        )
+        if level != "AUTOCOMMIT":
+            connection.exec_driver_sql(f"BEGIN {bind.begin}")
+
+    event.listen(engine, "connect", connected)
+    if bind.begin:
+        event.listen(engine, "begin", begin)
+
+
+def _execute_pragmas(connection: DBAPIConnection, pragmas: Mapping[str, str]) -> None:
+    cursor = connection.cursor()
+    try:
+        for name, value in pragmas.items():
+            cursor.execute(f"PRAGMA {name} = {value}")
+    finally:
+        cursor.close()
+
+
+def dispose_all(engines: Iterable[Engine]) -> None:
+    """Close the connections that rest; what is out is closed as it returns."""
+    for engine in engines:
+        engine.dispose()
+
+
+# -- outside the pool ----------------------------------------------------------
+
+#: What drivers say when they cannot connect. Only these words of a driver's text are
+#: repeated: the rest may hold the URL.
+_KNOWN_WORDS = (
+    *("connection refused", "connection reset", "connection timed out"),
+    *("timeout expired", "no such file or directory", "permission denied"),
+    *("name or service not known", "temporary failure in name resolution"),
+    *("could not translate host name", "unknown host", "network is unreachable"),
+    *("authentication failed", "access denied", "no password supplied"),
+    *("does not exist", "unknown database", "unable to open database file"),
+    *("too many clients", "too many connections", "remaining connection slots"),
+    *("starting up", "shutting down", "in recovery mode"),
+)
+
+
+class PingResult(t.NamedTuple):
+    """How one database answered."""
+
+    bind: str
+    url: DatabaseURL
+    latency_s: float | None
+    version: str | None
+    error: str | None
+
+
+def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) -> float:
+    """Make one connection outside the pool, test it, and close it.
+
+    It is made as the engine makes them: same driver arguments, same events.
+
+    :param wait: Seconds to wait for the answer.
+    :return: Seconds from connecting to the answer.
+    :raises PingError: No answer; the message says why, without the URL.
+    :raises ConfigError: `wait` is no number of seconds.
+    """
+    wait = seconds("ping(timeout=...)", wait, least=0.001)
+
+    def work(connection: DBAPIConnection, began: float) -> float:
+        engine.dialect.do_ping(connection)
+        return time.perf_counter() - began
+
+    answer = attempt(visit(engine, account, work, wait), PingError)
+    if isinstance(answer, Exception):
+        raise PingError(f"bind {name!r}: {answer}")
+    return answer
+
+
+def visit(
+    engine: Engine, account: PoolAccount | None, work: Work[T], wait: float
+) -> Callable[[], T]:
+    """Begin work on one connection outside the pool, made as the engine makes them.
+
+    :param work: Called, in a thread of its own, with the driver's connection and the
+        time when connecting began.
+    :param wait: Seconds to wait for the answer, from now on.
+    :return: Waits for what `work` returns; raises :exc:`PingError`, which says why
+        there is no answer, without the URL.
+    """
+    outcome: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(_visit(engine, account, work))
+        except BaseException as error:  # noqa: BLE001  # the caller is told
+            outcome.append(error)
+
+    # Drivers differ in whether and how a connection attempt can be timed out.
+    thread = threading.Thread(target=run, name="scopedsession-ping", daemon=True)
+    deadline = time.perf_counter() + wait
+    thread.start()
+
+    def result() -> T:
+        thread.join(max(0.0, deadline - time.perf_counter()))
+        if not outcome:
+            raise PingError(f"no answer within {wait:g} s")
+        if isinstance(outcome[0], BaseException):
+            raise PingError(_reason(outcome[0])) from None
+        return outcome[0]
+
+    return result
+
+
+def _visit(engine: Engine, account: PoolAccount | None, work: Work[T]) -> T:
+    pool = engine.pool
+    spare = pool.spare() if isinstance(pool, TrackedPool) else pool.recreate()
+    ident = threading.get_ident()
+    if account is not None:
+        account.pinging.add(ident)
+    try:
+        began = time.perf_counter()
+        proxied = spare.connect()
+        try:
+            return work(t.cast(t.Any, proxied.dbapi_connection), began)
+        finally:
+            proxied.close()
+            spare.dispose()
+    finally:
+        if account is not None:
+            account.pinging.discard(ident)
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong by class, SQLSTATE and words that are known to be safe."""
+    origin = getattr(error, "orig", None) or error
+    state = getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None)
+    said = str(origin).lower()
+    words = [phrase for phrase in _KNOWN_WORDS if phrase in said]
+    details = [f"SQLSTATE {state}"] if state else []
+    details += words[:1]
+    return type(origin).__name__ + (f" ({', '.join(details)})" if details else "")
+
+
+def server_version(engine: Engine) -> str | None:
+    """Return the server's version as its dialect learnt it on the first connect."""
+    found = getattr(engine.dialect, "server_version_info", None)
+    return ".".join(str(part) for part in found) if found else None

@@ -1,0 +1,1 @@
+"""Scopes: who uses a session or connection, and when that use ends."""

@@ -1,0 +1,1 @@
+"""Sessions: the registry behind ``db.session``, and which database a table is in."""

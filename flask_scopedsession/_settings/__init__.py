@@ -1,0 +1,1 @@
+"""``app.config`` to frozen settings. Touches no file, socket or driver."""

@@ -1,0 +1,107 @@
+"""Single configured values, from Python or from the environment, where all is text.
+
+An error names the key or argument, never the value, which may hold a password.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable
+from collections.abc import Mapping
+
+from ..errors import ConfigError
+
+T = t.TypeVar("T")
+
+_FALSE_WORDS = frozenset(("false", "no", "off", "0"))
+_TRUE_WORDS = frozenset(("true", "yes", "on", "1"))
+
+
+def attempt(make: Callable[[], T], *expected: type[Exception]) -> T | Exception:
+    """Return what `make` returns, or the error that it raised.
+
+    An error of our own that is raised later, and not while this one is handled,
+    does not have it as its ``__context__``: it may quote a URL, password and all.
+    """
+    try:
+        return make()
+    except expected as error:
+        return error
+
+
+def chosen(config: Mapping[str, t.Any], key: str) -> t.Any:
+    """Return what is configured; ``None`` when the key is missing or empty."""
+    value = config.get(key)
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def boolean(where: str, value: object) -> bool:
+    """Return a truth value that may have been given as text."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _FALSE_WORDS:
+            return False
+        if word in _TRUE_WORDS:
+            return True
+    elif isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise ConfigError(f"{where} must be true or false.")
+
+
+def echo(where: str, value: object) -> bool | t.Literal["debug"]:
+    """Return a truth value or ``"debug"``."""
+    if value == "debug":
+        return "debug"
+    try:
+        return boolean(where, value)
+    except ConfigError:
+        pass
+    raise ConfigError(f"{where} must be true, false or 'debug'.")
+
+
+def integer(where: str, value: object, *, least: int) -> int:
+    """Return a whole number that may have been given as text."""
+    number = attempt(lambda: int(value), ValueError) if _is_text(value) else value
+    if isinstance(number, int) and not isinstance(number, bool) and number >= least:
+        return number
+    raise ConfigError(f"{where} must be a whole number, at least {least}.")
+
+
+def seconds(where: str, value: object, *, least: float) -> float:
+    """Return a number of seconds that may have been given as text."""
+    number = attempt(lambda: float(value), ValueError) if _is_text(value) else value
+    known = isinstance(number, (int, float)) and not isinstance(number, bool)
+    exact = float(t.cast(float, number)) if known else -1.0
+    if least <= exact < float("inf"):  # "not a number" is neither
+        return exact
+    raise ConfigError(f"{where} must be a number of seconds, at least {least:g}.")
+
+
+def _is_text(value: object) -> t.TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def text(where: str, value: object) -> str:
+    """Return text; ``from_prefixed_env()`` reads ``42`` as a number."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{where} must be a string, not {kind(value)}.")
+
+
+def mapping(where: str, value: object) -> dict[str, t.Any]:
+    """Return a copy of a dict whose keys are strings."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a dict, not {kind(value)}.")
+    if not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{where} must have strings as keys.")
+    return dict(value)
+
+
+def kind(value: object) -> str:
+    """Name a value's type, and nothing else of it."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

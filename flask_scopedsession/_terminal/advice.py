@@ -1,0 +1,141 @@
+"""What ``pool-advise`` prints."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from .._advice.reasons import measured_as
+from ..snapshot import Survey
+from .page import count
+from .page import Page
+from .sections import absent
+from .sections import header
+from .sections import nobody
+
+if t.TYPE_CHECKING:
+    from .._advice.recommend import Advice
+    from .._advice.recommend import Recommended
+    from .._advice.recommend import Report
+    from .._advice.recommend import ServerTotal
+    from .._advice.warnings import AdviceWarning
+
+_SETTINGS: tuple[str, ...] = ("pool_size", "max_overflow", "pool_timeout")
+
+#: How to ask a server for its limit, by the name of its dialect.
+_ASK = {
+    "postgresql": "SHOW max_connections",
+    "mysql": "SELECT @@max_connections",
+    "mariadb": "SELECT @@max_connections",
+}
+
+
+def render_advice(survey: Survey, report: Report) -> str:
+    """Return what ``pool-advise`` prints."""
+    page = Page()
+    header(page, survey)
+    if not survey.workers and not survey.silent:
+        nobody(page, survey)
+        return str(page)
+    for advice in report.advice:
+        _advice(page, advice)
+    if not report.advice:
+        page.line("No worker has told of a pool.")
+    for total in report.servers:
+        _server(page, total, report.silent)
+    absent(page, survey)
+    return str(page)
+
+
+def _advice(page: Page, advice: Advice) -> None:
+    workers = count(advice.workers, "worker")
+    title = [f"{advice.bind}:", f"{advice.url},", f"{workers},", _pool(advice)]
+    page.parts(title, style="bold")
+    if advice.measured is not None:
+        _say(page, f"Measured: {measured_as(advice.measured, advice.workers)}")
+    if advice.recommended is not None:
+        _recommended(page, advice.bind, advice.recommended)
+    else:
+        _say(page, f"No advice: {advice.problem}.")
+    if advice.recommended is not None and advice.warnings:
+        page.line()
+    _warnings(page, advice.warnings)
+    page.line()
+
+
+def _pool(advice: Advice) -> str:
+    """Name the pool as it is."""
+    if advice.size is None:
+        return advice.pool_class
+    most = "any number" if advice.max is None else f"at most {advice.max}"
+    wait = "" if advice.pool_timeout is None else f", timeout {advice.pool_timeout:g} s"
+    return f"{advice.pool_class} of {advice.size}, {most}{wait}"
+
+
+def _recommended(page: Page, bind: str, found: Recommended) -> None:
+    page.line()
+    values = (found.pool_size, found.max_overflow, found.pool_timeout)
+    for name, value, reason in zip(_SETTINGS, values, found.reasons, strict=True):
+        page.parts([f"{name:12}  {value:4} ", *reason.split()], indent=2, hang=20)
+    page.line()
+    options: dict[str, int] = dict(zip(_SETTINGS, values, strict=True))
+    for line in _pasted(bind, options):
+        page.line(f"  {line}")
+    page.line()
+    page.line("  or in the environment, for app.config.from_prefixed_env():")
+    for name, value in options.items():
+        page.line(f"  {_variable(bind)}__{name}={value}")
+
+
+def _pasted(bind: str, options: t.Mapping[str, int]) -> list[str]:
+    """Return the lines for a configuration file."""
+    content = json.dumps(options)[1:-1]
+    if bind == "default":
+        return ["SQLALCHEMY_ENGINE_OPTIONS = {", f"    {content},", "}"]
+    return [
+        f"SQLALCHEMY_BINDS = {{{json.dumps(bind)}: {{",
+        '    "url": ...,  # as it is',
+        f"    {content},",
+        "}}",
+    ]
+
+
+def _variable(bind: str) -> str:
+    """Return the environment's name for a bind's options.
+
+    Those of another bind can be set so if it is configured as a dict.
+    """
+    if bind == "default":
+        return "FLASK_SQLALCHEMY_ENGINE_OPTIONS"
+    return f"FLASK_SQLALCHEMY_BINDS__{bind}"
+
+
+def _server(page: Page, total: ServerTotal, silent: int) -> None:
+    """Add the worst case of one server, and what it accepts."""
+    now = "any number" if total.now is None else f"at most {total.now}"
+    advised = "any number" if total.advised is None else str(total.advised)
+    workers = f"{count(total.workers, 'worker')} may open {now} connections,"
+    parts = [f"{total.server}:", workers, f"and {advised} as advised."]
+    if total.limit is not None:
+        parts.append(f"The server accepts {total.limit}.")
+    page.parts(parts, style="bold")
+    if silent:
+        _say(
+            page,
+            f"{count(silent, 'worker')} gave no answer; each counts as the others.",
+        )
+    if total.limit is None:
+        ask = _ASK.get(total.server.partition(":")[0])
+        how = f"'{ask}' tells what it accepts" if ask else "Look up what it accepts"
+        _say(page, f"{how}: then give --max-connections. Other hosts count as well.")
+    _warnings(page, total.warnings)
+
+
+def _warnings(page: Page, warnings: t.Iterable[AdviceWarning]) -> None:
+    for warning in warnings:
+        _say(page, f"Warning: {warning.text}", "yellow")
+
+
+def _say(page: Page, text: str, style: str = "") -> None:
+    """Add a sentence, which may be broken anywhere."""
+    page.parts(text.split(), indent=2, hang=2, style=style)

@@ -1,0 +1,75 @@
+"""``db-ping``: test every database with one connection outside the pool."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+import click
+
+from ..errors import PingError
+from .check import EXIT_CRITICAL
+from .check import EXIT_OK
+from .loading import extension_of
+from .loading import load_app
+from .loading import refuse_unknown
+from .options import PING_HELP
+from .options import WAIT
+
+if t.TYPE_CHECKING:
+    from .._extension import ScopedSession
+    from .._pools.engine import PingResult
+
+
+@click.command(
+    "db-ping",
+    help=PING_HELP,
+    short_help="Test whether every database answers, and how fast.",
+)
+@click.option("--bind", metavar="NAME", help="Only this bind.")
+@click.option(
+    "--timeout",
+    type=WAIT,
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for each answer.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def db_ping(
+    ctx: click.Context, /, bind: str | None, timeout: float, as_json: bool
+) -> None:
+    """Test every database with a connection of its own."""
+    app = load_app(ctx)
+    db = extension_of(app)
+    with app.app_context():
+        refuse_unknown(bind, db.engines)
+        names = db.engines if bind is None else (bind,)
+        results = [_ping(db, name, timeout) for name in names]
+    if as_json:
+        pings = [{**each._asdict(), "url": each.url.to_dict()} for each in results]
+        from ..snapshot import SCHEMA
+
+        document = {"schema": SCHEMA, "pings": pings}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        from .._terminal.sections import render_pings
+
+        click.echo(render_pings(results), nl=False)
+    failed = any(each.error is not None for each in results)
+    ctx.exit(EXIT_CRITICAL if failed else EXIT_OK)
+
+
+def _ping(db: ScopedSession, name: str, timeout: float) -> PingResult:
+    from .._pools.engine import PingResult
+    from .._pools.engine import server_version
+    from .._settings.urls import safe_url
+
+    engine = db.get_engine(name)
+    url = safe_url(engine.url)
+    try:
+        latency = db.ping(name, timeout)
+    except PingError as error:
+        return PingResult(name, url, None, None, str(error))
+    return PingResult(name, url, round(latency, 6), server_version(engine), None)
