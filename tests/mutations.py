@@ -87,7 +87,7 @@ MUTATIONS = (
 """,
         ),
         tests="""
-        app/test_scope.py test_a_thread_has_no_context
+        scopes/test_scope.py test_a_thread_has_no_context
         scopes/test_threads.py test_a_plain_thread_has_no_context
           test_a_plain_pool_has_no_context
         """,
@@ -159,7 +159,7 @@ MUTATIONS = (
             "",
         ),
         tests="""
-        concurrency/test_gevent_kills.py test_killed
+        whole/concurrency/test_gevent_kills.py test_killed
         """,
     ),
     mutation(
@@ -365,7 +365,7 @@ current_context()
         ),
         tests="""
         scopes/test_interrupts.py test_at_any_point
-        concurrency/test_gevent_kills.py
+        whole/concurrency/test_gevent_kills.py
           test_killed_while_it_waits_for_the_pool
         """,
     ),
@@ -386,7 +386,7 @@ current_context()
 """,
         ),
         tests="""
-        unit/test_meters.py test_what_comes_while_others_are_folded
+        pools/test_meters.py test_what_comes_while_others_are_folded
         """,
     ),
     mutation(
@@ -412,7 +412,7 @@ current_context()
 """,
         ),
         tests="""
-        unit/test_meters.py test_nobody_waits_for_who_reads
+        pools/test_meters.py test_nobody_waits_for_who_reads
         """,
     ),
     mutation(
@@ -431,13 +431,13 @@ current_context()
 """,
         ),
         tests="""
-        unit/test_stacks.py test_what_a_thread_holds_is_freed_by_that_thread
+        runtime/test_stacks.py test_what_a_thread_holds_is_freed_by_that_thread
         """,
     ),
     mutation(
         "stacks: garbage is collected while frames are held",
         Change("_stacks", "chain(off, map", "chain(map"),
-        tests="unit/test_stacks.py test_the_collector_does_not_come_in_between",
+        tests="runtime/test_stacks.py test_the_collector_does_not_come_in_between",
     ),
     mutation(
         "ledger: one hold is timed twice",
@@ -451,7 +451,7 @@ current_context()
 """,
         ),
         tests="""
-        app/test_ledger.py test_fifty_threads
+        pools/test_account.py test_fifty_threads
         """,
     ),
     mutation(
@@ -481,7 +481,7 @@ account.timed_out(waiting)
 """,
         ),
         tests="""
-        app/test_ledger.py test_timeouts
+        pools/test_account.py test_timeouts
         """,
     ),
     mutation(
@@ -497,7 +497,7 @@ account.timed_out(waiting)
 """,
         ),
         tests="""
-        concurrency/test_fork.py test_forking_while_another_thread_is_inside
+        whole/concurrency/test_fork.py test_forking_while_another_thread_is_inside
         """,
     ),
     mutation(
@@ -513,7 +513,7 @@ account.timed_out(waiting)
 """,
         ),
         tests="""
-        concurrency/test_fork.py test_forking_while_another_thread_is_inside
+        whole/concurrency/test_fork.py test_forking_while_another_thread_is_inside
         """,
     ),
     mutation(
@@ -531,7 +531,7 @@ account.timed_out(waiting)
 """,
         ),
         tests="""
-        concurrency/test_fork.py test_forking_while_another_thread_is_inside
+        whole/concurrency/test_fork.py test_forking_while_another_thread_is_inside
         """,
     ),
     mutation(
@@ -544,7 +544,7 @@ account.timed_out(waiting)
             "",
         ),
         tests="""
-        concurrency/test_fork.py test_multiprocessing
+        whole/concurrency/test_fork.py test_multiprocessing
           test_forking_while_another_thread_is_inside
           test_forking_while_others_check_out_and_in
         """,
@@ -565,7 +565,7 @@ account.timed_out(waiting)
 """,
         ),
         tests="""
-        concurrency/test_control_fork.py
+        whole/concurrency/test_control_fork.py
           test_a_fork_of_a_process_that_serves
           test_a_process_of_multiprocessing test_a_fork_inside_of_a_request
         """,
@@ -583,7 +583,7 @@ account.timed_out(waiting)
 """,
         ),
         tests="""
-        app/test_shutdown.py test_a_thousand_apps
+        whole/test_shutdown.py test_a_thousand_apps
         """,
     ),
     mutation(
@@ -596,7 +596,7 @@ atexit.register(SERVER.close)
             "",
         ),
         tests="""
-        app/test_shutdown.py test_the_interpreter_exits
+        whole/test_shutdown.py test_the_interpreter_exits
           test_sigterm_and_a_request_that_ends_in_time
         """,
     ),
@@ -610,7 +610,7 @@ atexit.register(SERVER.close)
             "",
         ),
         tests="""
-        app/test_shutdown.py test_a_thousand_apps
+        whole/test_shutdown.py test_a_thousand_apps
         """,
     ),
     mutation(
@@ -625,7 +625,7 @@ atexit.register(SERVER.close)
 """,
         ),
         tests="""
-        app/test_shutdown.py test_a_sync_worker_that_is_aborted
+        whole/test_shutdown.py test_a_sync_worker_that_is_aborted
         """,
     ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 #: The folder of ``live_app.py``.
-WORKERS = Path(__file__).resolve().parent.parent / "workers"
+WORKERS = Path(__file__).resolve().parent.parent / "whole" / "workers"
 
 #: Settings of the person who runs the tests that would change their outcome.
 _FOREIGN = ("FLASK_", "SQLALCHEMY_", "SCOPEDSESSION_", "GUNICORN_", "PG")

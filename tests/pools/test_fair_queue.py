@@ -1,7 +1,7 @@
 """The fair queue in one thread: what it counts, refuses, and survives.
 
-``tests/stateful/test_fair_pool.py`` switches threads at every lock, and
-``tests/concurrency/test_fair_pool.py`` uses real ones.
+``tests/whole/stateful/test_fair_pool.py`` switches threads at every lock, and
+``tests/whole/concurrency/test_fair_pool.py`` uses real ones.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from waiting import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # The example is not a part of the distribution. At the end of the path, so that
 # an installed flask_scopedsession is the one that is tested.

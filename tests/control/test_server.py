@@ -797,7 +797,7 @@ def test_an_idle_thread_does_next_to_nothing(
     assert later.ru_utime - used.ru_utime < 0.2
 
 
-# Forks; whole processes are forked in tests/concurrency
+# Forks; whole processes are forked in tests/whole/concurrency
 
 
 def test_several_threads_that_fork_wait_for_each_other(

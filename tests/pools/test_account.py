@@ -485,8 +485,8 @@ def test_both_places_of_a_self_deadlock(make_app, sqlite_url):
     out.pop().close()
     first = nested.__code__.co_firstlineno + 2
     assert waiter.self_deadlock
-    assert waiter.holds_from == f"test_ledger.py:{first} nested"
-    assert waiter.at == f"test_ledger.py:{first + 1} nested"
+    assert waiter.holds_from == f"test_account.py:{first} nested"
+    assert waiter.at == f"test_account.py:{first + 1} nested"
 
 
 def test_a_view_that_does_not_nest_is_not_recorded(make_app, sqlite_url):
@@ -731,7 +731,7 @@ def test_holder_of_a_view(make_app, sqlite_url):
         assert one.thread == threading.current_thread().name
         assert one.thread_alive
         assert one.command is None
-    assert holder.at == f"test_ledger.py:{found['line']} show"
+    assert holder.at == f"test_account.py:{found['line']} show"
     assert holder.session == session.session
     assert holder.request_over is False
     assert session.connections == (holder.connection,)
@@ -759,7 +759,7 @@ def test_holder_whose_request_is_over(make_app, sqlite_url):
     with app.app_context():
         (holder,) = db.snapshot().pools[0].holders
     line = leak.__code__.co_firstlineno
-    assert (holder.endpoint, holder.at) == ("leak", f"test_ledger.py:{line} leak")
+    assert (holder.endpoint, holder.at) == ("leak", f"test_account.py:{line} leak")
     assert holder.request_over
     kept.pop().close()
 
@@ -787,7 +787,7 @@ def test_holder_with_stacks(make_app, sqlite_url):
     with app.app_context():
         (holder,) = db.snapshot().pools[0].holders
     line = take.__code__.co_firstlineno + 1
-    assert holder.at == f"test_ledger.py:{line} take"
+    assert holder.at == f"test_account.py:{line} take"
     assert holder.stack[0] == holder.at
     assert holder.stack[1].endswith(" leak")
     kept.pop().close()
