@@ -1,127 +1,147 @@
-"""What this process holds: connections, waiters, sessions, and how long it took.
+"""The account of one bind's pool: connections, waiters, timeouts, and how long it took.
 
 Pools keep no such account: they fire no event for a wait or a timeout, unbalanced
 ones on ``detach()`` and ``invalidate()``, and forget what is out on ``dispose()``.
 
-A connection can be returned by the garbage collector, inside any code of the
-same thread. So the paths that write here take no lock, do no I/O and log
-nothing: they set an attribute, or touch one item of a dict or deque, each of
-which the interpreter does in one step. Whoever reads, folds and counts.
+The garbage collector can return a connection inside any code of the same thread. So the
+paths that write here take no lock, do no I/O and log nothing: each write sets an
+attribute or changes one item of a set, dict or deque. Readers aggregate.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 import typing as t
 import weakref
 from collections import Counter
 from collections import deque
+from threading import get_ident
 from time import perf_counter
 
-from .._runtime.native import allocate_lock
-from .._scopes.scope import current_owner
-from .._scopes.scope import Owner
-from .._scopes.scope import Responsible
+from .._runtime.stacks import own_stack
+from .._scopes.ledger import Ledger
+from .._scopes.scope import Scope
+from .drivers import is_transaction_open
 from .meters import Meters
 from .meters import UNFOLDED
 
 if t.TYPE_CHECKING:
-    from sqlalchemy.orm import Session
     from sqlalchemy.pool import ConnectionPoolEntry
-    from sqlalchemy.pool import PoolProxiedConnection
 
     from .._runtime.stacks import RawStack
     from .._settings.config import BindSettings
     from ..snapshot import Holder
-    from ..snapshot import SharedUse
 
-#: Where a pool entry keeps its :class:`Slot`; the entry outlives reconnections.
+#: Where a pool entry's ``info`` keeps the :class:`Slot`.
 SLOT = "flask_scopedsession"
 
 
 class Slot:
-    """What is known of one open connection, from one connect to its close."""
+    """What is known of one DBAPI connection, from its connect to its close.
 
-    __slots__ = ("backend_pid", "hold", "number", "opened", "returned")
+    Times are as :func:`time.perf_counter` has them.
+    """
 
-    def __init__(self, number: int, backend_pid: int | None) -> None:
-        self.number = number
-        self.backend_pid = backend_pid
-        self.opened = perf_counter()
-        self.returned: float | None = None
-        self.hold: Hold | None = None
-
-
-def slot_of(proxied: PoolProxiedConnection) -> Slot | None:
-    """Return what is known of a connection that was checked out."""
-    info = proxied.record_info
-    return None if info is None else info.get(SLOT)
-
-
-class Hold(weakref.ref["PoolProxiedConnection"]):
-    """One checkout: a weak reference to the proxied connection, and who has it."""
-
-    # Set in a third of the time that a dict takes for as many values: 0.5 µs less.
     __slots__ = (
+        "abandoned",
         "account",
+        "backend_pid",
+        "changes_before",
+        "counts_changes",
+        "driver",
         "execution_options",
         "generation",
-        "idle_since",
-        "in_transaction",
-        "key",
-        "owner",
-        "running_since",
-        "session",
+        "has_begun",
+        "marks",
+        "moved",
+        "number",
+        "opened",
+        "returned",
+        "runner",
+        "scope",
         "since",
-        "slot",
         "stack",
         "statement",
-        "timed",
+        "statements",
+        "tells",
+        "temporary",
+        "unsettled",
+        "writes",
     )
 
-    key: int
-    since: float
-    owner: Owner
-    generation: int
-    account: PoolAccount
-    slot: Slot | None
-    timed: bool
-    in_transaction: bool
-    running_since: float | None
-    idle_since: float | None
-    execution_options: t.Mapping[str, t.Any] | None
-    statement: str | None
-    session: SessionEntry | None
-    stack: RawStack | None
+    def __init__(
+        self, account: PoolAccount, number: int, driver: t.Any, backend_pid: int | None
+    ) -> None:
+        self.account = account
+        self.number = number
+        self.driver = driver
+        """The driver's connection; ``None`` once it is closed or detached."""
+        self.backend_pid = backend_pid
+        self.generation = account.generation
+        """How many times the pool had been replaced as this was opened."""
+        self.tells = is_transaction_open(driver) is not None
+        """The driver says whether it is in a transaction."""
+        self.counts_changes = hasattr(driver, "total_changes")
+        """It is SQLite's."""
+        self.opened = perf_counter()
+        self.returned = self.since = self.moved = self.opened
+        """When it was last returned; checked out; began or ended a statement."""
+        self.scope: Scope | None = None
+        """Who has it; ``None`` while it is in the pool."""
+        self.runner: int | None = None
+        """The thread whose statement runs on it now."""
+        self.statements = 0
+        """Sent since it was checked out."""
+        self.statement: str | None = None
+        """The text of the last one, if it may be shown."""
+        self.execution_options: t.Mapping[str, t.Any] | None = None
+        self.has_begun = False
+        """It is in a transaction; known only of a driver that does not tell."""
+        self.stack: RawStack | None = None
+        """Where it was checked out, if that is recorded."""
+        self.abandoned: t.Any = None
+        """The driver's connection, if its scope ended during another thread's
+        statement, which closes it."""
+        self.writes: Counter[str] | None = None
+        """Rows changed and not committed so far, by table."""
+        self.marks: dict[str, Counter[str]] | None = None
+        """What ``writes`` was at each savepoint."""
+        self.temporary: set[str] | None = None
+        """Temporary tables that were created on it."""
+        self.unsettled: str | None = None
+        """A table that a RETURNING on SQLite may have changed."""
+        self.changes_before = 0
+        """SQLite's ``total_changes`` before the last statement that had an effect."""
 
-    @property
-    def out(self) -> bool:
-        """Whether the connection still counts against its pool."""
-        proxied = self()
-        return proxied is not None and proxied.is_valid and not proxied.is_detached
+    def forget_writes(self) -> None:
+        """Note that what was written is committed, or rolled back."""
+        self.writes = self.marks = self.unsettled = None
+        self.account.ledger.uncommitted.discard(self)
 
 
 class Waiting:
-    """One call of ``Pool.connect()`` that has not come back yet."""
+    """One call of ``Pool.connect()`` that has not returned yet."""
 
-    __slots__ = ("connecting", "in_line", "owner", "since")
+    __slots__ = ("connecting", "in_line", "scope", "since")
 
-    def __init__(self, since: float, owner: Owner) -> None:
+    def __init__(self, since: float, scope: Scope) -> None:
         self.since = since
-        self.owner = owner
+        self.scope = scope
         self.connecting = False
+        """It opens or tests a connection."""
         self.in_line = False
-        """Whether it waits in line; only a fair pool knows."""
+        """It waits in the queue; only a fair pool knows."""
 
 
 class TimedOut(t.NamedTuple):
     """A checkout that gave up."""
 
     at: float
+    """When, as :func:`time.time` has it."""
     waited: float
-    owner: Owner
+    """Seconds."""
+    scope: Scope
     holders: tuple[Holder, ...]
     """Who held a connection at that moment, longest first."""
 
@@ -132,179 +152,177 @@ class PoolAccount:
     ``dispose()`` replaces the pool; what is out of the old one is still out.
     """
 
-    def __init__(self, settings: BindSettings, *, stacks: bool, show_sql: bool) -> None:
+    def __init__(
+        self, settings: BindSettings, ledger: Ledger, *, stacks: bool, show_sql: bool
+    ) -> None:
         self.settings = settings
+        self.ledger = ledger
         self.stacks = stacks
         self.show_sql = show_sql
-        self.holds: dict[int, Hold] = {}
+        self.idle_after = (
+            float("inf")
+            if settings.ping_idle_after is None
+            else settings.ping_idle_after
+        )
+        """Seconds after which an idle connection is tested before it is used."""
+        self.used: set[Slot] = set()
+        """Of connections that are checked out."""
         self.waiting: dict[int, Waiting] = {}
+        """By thread: calls that wait; where a pool cannot tell, all calls."""
         self.open: weakref.WeakKeyDictionary[ConnectionPoolEntry, Slot] = (
             weakref.WeakKeyDictionary()
         )
         self.pinging: set[int] = set()
+        """Threads that connect outside the pool."""
         self.generation = 0
+        self.dialect: t.Any = None
         self.listens_only = False
         """A ready-made pool of the user's: its waits and timeouts are unknown."""
         self.nesting: set[str] = set()
-        """Views that were seen to ask for one while they held another. Where they check
-        connections out is recorded, for the day when they wait for themselves."""
-        self.told_who_waits = False
-        """By the pool, as a fair one does; else all who ask for a connection are noted,
-        and who of them waits is worked out by whoever reads."""
+        """Views that have asked for a connection while they held one. The line where
+        they check one out is recorded, in case that they wait for themselves."""
+        self.is_fair = False
+        """The pool says who waits; else that is worked out by the reader."""
         self.most = float("inf")
         """How many connections may be open at a time."""
         self.describe: t.Callable[[], tuple[Holder, ...]] = tuple
-        """Says who holds what right now; the reader of this ledger sets it."""
+        """Says who holds what right now; set by the reader of this account."""
         self.reset()
 
     def reset(self) -> None:
         """Begin anew, with locks of its own: at the start, and after a fork."""
-        self.holds.clear()
+        self.used.clear()
         self.waiting.clear()
         self.open.clear()
         self.pinging.clear()
         self.meters = Meters(self.in_use)
+        self.note_wait = self.meters.waits.add
+        self.note_hold = self.meters.held.add
         self.timeout_times: deque[float] = deque(maxlen=1000)
         self.recent_timeouts: deque[TimedOut] = deque(maxlen=5)
         self.last_return = perf_counter()
         self.suspect_since = 0.0
+        """Connections that were returned before are tested, however briefly idle."""
         self.log_again_at = 0.0
         self._numbers = itertools.count(1)
 
-    # -- written on the hot path ----------------------------------------------
+    # -- written when a connection is checked out or returned --------------------
 
-    def check_out(
-        self,
-        proxied: PoolProxiedConnection,
-        slot: Slot | None,
-        owner: Owner,
-        now: float,
-        waited: float,
-    ) -> Hold:
-        """Note that `owner` has got a connection, `now`, after `waited` seconds."""
+    def check_out(self, slot: Slot, scope: Scope, now: float, waited: float) -> None:
+        """Note that `scope` has got a connection.
+
+        :param now: When, as :func:`time.perf_counter` has it.
+        :param waited: Seconds.
+        """
+        self.note_wait(waited)
+        if slot.scope is not None:
+            return  # SingletonThreadPool hands the same one out again within a thread
+        slot.scope = scope
+        slot.since = slot.moved = now
+        scope.last = slot
+        used = self.used
+        used.add(slot)
+        if len(used) > self.meters.used.now:
+            self.meters.used.now = len(used)
+        if (self.stacks or self.nesting) and self.keeps_stack(scope):
+            slot.stack = own_stack(3)
+
+    def check_in(self, slot: Slot) -> None:
+        """Note that a connection was returned, detached or invalidated."""
+        scope = slot.scope
+        if scope is None:
+            return
+        slot.scope = None
+        slot.returned = self.last_return = now = perf_counter()
+        self.used.discard(slot)
+        self.note_hold((now - slot.since, scope))
+        owner = scope.parent or scope
+        owner.statements += slot.statements
+        slot.statements = 0
+        slot.statement = slot.execution_options = slot.stack = None
+        if slot in self.ledger.uncommitted:
+            slot.forget_writes()
         meters = self.meters
-        if now >= meters.turn_at or len(meters.waits.fresh) > UNFOLDED:
-            meters.turn(now)  # first, so that this falls into the new step
-        meters.waits.add(waited)
-        key = id(proxied)
-        hold = self.holds.get(key)
-        # An interrupted _end() leaves one behind that is dead, and its id is reused.
-        if hold is not None and hold() is proxied:
-            # SingletonThreadPool hands the same one out again within a thread.
-            return hold
-        hold = Hold(proxied, self._freed)
-        hold.key = key
-        hold.since = now
-        hold.owner = owner
-        hold.generation = self.generation
-        hold.account = self
-        hold.timed = hold.in_transaction = False
-        hold.running_since = hold.idle_since = hold.execution_options = None
-        hold.session = hold.statement = hold.stack = None
-        hold.slot = slot
-        owner.hold = hold
-        if slot is not None:
-            slot.hold = hold
-        if self.stacks or (self.nesting and self._nests(owner)):
-            from .._runtime.stacks import own_stack
+        if now >= meters.rotate_at or len(meters.held.samples) > UNFOLDED:
+            meters.rotate(now)
 
-            hold.stack = own_stack(3)
-        self.holds[key] = hold
-        if len(self.holds) > meters.used.now:
-            meters.used.now = max(meters.used.now, self.in_use()[0])
-        return hold
+    def note_nesting(self, scope: Scope) -> None:
+        """Note that a view asks for a connection while it holds one."""
+        if scope.rule is not None:
+            self.nesting.add(scope.rule.endpoint)
 
-    def note_nesting(self, owner: Owner) -> None:
-        """Note that somebody asks for a connection who has one."""
-        if owner.rule is not None:
-            self.nesting.add(owner.rule.endpoint)
-
-    def _nests(self, owner: Owner) -> bool:
-        return owner.rule is not None and owner.rule.endpoint in self.nesting
+    def keeps_stack(self, scope: Scope) -> bool:
+        """Whether the place of a checkout is to be recorded."""
+        rule = scope.rule
+        return self.stacks or (rule is not None and rule.endpoint in self.nesting)
 
     def note_connecting(self) -> None:
-        """Note that the calling thread connects, or tests a connection."""
-        ident = threading.get_ident()
+        """Note that the calling thread opens or tests a connection."""
+        ident = get_ident()
         waiting = self.waiting.get(ident)
         if waiting is None:
-            waiting = self.waiting[ident] = Waiting(perf_counter(), current_owner())
+            waiting = Waiting(perf_counter(), self.ledger.user())
+            self.waiting[ident] = waiting
         waiting.connecting = True
 
+    def note_waiting(self) -> None:
+        """Note that the calling thread waits in the pool's queue."""
+        waiting = Waiting(perf_counter(), self.ledger.user())
+        waiting.in_line = True
+        self.waiting[get_ident()] = waiting
+        self.note_pending()
+
     def note_pending(self) -> None:
-        """Note that more are asked for than there are."""
+        """Note that more connections are asked for than there are."""
         pending = self.meters.pending
         pending.now = max(pending.now, self.in_use()[1])
 
     def in_use(self) -> tuple[int, int]:
-        """Count what is in use, and who must wait for that."""
-        out = [hold for hold in list(self.holds.values()) if hold.out]
-        held = sum(hold.generation == self.generation for hold in out)
-        # A slot is either held or asked for; whoever asks beyond the last one waits.
+        """Count what is checked out, and who must wait because of that."""
+        out = self.out()
+        held = sum(slot.generation == self.generation for slot in out)
+        # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most
         return len(out), int(beyond) if beyond > 0 else 0
 
-    def check_in(self, entry: ConnectionPoolEntry) -> None:
-        """Note that a pool entry came back, or its connection was detached."""
-        self.last_return = now = perf_counter()
-        if now >= self.meters.turn_at:
-            self.meters.turn(now)
-        info = entry.record_info
-        slot = None if info is None else info.get(SLOT)
-        if slot is not None:
-            slot.returned = now
-            hold: t.Any = slot.hold
-            slot.hold = None
-            if hold is not None:
-                self._end(hold, now)
-
-    def _freed(self, hold: t.Any, clock: t.Callable[[], float] = perf_counter) -> None:
-        # Called when the proxied connection is freed, maybe by the collector, or at
-        # interpreter exit: the clock is a default, since there are no globals then.
-        self._end(hold, clock())
-
-    def _end(self, hold: t.Any, now: float) -> None:
-        if not hold.timed:
-            hold.timed = True
-            # Another may have the same key by now. What is taken out here need not
-            # hear of the proxied connection's end, unless somebody else refers to it.
-            key = hold.key
-            if self.holds.get(key) is hold:
-                del self.holds[key]
-            owner = hold.owner
-            if owner.hold is hold:
-                owner.hold = None  # or they would keep each other alive
-            self.meters.held.add((now - hold.since, owner))
-
-    # -- written when connections come and go ----------------------------------
+    # -- written when connections are opened and closed --------------------------
 
     def connected(
-        self, entry: ConnectionPoolEntry, backend_pid: int | None, took: float
+        self,
+        entry: ConnectionPoolEntry,
+        driver: t.Any,
+        backend_pid: int | None,
+        took: float,
     ) -> None:
-        """Note a new connection to the database."""
-        slot = Slot(next(self._numbers), backend_pid)
-        info = entry.record_info
-        if info is not None:
-            info[SLOT] = slot
+        """Note a new connection to the database.
+
+        :param took: Seconds to open it.
+        """
+        slot = Slot(self, next(self._numbers), driver, backend_pid)
+        entry.info[SLOT] = slot
         self.open[entry] = slot
-        self.meters.turn(slot.opened)
+        self.meters.rotate(slot.opened)
         self.meters.created.add(took)
 
     def closed(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was closed, or left the pool for good."""
-        self.open.pop(entry, None)
+        slot = self.open.pop(entry, None)
+        if slot is not None:
+            slot.driver = None
+            self.used.discard(slot)
+            self.ledger.uncommitted.discard(slot)
 
     def died(self, entry: ConnectionPoolEntry) -> None:
-        """Note that a connection was found dead, or thrown away."""
+        """Note that a connection was invalidated."""
         now, slot = perf_counter(), self.open.get(entry)
-        self.meters.turn(now)
+        self.meters.rotate(now)
         self.meters.invalidated.add(0.0 if slot is None else now - slot.opened)
 
-    def timed_out(self, since: float, owner: Owner) -> TimedOut:
+    def timed_out(self, since: float, scope: Scope) -> TimedOut:
         """Note a checkout that gave up, and who held what at that moment."""
         now = perf_counter()
-        holders = self.describe()
-        timeout = TimedOut(time.time(), now - since, owner, holders)
-        self.meters.turn(now)
+        timeout = TimedOut(time.time(), now - since, scope, self.describe())
+        self.meters.rotate(now)
         self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)
         self.recent_timeouts.append(timeout)
@@ -317,7 +335,7 @@ class PoolAccount:
         return len(self._open())
 
     def backend_pids(self) -> tuple[int, ...]:
-        """Return what the server calls the connections that are open."""
+        """Return the server's process IDs of the open connections."""
         slots = [self.open.get(entry) for entry in self._open()]
         pids = {slot.backend_pid for slot in slots if slot is not None}
         return tuple(sorted(pid for pid in pids if pid is not None))
@@ -328,86 +346,7 @@ class PoolAccount:
         entries = [reference() for reference in self.open.keyrefs()]
         return [e for e in entries if e is not None and e.dbapi_connection is not None]
 
-    def live(self) -> list[Hold]:
-        """Return what is out right now, longest first."""
-        found = [hold for hold in list(self.holds.values()) if hold.out]
-        return sorted(found, key=lambda hold: hold.since)
-
-
-class SessionEntry(weakref.ref["Session"]):
-    """One open session: a weak reference to it, and who opened it."""
-
-    __slots__ = ("context", "key", "name", "number", "owner", "scope", "since")
-
-    key: int
-    number: int
-    since: float
-    name: str
-    scope: str
-    owner: Owner
-    context: weakref.ref[t.Any] | None
-
-
-class Lost:
-    """What the scopes of one view lost, since the start."""
-
-    __slots__ = ("last", "objects", "scopes")
-
-    def __init__(self) -> None:
-        self.scopes = 0
-        self.objects: Counter[str] = Counter()
-        self.last = 0.0
-
-
-class Ledger:
-    """Everything one application holds in this process."""
-
-    def __init__(self) -> None:
-        self.pools: dict[str, PoolAccount] = {}
-        self.sessions: dict[int, SessionEntry] = {}
-        self.lost: dict[Responsible, Lost] = {}
-        self.shared: deque[SharedUse] = deque(maxlen=5)
-        self.started = time.time()
-        self._lock = allocate_lock()
-        self._numbers = itertools.count(1)
-
-    def opened(
-        self,
-        session: Session,
-        name: str,
-        scope: str,
-        owner: Owner,
-        context: object | None = None,
-    ) -> SessionEntry:
-        """Note a new session."""
-        entry = SessionEntry(session, self._collected)
-        entry.key = id(session)
-        entry.number = next(self._numbers)
-        entry.since = perf_counter()
-        entry.name = name
-        entry.scope = scope
-        entry.owner = owner
-        entry.context = None if context is None else weakref.ref(context)
-        self.sessions[entry.key] = entry
-        return entry
-
-    def lost_work(self, who: Responsible, objects: Counter[str]) -> None:
-        """Note that a scope ended well, but with changes that nobody committed."""
-        with self._lock:
-            lost = self.lost.setdefault(who, Lost())
-            lost.scopes += 1
-            lost.objects.update(objects)
-            lost.last = time.time()
-
-    def _collected(self, entry: t.Any) -> None:
-        self.sessions.pop(entry.key, None)
-
-    def reset(self) -> None:
-        """Begin anew after a fork: nothing of the parent's is ours."""
-        self.sessions.clear()
-        self.lost.clear()
-        self.shared.clear()
-        self._lock = allocate_lock()
-        self.started = time.time()
-        for account in self.pools.values():
-            account.reset()
+    def out(self) -> list[Slot]:
+        """Return what is checked out right now, longest first."""
+        found = [slot for slot in self.used.copy() if slot.scope is not None]
+        return sorted(found, key=lambda slot: slot.since)

@@ -8,8 +8,8 @@ lies ready; so whoever comes cannot overtake.
 
 Private names of SQLAlchemy are used: ``_queue_class``, ``_pool``, ``_overflow``,
 ``_max_overflow``, ``_overflow_lock``, ``_dec_overflow()``, ``_do_return_conn()`` and
-``_create_connection()``. Where they are not what they were, :func:`fair` changes
-nothing.
+``_create_connection()``. Where they are not what they were,
+:func:`fair_parts` is empty.
 """
 
 from __future__ import annotations
@@ -113,19 +113,24 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
         :param timeout: Seconds, or ``None`` to wait for ever.
         :raises Empty: There is none, or none was given in time.
         """
+        taken = self.take()
+        if taken is not None:
+            return taken
+        if block:
+            return self._wait(timeout)
+        raise Empty
+
+    def take(self) -> ConnectionPoolEntry | None:
+        """Take an idle connection, if there is one; never waits."""
         taken = None
         try:
             with self.mutex:
                 if self.queue:
                     taken = self.queue[self._end]; del self.queue[self._end]  # noqa: E702  # fmt: skip
-            if taken is not None:
-                return taken
+            return taken  # noqa: TRY300 - nothing may come in between
         except BaseException:
             self._pass_on(taken)
             raise
-        if block:
-            return self._wait(timeout)
-        raise Empty
 
     def _wait(self, timeout: float | None) -> ConnectionPoolEntry:
         pool = t.cast(FairPool, self.pool())
@@ -180,7 +185,7 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
 
 
 class FairPool(QueuePool):
-    """What :func:`fair` adds to a pool class."""
+    """What :func:`.tracked_pool.pool_class` adds for a fair queue."""
 
     queue: FairQueue | None = None
     """``None`` where a subclass has put in a queue of its own."""
@@ -195,6 +200,12 @@ class FairPool(QueuePool):
             # One lock for slots and line, so that no slot comes free unseen between a
             # look at the slots and a place in the line.
             self._overflow_lock = t.cast(t.Any, self.queue.mutex)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        queue = self.queue
+        if queue is not None and queue.queue:
+            return queue.take() or super()._do_get()
+        return super()._do_get()
 
     def in_line(self, waits: bool) -> None:
         """Hear that the calling thread waits in line, or no longer does."""
@@ -235,28 +246,19 @@ class FairPool(QueuePool):
         return super().recreate()
 
 
-def fair(base: type[Pool]) -> type[Pool]:
-    """Return the subclass of `base` that serves in turn, or `base` if it cannot.
+def fair_parts(
+    base: type[Pool],
+) -> tuple[tuple[type[Pool], ...], dict[str, t.Any]]:
+    """Return what a subclass of `base` that serves in turn inherits and has.
 
-    It bears the name of `base`, as :func:`._pools.tracked_pool.tracked` has it.
+    Both are empty where `base` is no queue, or not one that can.
     """
     suits = (
         issubclass(base, QueuePool)
         and getattr(base, "_queue_class", None) is Queue  # not asyncio's, nor a user's
         and understood()
     )
-    return _subclass(t.cast(t.Any, base)) if suits else base
-
-
-@cache
-def _subclass(base: t.Any) -> type[FairPool]:
-    body: dict[str, t.Any] = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "_queue_class": FairQueue,
-    }
-    return t.cast("type[FairPool]", type(base.__name__, (FairPool, base), body))
+    return ((FairPool,), {"_queue_class": FairQueue}) if suits else ((), {})
 
 
 @cache
@@ -269,7 +271,8 @@ def understood() -> bool:
 
 
 def _drill() -> bool:
-    pool = _subclass(QueuePool)(object, pool_size=1, max_overflow=0, timeout=0)
+    drilled: t.Any = type("Drilled", (FairPool, QueuePool), {"_queue_class": FairQueue})
+    pool = drilled(object, pool_size=1, max_overflow=0, timeout=0)
     record = pool._do_get()
     try:
         pool._do_get()

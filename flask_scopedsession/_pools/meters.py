@@ -16,8 +16,8 @@ from time import perf_counter
 
 from .._buckets import BUCKET_BOUNDS
 from .._runtime.native import allocate_lock
-from .._scopes.scope import Owner
 from .._scopes.scope import responsible
+from .._scopes.scope import Scope
 
 if t.TYPE_CHECKING:
     from ..snapshot import Histogram
@@ -75,12 +75,12 @@ def _merged(tallies: t.Iterable[Tally]) -> Tally:
 class Meter:
     """Durations of one kind, recorded without a lock."""
 
-    __slots__ = ("_before", "_now", "_steps", "add", "fresh")
+    __slots__ = ("_before", "_now", "_steps", "add", "samples")
 
     def __init__(self) -> None:
-        self.fresh: deque[t.Any] = deque()
+        self.samples: deque[t.Any] = deque()
         """What waits to be folded."""
-        self.add = self.fresh.append
+        self.add = self.samples.append
         self._now = Tally()
         self._steps: deque[Tally] = deque()
         self._before = Tally()
@@ -89,15 +89,15 @@ class Meter:
     def fold(self) -> None:
         """Count what has gathered."""
         # Only as many as are there now, so that busy threads cannot keep us here.
-        next_one = self.fresh.popleft
-        samples = [next_one() for _ in range(len(self.fresh))]
+        next_one = self.samples.popleft
+        samples = [next_one() for _ in range(len(self.samples))]
         if samples:
             self._count(samples)
 
     def _count(self, samples: list[t.Any]) -> None:
         self._now.add(samples)
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Begin the next step."""
         self._steps.append(self._now)
         self._now = Tally()
@@ -167,16 +167,16 @@ class HoldMeter(Meter):
         self._uses_now: Uses = {}
         self._uses_steps: deque[Uses] = deque(maxlen=STEPS)
 
-    def _count(self, samples: list[tuple[float, Owner]]) -> None:
+    def _count(self, samples: list[tuple[float, Scope]]) -> None:
         super()._count([seconds for seconds, _ in samples])
         uses = self._uses_now
-        for seconds, owner in samples:
-            rule = owner.rule
+        for seconds, scope in samples:
+            rule = scope.rule
             # Once for each checkout, if not on its way: spare it a call, and a class.
             who: tuple[str | None, ...] = (
-                responsible(owner)
+                responsible(scope)
                 if rule is None
-                else (rule.endpoint, owner.method, rule.rule, None)
+                else (rule.endpoint, scope.method, rule.rule, None)
             )
             use = uses.get(who) or use_of(uses, who)
             use.times += 1
@@ -184,9 +184,9 @@ class HoldMeter(Meter):
             # A view has no more of a minute than a minute for each connection.
             use.lately += min(_MINUTE, seconds)
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Begin the next step."""
-        super().turn()
+        super().rotate()
         merge_uses(self._uses, self._uses_now)
         self._uses_steps.append(self._uses_now)
         self._uses_now = {}
@@ -218,7 +218,7 @@ class Peak:
         self._steps: deque[int] = deque(maxlen=STEPS)
         self._ever = 0
 
-    def turn(self, current: int) -> None:
+    def rotate(self, current: int) -> None:
         """Begin the next step with what there is now."""
         self._steps.append(self.now)
         self._ever = max(self._ever, self.now)
@@ -260,7 +260,7 @@ class Meters:
         self.used = Peak()
         self.pending = Peak()
         self.started = perf_counter()
-        self.turn_at = self.started + STEP
+        self.rotate_at = self.started + STEP
         """When the current step is over."""
         self.busiest: Busiest | None = None
         self._state = state
@@ -271,11 +271,11 @@ class Meters:
     def _meters(self) -> tuple[Meter, ...]:
         return self.waits, self.held, self.created, self.invalidated, self.timeouts
 
-    def turn(self, now: float) -> None:
+    def rotate(self, now: float) -> None:
         """Fold, and begin the next step if it is time; unless somebody is at it."""
         if self._lock.acquire(False):
             try:
-                self._turn(now)
+                self._rotate(now)
             finally:
                 self._lock.release()
 
@@ -284,22 +284,22 @@ class Meters:
         """Keep everybody else from folding; give the seconds of the last minute."""
         with self._lock:
             now = perf_counter()
-            self._turn(now)
-            yield min(now - self.started, now - self.turn_at + STEP * (STEPS + 1))
+            self._rotate(now)
+            yield min(now - self.started, now - self.rotate_at + STEP * (STEPS + 1))
 
-    def _turn(self, now: float) -> None:
+    def _rotate(self, now: float) -> None:
         for meter in self._meters:
             meter.fold()
-        end = self.turn_at
+        end = self.rotate_at
         while now >= end:
             used, pending = self._state()
-            self.used.turn(used)
-            self.pending.turn(pending)
+            self.used.rotate(used)
+            self.pending.rotate(pending)
             for meter in self._meters:
-                meter.turn()
+                meter.rotate()
             self._note_minute(time.time() - (now - end))
             # After a long rest, all steps are to go, and no more than those.
-            end = self.turn_at = max(end + STEP, now - STEP * STEPS)
+            end = self.rotate_at = max(end + STEP, now - STEP * STEPS)
 
     def _note_minute(self, at: float) -> None:
         held, waited, timeouts = (

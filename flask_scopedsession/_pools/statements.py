@@ -1,8 +1,8 @@
-"""Lets an engine's connections and statements feed the ledger.
+"""Lets an engine's connections and statements feed the account.
 
-When a connection is made or ends, events tell. When a statement runs and a
-transaction ends, the dialect's public methods do, replaced on the instance:
-events on an engine slow every execution down, whatever they listen to.
+When a connection is opened or closed, events tell. When a statement runs and a
+transaction ends, the dialect's public methods do, replaced on the instance: events on an
+engine slow every execution down, whatever they listen to.
 """
 
 from __future__ import annotations
@@ -10,38 +10,50 @@ from __future__ import annotations
 import threading
 import time
 import typing as t
+from threading import get_ident
 from time import perf_counter
 
 from sqlalchemy import event
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import StaticPool
 
-from .._scopes.scope import current_owner
+from .._scopes.teardown import refusal
 from .account import PoolAccount
-from .account import slot_of
+from .account import SLOT
+from .account import Slot
+from .drivers import backend_pid
+from .drivers import is_transaction_open
+from .sharing import abandon
+from .sharing import note_sharing
+from .writes import after_effect
+from .writes import before_effect
+from .writes import Effect
+from .writes import effect_of
+from .writes import losing
 
 if t.TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.pool import PoolProxiedConnection
 
+#: Statements whose effect is remembered, per engine.
+_MOST_KNOWN = 1000
 
-#: The highest process id there is, Linux's. PgBouncer tells its clients a random
-#: number, which is nobody's: 999 of 1000 are out of this range.
-_HIGHEST_PID = 1 << 22
+#: Stands for a statement whose effect was not looked for yet.
+_NEW = t.cast("Effect", object())
 
 
 def watch_engine(engine: Engine, account: PoolAccount) -> None:
-    """Let an engine's pool and dialect feed `account`.
+    """Let an engine's pool and dialect feed `account`."""
 
-    The listeners fire only when a connection is made or ends.
-    """
-
-    def connected(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        if threading.get_ident() in account.pinging:
+    def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        if get_ident() in account.pinging:
             return
         began = getattr(entry, "last_connect_time", None)
         took = 0.0 if began is None else time.time() - began
-        account.connected(entry, backend_pid(connection), took)
+        account.connected(entry, driver, backend_pid(driver), took)
 
     def closed(_: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         account.closed(entry)
@@ -52,7 +64,7 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
         account.died(entry)
 
     def connecting(*_: t.Any) -> None:
-        if threading.get_ident() not in account.pinging:
+        if get_ident() not in account.pinging:
             account.note_connecting()
 
     event.listen(engine, "connect", connected, insert=True)
@@ -63,95 +75,175 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     if account.listens_only:
         _listen_to_pool(engine, account)
     _watch_statements(engine, account)
+    _watch_ends(engine, account)
 
 
 def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
     def checked_out(
-        _: DBAPIConnection, __: ConnectionPoolEntry, proxied: PoolProxiedConnection
+        _: DBAPIConnection, entry: ConnectionPoolEntry, __: PoolProxiedConnection
     ) -> None:
-        if threading.get_ident() not in account.pinging:
-            slot = slot_of(proxied)
-            account.check_out(proxied, slot, current_owner(), perf_counter(), 0.0)
+        slot: Slot | None = entry.info.get(SLOT)
+        if slot is not None:
+            account.check_out(slot, account.ledger.user(), perf_counter(), 0.0)
 
     def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-        if threading.get_ident() not in account.pinging:
-            account.check_in(entry)
+        slot: Slot | None = entry.info.get(SLOT)
+        if slot is not None:
+            account.check_in(slot)
 
     event.listen(engine, "checkout", checked_out)
     event.listen(engine, "checkin", checked_in)
     event.listen(engine, "detach", checked_in)
 
 
-def _watch_statements(engine: Engine, account: PoolAccount) -> None:
-    dialect = engine.dialect
-    holds = account.holds
+def _slot_of(connection: t.Any) -> Slot | None:
+    """Return what is known of a connection; nothing of those outside the pool."""
+    try:
+        return t.cast("Slot | None", connection.info.get(SLOT))
+    except (AttributeError, NotImplementedError):
+        return None  # SQLAlchemy's stand-in on the first connect, or the driver's own
 
-    def watch_execute(name: str) -> None:
+
+def _watch_statements(engine: Engine, account: PoolAccount) -> None:
+    dialect: t.Any = engine.dialect
+    # One connection for all threads, who are meant to share it.
+    is_shared = isinstance(engine.pool, StaticPool)
+    show_sql = account.show_sql
+    effects: dict[str, Effect | None] = {}
+
+    def learn(context: t.Any, statement: str) -> Effect | None:
+        if len(effects) >= _MOST_KNOWN:
+            effects.clear()
+        found = effects[statement] = effect_of(context, statement)
+        return found
+
+    def watch(name: str, *, has_parameters: bool = True) -> None:
         original = getattr(dialect, name)
+        # The default only calls the cursor: here, that is done without a call between.
+        direct = (
+            name == "do_execute"
+            and getattr(original, "__func__", None) is DefaultDialect.do_execute
+        )
 
         def execute(
             cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
         ) -> None:
-            hold = None
+            slot = None
             if context is not None:
-                hold = holds.get(id(context.root_connection.connection))
-                if hold is not None:
-                    hold.in_transaction = True
-                    hold.execution_options = context.execution_options
-                    hold.running_since = perf_counter()
-                    if account.show_sql:
-                        hold.statement = statement
+                slot = _slot_of(context.root_connection.connection)
+            if slot is None:
+                original(cursor, statement, parameters, context)
+                return
+            if slot.runner is not None and not is_shared:
+                note_sharing(slot)
+            effect = effects.get(statement, _NEW)
+            if effect is _NEW:
+                effect = learn(context, statement)
+            if effect is not None:
+                before_effect(slot)
+            if show_sql or not slot.tells:
+                slot.statement = statement if show_sql else None
+                slot.execution_options = context.execution_options
+                slot.has_begun = True
+            slot.runner = get_ident()
+            slot.moved = perf_counter()
             try:
-                if bare:
-                    original(cursor, statement, context)
-                else:
+                if direct:
+                    cursor.execute(statement, parameters)
+                elif has_parameters:
                     original(cursor, statement, parameters, context)
+                else:
+                    original(cursor, statement, context)
             finally:
-                if hold is not None:
-                    hold.running_since, hold.idle_since = None, perf_counter()
+                slot.moved = perf_counter()
+                slot.runner = None
+                slot.statements += 1
+                if slot.abandoned is not None:
+                    slot.abandoned.close()
+            if slot.abandoned is not None:
+                raise refusal()
+            if effect is not None:
+                after_effect(slot, effect, cursor)
 
         def execute_no_params(
             cursor: t.Any, statement: str, context: t.Any = None
         ) -> None:
-            execute(cursor, statement, None, context)
+            if context is None:
+                original(cursor, statement)
+            else:
+                execute(cursor, statement, None, context)
 
-        bare = name == "do_execute_no_params"
-        setattr(dialect, name, execute_no_params if bare else execute)
+        setattr(dialect, name, execute if has_parameters else execute_no_params)
 
-    def watch_end(name: str) -> None:
-        original = getattr(dialect, name)
-
-        def end(connection: PoolProxiedConnection) -> None:
-            hold = holds.get(id(connection))
-            if hold is not None:
-                hold.in_transaction = False
-            original(connection)
-
-        setattr(dialect, name, end)
-
-    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-        watch_execute(name)
-    for name in ("do_commit", "do_rollback"):
-        watch_end(name)
+    watch("do_execute")
+    watch("do_executemany")
+    watch("do_execute_no_params", has_parameters=False)
 
 
-def backend_pid(connection: t.Any) -> int | None:
-    """Return the server's process id of a connection, if the driver knows it.
+def _watch_ends(engine: Engine, account: PoolAccount) -> None:
+    """Learn of the end of each transaction, and of what it committed or lost."""
+    dialect: t.Any = engine.dialect
+    ledger = account.ledger
+    uncommitted, ending = ledger.uncommitted, ledger.ending
+    is_shared = isinstance(engine.pool, StaticPool)
+    commit, rollback = dialect.do_commit, dialect.do_rollback
+    commit_twophase = dialect.do_commit_twophase
+    rollback_twophase = dialect.do_rollback_twophase
 
-    No query is sent: psycopg has it in ``info``, psycopg2 and pg8000 in methods,
-    the MySQL drivers as a thread id.
-    """
-    info = getattr(connection, "info", None)
-    for source, name, highest in (
-        (info, "backend_pid", _HIGHEST_PID),
-        (connection, "get_backend_pid", _HIGHEST_PID),
-        (connection, "thread_id", None),
-    ):
-        value = getattr(source, name, None)
-        try:
-            found = value() if callable(value) else value
-        except Exception:  # noqa: BLE001, S112
-            continue
-        if isinstance(found, int):
-            return found if highest is None or 0 < found <= highest else None
-    return None
+    def committed(slot: Slot) -> None:
+        slot.has_begun = False
+        if slot in uncommitted:
+            slot.forget_writes()
+
+    def rolling_back(slot: Slot) -> None:
+        """Before the rollback: the driver still knows of the transaction."""
+        slot.has_begun = False
+        lost = ending.get(get_ident())
+        found = None if lost is None else losing(slot)
+        if lost is not None and found is not None:
+            lost.update(found)
+
+    def do_commit(connection: t.Any) -> None:
+        slot = _slot_of(connection)
+        if slot is not None and slot.runner is not None and not is_shared:
+            note_sharing(slot)
+        commit(connection)
+        if slot is not None:
+            committed(slot)
+
+    def do_rollback(connection: t.Any) -> None:
+        slot = _slot_of(connection)
+        if slot is None:
+            rollback(connection)
+            return
+        if slot.runner is not None and not is_shared:
+            abandon(slot, connection)
+        slot.has_begun = False
+        if slot in uncommitted:
+            rolling_back(slot)
+            rollback(connection)
+            slot.forget_writes()
+        else:
+            rollback(connection)
+
+    def do_commit_twophase(
+        connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
+    ) -> None:
+        slot = None if kw.get("recover") else _slot_of(connection.connection)
+        commit_twophase(connection, xid, is_prepared, **kw)
+        if slot is not None:
+            committed(slot)
+
+    def do_rollback_twophase(
+        connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
+    ) -> None:
+        slot = None if kw.get("recover") else _slot_of(connection.connection)
+        if slot is not None and slot in uncommitted:
+            rolling_back(slot)
+        rollback_twophase(connection, xid, is_prepared, **kw)
+        if slot is not None:
+            committed(slot)
+
+    dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
+    dialect.do_commit_twophase = do_commit_twophase
+    dialect.do_rollback_twophase = do_rollback_twophase

@@ -1,8 +1,8 @@
-"""A subclass of any pool class that feeds the ledger, and tests rested connections.
+"""A subclass of any pool class that keeps the account, and tests idle connections.
 
-``connect()`` is public and the only place where waiting and timeouts can be
-seen. ``_do_return_conn()`` is the one private name: a listener on ``checkin``
-costs twice as much. Where a pool has no such method, the listener is used.
+``connect()`` is public and the only place where waiting and timeouts can be seen.
+``_do_return_conn()`` is private: a listener on ``checkin`` costs twice as much. Where a
+pool has no such method, the listener is used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import typing as t
 from functools import cache
+from threading import get_ident
 from time import perf_counter
 
 from sqlalchemy import event
@@ -22,13 +22,16 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 
-from .._scopes.scope import current_owner
+from .._scopes.context import current_context
+from .._scopes.context import current_request_context
+from .._scopes.scope import Scope
+from .._scopes.scope import SCOPE
 from .account import PoolAccount
 from .account import SLOT
 from .account import Slot
-from .account import slot_of
 from .account import TimedOut
 from .account import Waiting
+from .fair_queue import fair_parts
 from .fair_queue import FairPool
 
 if t.TYPE_CHECKING:
@@ -40,12 +43,12 @@ log = logging.getLogger("flask_scopedsession")
 #: Seconds between two log records about timeouts of the same pool.
 _LOG_EVERY = 10.0
 
-#: Pools of so many connections have all checkouts recorded.
+#: Pools of at most so many connections have all checkouts recorded.
 _SMALL = 2
 
 
 class TrackedPool(Pool):
-    """What :func:`tracked` adds to a pool class."""
+    """What :func:`pool_class` adds to a pool class."""
 
     account: PoolAccount | None = None
     base_class: type[Pool]
@@ -62,80 +65,65 @@ class TrackedPool(Pool):
         if self.pid != os.getpid() and self.after_fork is not None:
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
-        owner = current_owner()
-        since = perf_counter()
+        context = current_context()
+        scope: Scope | None = None if context is None else context.__dict__.get(SCOPE)
+        if scope is None or scope.ident != get_ident() or not _same_request(scope):
+            scope = account.ledger.user()
+        before = scope.last
+        if before is not None and before.scope is scope and before.account is account:
+            account.note_nesting(scope)
+        waiting: Waiting | None = None
+        since = now = perf_counter()
         try:
-            if not account.told_who_waits:
-                account.waiting[owner.ident] = Waiting(since, owner)
-                if len(account.waiting) + len(account.holds) > account.most:
+            if not account.is_fair:
+                account.waiting[scope.ident] = Waiting(since, scope)
+                if len(account.waiting) + len(account.used) > account.most:
                     account.note_pending()
-            before = owner.hold
-            if before is not None and before.account is account and before.out:
-                account.note_nesting(owner)
             proxied = super().connect()
-            now = perf_counter()
-            info = proxied.record_info
-            slot: Slot | None = None if info is None else info.get(SLOT)
-            rested_at = None if slot is None else slot.returned  # None: it is fresh
-            idle_after = account.settings.ping_idle_after
-            if (
-                rested_at is not None
-                and idle_after is not None
-                and rested_at < max(now - idle_after, account.suspect_since)
+            slot: Slot | None = proxied.info.get(SLOT)
+            if slot is not None and (
+                slot.returned < since - account.idle_after
+                or slot.returned < account.suspect_since
             ):
                 proxied = self._usable(proxied, account)
-                slot = slot_of(proxied)
+                slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
-            explain(error, account, account.timed_out(since, owner))
+            explain(error, account, account.timed_out(since, scope))
             raise
         finally:
             if account.waiting:
-                account.waiting.pop(owner.ident, None)
-        account.check_out(proxied, slot, owner, now, now - since)
+                waiting = account.waiting.pop(scope.ident, None)
+        if waiting is not None:
+            now = perf_counter()
+        if slot is not None:
+            account.check_out(slot, scope, now, now - since)
         return proxied
 
     def _usable(
         self, proxied: PoolProxiedConnection, account: PoolAccount
     ) -> PoolProxiedConnection:
-        """Return this connection that has rested, or another if it is dead."""
+        """Return this idle connection, or another if it is dead."""
         # Ends: each dead one leaves the pool, and a fresh one is not tested.
         while True:
             account.note_connecting()
-            if self._answers(proxied):
+            if _answers(proxied, account.dialect):
                 return proxied
-            # Its neighbours likely died with it: test them however short they rested.
+            # The others were likely cut off with it: test them, however briefly idle.
             account.suspect_since = now = perf_counter()
             proxied.invalidate()
             proxied = super().connect()
-            slot = slot_of(proxied)
-            if slot is None or slot.returned is None or slot.returned >= now:
+            slot: Slot | None = proxied.info.get(SLOT)
+            if slot is None or slot.returned >= now:
                 return proxied
 
-    def _answers(self, proxied: PoolProxiedConnection) -> bool:
-        dialect = t.cast(t.Any, self)._dialect
-        connection = proxied.dbapi_connection
-        try:
-            return dialect.do_ping(connection) is True
-        except BaseException as error:
-            if isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(
-                error, connection, None
-            ):
-                return False
-            proxied.invalidate()
-            raise
-
     def in_line(self, waits: bool) -> None:
-        """Note that the calling thread waits in line, or no longer does."""
+        """Note that the calling thread waits in the queue, or no longer does."""
         account = self.account
-        if account is None:
-            return
-        if not waits:
-            account.waiting.pop(threading.get_ident(), None)
-            return
-        owner = current_owner()
-        waiting = account.waiting[owner.ident] = Waiting(perf_counter(), owner)
-        waiting.in_line = True
-        account.note_pending()
+        if account is not None:
+            if waits:
+                account.note_waiting()
+            elif (waiting := account.waiting.get(get_ident())) is not None:
+                waiting.in_line = False
 
     def recreate(self) -> Pool:
         pool = t.cast(TrackedPool, super().recreate())
@@ -147,7 +135,7 @@ class TrackedPool(Pool):
         return pool
 
     def spare(self) -> Pool:
-        """Return a new pool like this one that no ledger knows of."""
+        """Return a new pool like this one, without an account."""
         return super().recreate()
 
     def dispose(self) -> None:
@@ -155,11 +143,14 @@ class TrackedPool(Pool):
         super().dispose()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        # What interrupts us must not cost the pool a slot: nobody else has the record.
+        # Whatever interrupts us must not cost the pool a slot: nobody else has the
+        # record.
         try:
             account = self.account
             if account is not None:
-                account.check_in(record)
+                slot: Slot | None = record.info.get(SLOT)
+                if slot is not None:
+                    account.check_in(slot)
                 if self._disposed:
                     # Else it would stay open in a pool that nobody asks any more.
                     record.close()
@@ -167,40 +158,73 @@ class TrackedPool(Pool):
             super()._do_return_conn(record)
 
 
+def _same_request(scope: Scope) -> bool:
+    request = scope.request
+    return (None if request is None else request()) is current_request_context()
+
+
+def _answers(proxied: PoolProxiedConnection, dialect: t.Any) -> bool:
+    connection = proxied.dbapi_connection
+    try:
+        return dialect.do_ping(connection) is True
+    except BaseException as error:
+        if isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(
+            error, connection, None
+        ):
+            return False
+        proxied.invalidate()
+        raise
+
+
 @cache
-def tracked(base: type[Pool]) -> type[TrackedPool]:
-    """Return the subclass of `base` that keeps an account.
+def pool_class(base: type[Pool], *, fair: bool, tracked: bool) -> type[Pool]:
+    """Return the subclass of a pool class that serves in turn, and keeps an account.
 
     It bears the name of `base`, which SQLAlchemy's loggers are named after.
+
+    :param fair: Serve whoever has waited longest, if `base` is a queue that can.
+    :param tracked: Keep an account, once :func:`attach` gives it one.
     """
-    body: dict[str, t.Any] = {
+    parts, body = fair_parts(base) if fair else ((), {})
+    if tracked:
+        parts = (TrackedPool, *parts)
+    if not parts:
+        return base
+    body = {
+        **body,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "base_class": base,
     }
-    return t.cast("type[TrackedPool]", type(base.__name__, (TrackedPool, base), body))
+    return t.cast("type[Pool]", type(base.__name__, (*parts, base), body))
 
 
-def attach(pool: Pool, account: PoolAccount, after_fork: t.Callable[[], Pool]) -> None:
-    """Let a new pool of a tracked class feed `account`."""
-    if isinstance(pool, TrackedPool):
-        most = limits(pool).max
-        account.most = float("inf") if most is None else most
-        account.told_who_waits = isinstance(pool, FairPool) and pool.queue is not None
-        # In a pool this small, two that ask for a second one wait for each other.
-        account.stacks = account.stacks or account.most <= _SMALL
-        pool.account = account
-        pool.after_fork = after_fork
-        pool.pid = os.getpid()
-        if not returns_are_seen(pool.base_class):
-
-            def checked_in(_: object, entry: ConnectionPoolEntry) -> None:
-                account.check_in(entry)
-
-            event.listen(pool, "checkin", checked_in)
-    else:
+def attach(
+    pool: Pool, dialect: t.Any, account: PoolAccount, after_fork: t.Callable[[], Pool]
+) -> None:
+    """Let a new pool of :func:`pool_class` feed `account`."""
+    account.dialect = dialect
+    if not isinstance(pool, TrackedPool):
         account.listens_only = True
+        return
+    most = limits(pool).max
+    account.most = float("inf") if most is None else most
+    account.is_fair = isinstance(pool, FairPool) and pool.queue is not None
+    # In a pool this small, two views that ask for a second connection wait for each
+    # other.
+    account.stacks = account.stacks or account.most <= _SMALL
+    pool.account = account
+    pool.after_fork = after_fork
+    pool.pid = os.getpid()
+    if not returns_are_seen(pool.base_class):
+
+        def checked_in(_: object, entry: ConnectionPoolEntry) -> None:
+            slot = entry.info.get(SLOT)
+            if slot is not None:
+                account.check_in(slot)
+
+        event.listen(pool, "checkin", checked_in)
 
 
 def returns_are_seen(base: type[Pool]) -> bool:
@@ -210,7 +234,7 @@ def returns_are_seen(base: type[Pool]) -> bool:
 
 def base_class(pool: Pool) -> type[Pool]:
     """Return the class that the user or the dialect chose."""
-    return pool.base_class if isinstance(pool, TrackedPool) else type(pool)
+    return t.cast("type[Pool]", getattr(pool, "base_class", type(pool)))
 
 
 class Limits(t.NamedTuple):
@@ -247,17 +271,28 @@ def explain(
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
     lines = [
-        f"Bind {name!r}: waited {timeout.waited:.1f} s; held are {held}, longest by:"
+        f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {held} connections are"
+        " checked out, longest:"
     ]
     for holder in timeout.holders[:5]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"
         where = f" at {holder.at}" if holder.at else ""
         idle = ", idle in transaction" if holder.idle_in_transaction_s else ""
-        lines.append(f"  {who}{where}, held {holder.held_s:.1f} s{idle}")
+        over = ", its request is over" if holder.request_over else ""
+        lines.append(f"  {who}{where}, held {holder.held_s:.1f} s{idle}{over}")
     text = "\n".join(lines)
     if sys.version_info >= (3, 11):
         error.add_note(text)
     now = perf_counter()
     if now >= account.log_again_at:
         account.log_again_at = now + _LOG_EVERY
-        log.error("connection pool timeout\n%s", text)
+        log.error(
+            "connection pool timeout\n%s",
+            text,
+            extra={
+                "scopedsession_event": "pool_timeout",
+                "scopedsession_bind": name,
+                "scopedsession_waited_s": timeout.waited,
+                "scopedsession_holders": [h.to_dict() for h in timeout.holders[:5]],
+            },
+        )

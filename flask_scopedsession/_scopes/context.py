@@ -1,13 +1,9 @@
-"""Flask's documented proxies, by the objects behind them; and who has left them."""
+"""The current application context and request, without the cost of Flask's proxies."""
 
 from __future__ import annotations
 
-import contextvars
-import sys
 import typing as t
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from inspect import signature
@@ -16,169 +12,73 @@ from flask import Flask
 from flask import globals as flask_globals
 from flask import has_app_context
 from flask import has_request_context
-from flask.ctx import AppContext
 from flask.globals import app_ctx
 from flask.globals import request
 
 if t.TYPE_CHECKING:
     from flask import Request
 
-#: Return the current application context, on Flask 3.2 that of the request.
-#: RuntimeError: there is none.
-app_context: Callable[[], t.Any] = t.cast(t.Any, app_ctx)._get_current_object
 
-#: Return the current request. RuntimeError: there is none.
-current_request: Callable[[], Request] = t.cast(t.Any, request)._get_current_object
+class Context(t.Protocol):
+    """What is used of an application context or a request context."""
 
-#: Whether an application context is active. Costs a sixth of asking the proxy.
-has_context: Callable[[], bool] = has_app_context
+    __dict__: dict[str, t.Any]
+    app: t.Any
 
-#: Whether a request is being handled.
-has_request: Callable[[], bool] = has_request_context
+
+#: Whether each request has an application context of its own (Flask 3.2 and newer).
+#: Before, a request inside a pushed context shares that one.
+REQUESTS_OWN_THEIR_CONTEXT = "ctx" in signature(Flask.do_teardown_appcontext).parameters
 
 
 def _proxied_context() -> t.Any:
-    return app_context() if has_context() else None
+    return t.cast(t.Any, app_ctx)._get_current_object() if has_app_context() else None
 
 
-def _proxied_request() -> Request | None:
-    return current_request() if has_request() else None
+def _request_context_by_proxy() -> t.Any:
+    # The request object stands in for its context: both live equally long.
+    if not has_request_context():
+        return None
+    return t.cast(t.Any, request)._get_current_object()
 
 
-def _request_of_context() -> Request | None:
-    context = _request_variable.get(None)
-    return None if context is None else context.request
+def _variable(name: str) -> t.Any:
+    found = vars(flask_globals).get(name)
+    return found if isinstance(found, ContextVar) else None
 
 
-# Private names of Flask's. Asked in C, a variable answers in 21 ns; has_app_context()
-# and the proxy take 128, and a request with one SELECT asks a dozen times: 25,000 of
-# its 1,165,000 instructions. Without the names, or if they are something else, the
-# proxies do.
-_app_variable: t.Any = vars(flask_globals).get("_cv_app")
-_request_variable: t.Any = vars(flask_globals).get("_cv_request")
+_app_variable = _variable("_cv_app")
+_request_variable = _variable("_cv_request")
 
-#: Return the current application context, ``None`` if there is none.
+#: Return the current application context, or ``None``. Reads Flask's context variable,
+#: which is private; without it, the documented proxy.
 current_context: Callable[[], t.Any] = (
-    partial(_app_variable.get, None)
-    if isinstance(_app_variable, ContextVar)
-    else _proxied_context
+    _proxied_context
+    if _app_variable is None
+    else t.cast("Callable[[], t.Any]", partial(_app_variable.get, None))
 )
 
-#: Return the request that is being handled, ``None`` if there is none.
-request_or_none: Callable[[], Request | None] = (
-    _request_of_context
-    if isinstance(_request_variable, ContextVar)
-    else _proxied_request
+
+def _no_request_context() -> None:
+    """Each request has a context of its own, so nothing else tells them apart."""
+
+
+#: Return what lives exactly as long as the current request, or ``None``; on Flask 3.2
+#: always ``None``, because there the application context does.
+current_request_context: Callable[[], t.Any] = (
+    _no_request_context
+    if REQUESTS_OWN_THEIR_CONTEXT
+    else _request_context_by_proxy
+    if _request_variable is None
+    else t.cast("Callable[[], t.Any]", partial(_request_variable.get, None))
 )
 
-#: Whether Flask gives each request a context of its own, as from 3.2 on.
-REQUESTS_OWN_THEIR_CONTEXT = "ctx" in signature(Flask.do_teardown_appcontext).parameters
 
-#: On a context: its request is answered. What is left of it is a streamed body.
-ANSWERED = "_scopedsession_answered"
-
-#: On a context: its response's status; and that a view or another function raised.
-STATUS = "_scopedsession_status"
-RAISED = "_scopedsession_raised"
-
-#: Calls from :meth:`AppContext.pop` down to a teardown function, and some to spare.
-_POP_DEPTH = 8
-
-
-def context_torn_down() -> t.Any:
-    """Return the context whose teardown functions are being called.
-
-    With Flask 3.1 that need not be the current one. An abandoned stream is torn down
-    where its generator is freed, in the midst of another request or thread maybe, and
-    always with an error.
-    """
-    context = current_context()
-    frame = sys._getframe(1)
-    for _ in range(_POP_DEPTH):
-        if frame.f_code is AppContext.pop.__code__:
-            return frame.f_locals["self"]
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return context
-
-
-# -- a thread that a stream was abandoned on -----------------------------------
-
-
-def watch_requests(app: Flask, *, lost_work: bool) -> None:
-    """Let no request begin inside the context of one that was answered before.
-
-    With Flask 3.1 and older, the body of a streamed response that is neither closed
-    nor freed leaves its context active on the thread. Each later request there would
-    share it, and nothing that belongs to those would ever be torn down.
-
-    :param lost_work: Remember how each request ends, too: teardown hears neither of
-        ``abort(400)`` nor of an error that has a handler. Not by
-        ``after_this_request()``, which would cost a request ten times as much.
-    """
-    inner, handle = app.wsgi_app, app.handle_user_exception
-
-    def wsgi_app(environ: t.Any, start_response: t.Any) -> Iterable[bytes]:
-        start = start_response
-        if lost_work:
-
-            def start(status: str, *args: t.Any) -> t.Any:
-                context = current_context()
-                if context is not None:
-                    context.__dict__[STATUS] = status
-                return start_response(status, *args)
-
-        before = current_context()
-        if before is not None and ANSWERED in before.__dict__ and may_be_left:
-            inside = _without_flask()
-            return _Body(inside, inside.run(inner, environ, start))
-        try:
-            return inner(environ, start)
-        finally:
-            left = current_context()
-            if left is not None and left is not before and may_be_left:
-                left.__dict__[ANSWERED] = True
-
-    def handle_user_exception(*args: t.Any) -> t.Any:
-        app_context().__dict__[RAISED] = True
-        return handle(*args)
-
-    may_be_left = not REQUESTS_OWN_THEIR_CONTEXT
-    own: t.Any = app
-    if lost_work or may_be_left:
-        own.wsgi_app = wsgi_app
-    if lost_work:
-        own.handle_user_exception = handle_user_exception
-
-
-def _without_flask() -> contextvars.Context:
-    """Return the current context variables, less Flask's.
-
-    Whoever leaves the abandoned context cannot end what is active in this one.
-    """
-    found = contextvars.Context()
-    for variable, value in contextvars.copy_context().items():
-        if not variable.name.startswith("flask."):
-            found.run(variable.set, value)
-    return found
-
-
-class _Body:
-    """A response's body, iterated in the context variables that it was made in."""
-
-    def __init__(self, inside: contextvars.Context, body: Iterable[bytes]) -> None:
-        self._inside = inside
-        self._body = body
-        self._iterator: Iterator[bytes] = inside.run(iter, body)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        return self._inside.run(next, self._iterator)
-
-    def close(self) -> None:
-        close = getattr(self._body, "close", None)
-        if close is not None:
-            self._inside.run(close)
+def current_request() -> Request | None:
+    """Return the request that is being handled, or ``None``."""
+    if _request_variable is not None:
+        context = _request_variable.get(None)
+        return None if context is None else t.cast("Request", context.request)
+    if not has_request_context():
+        return None
+    return t.cast("Request", t.cast(t.Any, request)._get_current_object())

@@ -1,0 +1,60 @@
+"""What database drivers say of their connections, without sending anything."""
+
+from __future__ import annotations
+
+import typing as t
+
+#: The highest process ID there is, on Linux. PgBouncer tells its clients a random
+#: number, which is nobody's: 999 of 1000 are out of this range.
+_HIGHEST_PID = 1 << 22
+
+#: PostgreSQL's ``PQTRANS_...``, as psycopg and psycopg2 give them.
+_IDLE, _ACTIVE, _UNKNOWN = 0, 1, 4
+
+#: MySQL's and MariaDB's ``SERVER_STATUS_IN_TRANS``.
+_IN_TRANSACTION = 1
+
+
+def is_transaction_open(driver: t.Any) -> bool | None:
+    """Return whether a driver's connection is in a transaction; ``None``: not known.
+
+    sqlite3, mysql-connector and oracledb have an attribute for it, psycopg and psycopg2
+    ``info.transaction_status``, PyMySQL the status of the server's last answer.
+    """
+    if driver is None:
+        return None
+    for name in ("in_transaction", "transaction_in_progress"):
+        known = getattr(driver, name, None)
+        if isinstance(known, bool):
+            return known
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    if isinstance(status, int):
+        if status == _ACTIVE:
+            return not getattr(driver, "autocommit", False)
+        return None if status == _UNKNOWN else status != _IDLE
+    status = getattr(driver, "server_status", None)
+    if isinstance(status, int):
+        return bool(status & _IN_TRANSACTION)
+    return None
+
+
+def backend_pid(driver: t.Any) -> int | None:
+    """Return the server's process ID of a connection, if the driver knows it.
+
+    psycopg has it in ``info``, psycopg2 and pg8000 in methods, the MySQL drivers as a
+    thread ID.
+    """
+    info = getattr(driver, "info", None)
+    for source, name, highest in (
+        (info, "backend_pid", _HIGHEST_PID),
+        (driver, "get_backend_pid", _HIGHEST_PID),
+        (driver, "thread_id", None),
+    ):
+        value = getattr(source, name, None)
+        try:
+            found = value() if callable(value) else value
+        except Exception:  # noqa: BLE001, S112
+            continue
+        if isinstance(found, int):
+            return found if highest is None or 0 < found <= highest else None
+    return None

@@ -1,0 +1,189 @@
+"""What statements have changed on a connection, and a rollback would lose.
+
+Only what is certain counts: a statement that matched no row, one that wrote to a
+temporary table, and one whose effect cannot be told from its text change nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from collections import Counter
+
+from .account import Slot
+from .drivers import is_transaction_open
+
+Action = t.Literal["write", "temporary", "mark", "back", "release", "end"]
+
+
+class Effect(t.NamedTuple):
+    """What a statement means for its connection's uncommitted changes."""
+
+    action: Action
+    name: str
+    """Of a table or savepoint."""
+
+
+# -- what a statement does, by its text -----------------------------------------
+
+#: Statements are read up to here, in characters. Those WITH a common table expression
+#: are read to their end.
+_LONGEST = 4000
+
+_QUOTED = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$"
+    r'|(?P<name>"[^"]*"|`[^`]*`)',
+    re.DOTALL,
+)
+_INNERMOST = re.compile(r"\([^()]*\)")
+_VERB = re.compile(
+    r"\b(?:insert|update|delete|merge|select|values|table)\b.*", re.IGNORECASE | re.DOTALL
+)
+_NAME = r"(?:(?P<schema>[\w$]+)\s*\.\s*)*(?P<name>[\w$]+)"
+_PATTERNS: tuple[tuple[Action, re.Pattern[str]], ...] = (
+    (
+        "temporary",
+        re.compile(
+            r"create\s+(?:local\s+|global\s+|or\s+replace\s+)*temp(?:orary)?\s+table\s+"
+            rf"(?:if\s+not\s+exists\s+)?{_NAME}",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "write",
+        re.compile(
+            r"(?:(?:insert|replace)\s+(?:or\s+\w+\s+|ignore\s+|\w+_priority\s+)*"
+            r"(?:into\s+)?"
+            r"|update\s+(?:or\s+\w+\s+|ignore\s+|low_priority\s+|only\s+)*"
+            r"|delete\s+(?:ignore\s+|quick\s+|low_priority\s+)*from\s+(?:only\s+)?"
+            rf"|merge\s+(?:into\s+)?){_NAME}",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "back",
+        re.compile(
+            rf"rollback\s+(?:work\s+|transaction\s+)?to\s+(?:savepoint\s+)?{_NAME}",
+            re.IGNORECASE,
+        ),
+    ),
+    ("mark", re.compile(rf"savepoint\s+{_NAME}", re.IGNORECASE)),
+    ("release", re.compile(rf"release\s+(?:savepoint\s+)?{_NAME}", re.IGNORECASE)),
+    ("end", re.compile(r"(?P<name>commit|end|rollback|abort)\b", re.IGNORECASE)),
+)
+_TEMPORARY_SCHEMAS = ("temp", "pg_temp")
+
+
+def effect_of(context: t.Any, statement: str) -> Effect | None:
+    """Return what a statement does to its connection's changes; ``None``: nothing.
+
+    :param context: SQLAlchemy's ``ExecutionContext`` of it.
+    """
+    if context.isinsert or context.isupdate or context.isdelete:
+        table = getattr(getattr(context.compiled, "statement", None), "table", None)
+        name = getattr(table, "name", None)
+        if name is not None:
+            return Effect("write", str(name))
+    return effect_of_text(statement)
+
+
+def effect_of_text(statement: str) -> Effect | None:
+    """Return what a statement does, by its first words."""
+    text = statement.lstrip()
+    is_with = text[:4].lower() == "with" or text[:1] in "(-/"
+    text = _QUOTED.sub(_unquoted, text if is_with else text[:_LONGEST]).strip("\t\n ;")
+    if text[:4].lower() == "with":
+        # The main verb is the first one outside of all parentheses.
+        before = ""
+        while text != before:
+            before, text = text, _INNERMOST.sub(" ", text)
+        verb = _VERB.search(text)
+        text = "" if verb is None else verb[0]
+    for action, pattern in _PATTERNS:
+        found = pattern.match(text)
+        if found is not None:
+            schema = found.groupdict().get("schema") or ""
+            if schema.lower() in _TEMPORARY_SCHEMAS:
+                return None
+            return Effect(action, found["name"])
+    return None
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    name = found["name"]
+    if name is None:
+        return "''" if found[0].startswith("'") else " "
+    return re.sub(r"\W", "_", name[1:-1])
+
+
+# -- what a connection has changed ------------------------------------------------
+
+
+def before_effect(slot: Slot) -> None:
+    """Prepare for a statement that has an effect."""
+    settle(slot)
+    if slot.writes is not None and is_transaction_open(slot.driver) is False:
+        slot.forget_writes()  # committed where nobody saw it, such as by the driver
+    if slot.counts_changes:
+        slot.changes_before = slot.driver.total_changes
+
+
+def after_effect(slot: Slot, effect: Effect, cursor: t.Any) -> None:
+    """Note what a statement did that has succeeded."""
+    action, name = effect
+    if action == "write":
+        _note_write(slot, name, cursor)
+    elif action == "temporary":
+        slot.temporary = {*(slot.temporary or ()), name.lower()}
+    elif action == "end":
+        slot.forget_writes()
+    elif action == "mark":
+        slot.marks = {**(slot.marks or {}), name.lower(): Counter(slot.writes)}
+    elif action == "back":
+        # Where the savepoint is unknown, so is what is left.
+        left = (slot.marks or {}).get(name.lower())
+        if left:
+            slot.writes = Counter(left)
+        else:
+            slot.writes = None
+            slot.account.ledger.uncommitted.discard(slot)
+    elif slot.writes is not None and is_transaction_open(slot.driver) is False:
+        # Without a real BEGIN, SQLite commits as the outermost savepoint is released.
+        slot.forget_writes()
+
+
+def _note_write(slot: Slot, name: str, cursor: t.Any) -> None:
+    if slot.temporary is not None and name.lower() in slot.temporary:
+        return
+    if slot.counts_changes and cursor.description is not None:
+        # SQLite counts the rows of RETURNING as they are fetched.
+        slot.unsettled = name
+        slot.account.ledger.uncommitted.add(slot)
+        return
+    rows = cursor.rowcount
+    if rows != 0:
+        _add(slot, name, max(rows, 1))  # -1: the driver does not know
+
+
+def _add(slot: Slot, name: str, rows: int) -> None:
+    if slot.writes is None:
+        slot.writes = Counter()
+    slot.writes[name] += rows
+    slot.account.ledger.uncommitted.add(slot)
+
+
+def settle(slot: Slot) -> None:
+    """Count what SQLite's last RETURNING has changed, now that it was fetched."""
+    name, slot.unsettled = slot.unsettled, None
+    if name is not None and slot.driver is not None:
+        rows = slot.driver.total_changes - slot.changes_before
+        if rows > 0:
+            _add(slot, name, rows)
+
+
+def losing(slot: Slot) -> Counter[str] | None:
+    """Return what a rollback right now would lose, as far as that is certain."""
+    settle(slot)
+    if slot.writes is None or is_transaction_open(slot.driver) is not True:
+        return None
+    return slot.writes

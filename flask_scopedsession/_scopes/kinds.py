@@ -1,0 +1,125 @@
+"""Where scopes are kept: on the context, by a key of the user's, or by thread."""
+
+from __future__ import annotations
+
+import typing as t
+from abc import ABC
+from abc import abstractmethod
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import MutableMapping
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from .context import Context
+from .ledger import Ledger
+from .scope import Anchor
+from .scope import Scope
+from .scope import SCOPE
+
+#: On a context: the scopes of keys or threads that were made in it.
+_CREATED = "_scopedsession_created"
+
+
+class Kind(ABC):
+    """One way to keep scopes."""
+
+    name: str
+
+    @abstractmethod
+    def find(self, ledger: Ledger, context: Context) -> Scope | None:
+        """Return the current scope, if there is one."""
+
+    @abstractmethod
+    def enter(self, ledger: Ledger, context: Context) -> Scope:
+        """Return the current scope. If it is new, `context` ends it."""
+
+    @abstractmethod
+    def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:
+        """Return the scopes that `context` made and that have not ended."""
+
+    def forget(self, ledger: Ledger, scope: Scope) -> None:
+        """Take an ended scope out of where it is kept."""
+
+
+class OfContext(Kind):
+    """One scope per application context, kept on the context object."""
+
+    name = "app context"
+
+    def find(self, ledger: Ledger, context: Context) -> Scope | None:  # noqa: ARG002
+        return context.__dict__.get(SCOPE)
+
+    def enter(self, ledger: Ledger, context: Context) -> Scope:
+        return context.__dict__.get(SCOPE) or ledger.enter(context)
+
+    def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:  # noqa: ARG002
+        scope = context.__dict__.get(SCOPE)
+        return () if scope is None else (scope,)
+
+
+class OfKey(Kind):
+    """One scope per application and value of the user's function."""
+
+    name = "custom"
+
+    def __init__(self, key: Callable[[], Hashable]) -> None:
+        self._key = key
+
+    def _kept(self, ledger: Ledger) -> MutableMapping[t.Any, Anchor]:
+        return ledger.keyed
+
+    def find(self, ledger: Ledger, context: Context) -> Scope | None:  # noqa: ARG002
+        anchor = self._anchor(ledger)
+        return None if anchor is None else anchor.scope
+
+    def _anchor(self, ledger: Ledger) -> Anchor | None:
+        key = self._key()
+        try:
+            anchor = self._kept(ledger).get(key)
+        except TypeError:
+            kind = type(key).__name__
+        else:
+            # Another thread may have ended it, who cannot see this thread's scopes.
+            return None if anchor is None or anchor.scope.ended else anchor
+        raise ConfigError(
+            f"scopefunc must return a hashable, such as a str or an int, not a {kind}."
+        )
+
+    def enter(self, ledger: Ledger, context: Context) -> Scope:
+        anchor = self._anchor(ledger)
+        if anchor is None:
+            made = ledger.anchored()
+            kept, key = self._kept(ledger), self._key()
+            ended = kept.get(key)
+            if ended is not None and ended.scope.ended:
+                del kept[key]
+            anchor = kept.setdefault(key, made)
+            if anchor is made:
+                created = context.__dict__.setdefault(_CREATED, [])
+                created.append(made.scope)
+            else:
+                ledger.leave(made.scope)
+        return anchor.scope
+
+    def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:  # noqa: ARG002
+        made: list[Scope] = context.__dict__.pop(_CREATED, [])
+        return [scope for scope in made if not scope.ended]
+
+    def forget(self, ledger: Ledger, scope: Scope) -> None:
+        kept = self._kept(ledger)
+        for key, anchor in list(kept.items()):
+            if anchor.scope is scope:
+                del kept[key]
+
+
+class OfThread(OfKey):
+    """One scope per application and thread: SQLAlchemy's thread-local scope."""
+
+    name = "thread"
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+    def _kept(self, ledger: Ledger) -> MutableMapping[t.Any, Anchor]:
+        return t.cast("MutableMapping[t.Any, Anchor]", ledger.local.__dict__)

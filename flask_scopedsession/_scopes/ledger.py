@@ -1,0 +1,161 @@
+"""All scopes of one application in this process, and what they lost or shared."""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+import weakref
+from collections import Counter
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Mapping
+
+from .._runtime.native import allocate_lock
+from .context import Context
+from .context import current_context
+from .scope import Anchor
+from .scope import is_user
+from .scope import new_scope
+from .scope import Responsible
+from .scope import Scope
+from .scope import SCOPE
+from .scope import visitor
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy.orm import Session
+
+    from .._settings.config import LostWorkPolicy
+    from ..snapshot import SharedUse
+
+
+class Lost:
+    """What the scopes of one view have lost since the start."""
+
+    __slots__ = ("last", "objects", "scopes")
+
+    def __init__(self) -> None:
+        self.scopes = 0
+        self.objects: Counter[str] = Counter()
+        self.last = 0.0
+        """When, as :func:`time.time` has it."""
+
+
+class Ledger:
+    """One application's scopes.
+
+    Written without a lock, since a context can be freed by the garbage collector
+    inside any code: each write is one operation on a set or dict.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        *,
+        kind: str,
+        lost_work: LostWorkPolicy,
+        model_names: Callable[[], Mapping[str, str]],
+        close: Callable[[Scope], None],
+    ) -> None:
+        """Begin with no scope.
+
+        :param kind: What ends a scope: ``"app context"``, ``"thread"``, ``"custom"``.
+        :param model_names: Returns the model of a table, by the table's name.
+        :param close: Closes the sessions of a scope that was never torn down.
+        """
+        self.app = weakref.ref(app)
+        self.kind = kind
+        self.lost_work: LostWorkPolicy = lost_work
+        self.model_names = model_names
+        self._close = close
+        self.live: set[Scope] = set()
+        """Scopes that have not ended."""
+        self.keyed: dict[Hashable, Anchor] = {}
+        """By the user's key: the scopes of ``scopefunc``."""
+        self.local = threading.local()
+        """The scopes of ``scopefunc="thread"``."""
+        self.unscoped: weakref.WeakKeyDictionary[Session, Scope] = (
+            weakref.WeakKeyDictionary()
+        )
+        """Sessions that ``db.sessionmaker`` made, and who called it."""
+        self.uncommitted: set[t.Any] = set()
+        """Slots of connections that have changed something, not committed so far."""
+        self.ending: dict[int, Counter[str]] = {}
+        """By thread: what the scope that ends there is losing."""
+        self.lost: dict[Responsible, Lost] = {}
+        self.shared: deque[SharedUse] = deque(maxlen=5)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: at the start, and after a fork."""
+        for found in (self.live, self.keyed, self.unscoped, self.uncommitted):
+            found.clear()
+        self.ending.clear()
+        self.lost.clear()
+        self.shared.clear()
+        self.local.__dict__.clear()
+        self._reported: set[Hashable] = set()
+        self._lock = allocate_lock()
+        self.started = time.time()
+
+    # -- scopes ----------------------------------------------------------------
+
+    def enter(self, context: Context) -> Scope:
+        """Return a context's scope, new if it has none."""
+        made = new_scope(context, self._freed)
+        # Another thread may share the context: one of both records wins.
+        scope: Scope = context.__dict__.setdefault(SCOPE, made)
+        if scope is made:
+            self.live.add(scope)
+        return scope
+
+    def user(self) -> Scope:
+        """Return who the calling thread works for right now."""
+        context = current_context()
+        if context is None:
+            return visitor(None)
+        scope: Scope | None = context.__dict__.get(SCOPE)
+        if scope is None:
+            if context.app is not self.app():
+                return visitor(None)
+            scope = self.enter(context)
+        return scope if is_user(scope) else visitor(scope)
+
+    def anchored(self) -> Anchor:
+        """Return an anchor with a new scope, for a thread or a key of the user's."""
+        anchor = Anchor()
+        anchor.scope = new_scope(anchor, self._freed)
+        self.live.add(anchor.scope)
+        return anchor
+
+    def leave(self, scope: Scope) -> None:
+        """Note that a scope has ended."""
+        scope.ended = True
+        scope.last = None
+        self.live.discard(scope)
+
+    def _freed(self, scope: Scope) -> None:
+        """Close what a context or thread left behind that was never torn down."""
+        self.live.discard(scope)
+        scope.ended = True
+        if scope.sessions:
+            self._close(scope)
+
+    # -- reports ---------------------------------------------------------------
+
+    def first_report(self, about: Hashable) -> bool:
+        """Whether `about` was not reported before in this process."""
+        if about in self._reported:
+            return False
+        self._reported.add(about)
+        return True
+
+    def count_lost(self, who: Responsible, objects: Counter[str]) -> None:
+        """Note that a scope ended well, but with changes that nobody committed."""
+        with self._lock:
+            lost = self.lost.setdefault(who, Lost())
+            lost.scopes += 1
+            lost.objects.update(objects)
+            lost.last = time.time()

@@ -1,0 +1,91 @@
+"""Lost work: a scope ends well, but with changes that nobody committed.
+
+What was sent to the database is known to the connection (``_pools.writes``): as the
+session is closed, the rollback moves it here, unless the driver says that no
+transaction is open. What was never flushed is known to the session.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+from collections import Counter
+
+from sqlalchemy.orm import Session
+
+from .._runtime.places import Places
+from .._runtime.stacks import own_stack
+from ..errors import LostWork
+from .context import Context
+from .ledger import Ledger
+from .responses import HANDLED
+from .scope import described
+from .scope import Responsible
+from .scope import responsible
+from .scope import Scope
+
+log = logging.getLogger("flask_scopedsession")
+
+# Private: whether nothing is new, deleted or modified. Without it, three public
+# collections are built to tell.
+_is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
+
+
+def ended_well(scope: Scope, context: Context) -> bool:
+    """Whether no error was raised or handled, and the response is no error either."""
+    return scope.status < 400 and HANDLED not in context.__dict__
+
+
+def unflushed(session: Session) -> Counter[str] | None:
+    """Count the objects that closing `session` would lose, by class."""
+    if _is_clean is not None and _is_clean(session):
+        return None
+    if not session.is_active:
+        return None  # a flush failed, and the application handled that
+    found: Counter[str] = Counter()
+    for one in (*session.new, *session.deleted):
+        found[type(one).__name__] += 1
+    if session.identity_map.check_modified():
+        for one in session.dirty:
+            if session.is_modified(one):
+                found[type(one).__name__] += 1
+    return found or None
+
+
+def report(ledger: Ledger, scope: Scope, lost: Counter[str]) -> LostWork | None:
+    """Count and log what a scope has lost.
+
+    :return: The error to raise, if the application wants one: in debug mode and tests
+        only, which is looked at now, since ``TESTING`` may be set after ``init_app()``.
+    """
+    app = ledger.app()
+    names = ledger.model_names()
+    lost = Counter({names.get(name, name): lost[name] for name in lost})
+    who = responsible(scope)
+    ledger.count_lost(who, lost)
+    place = None
+    if who.endpoint is None and who.command is None and app is not None:
+        # Without a view or a command, the line that ends the scope tells them apart.
+        place = Places(app.root_path).innermost(own_stack())
+    where = f" at {place}" if place else ""
+    changes = ", ".join(f"{count} {name}" for name, count in sorted(lost.items()))
+    message = (
+        f"{described(scope)}{where} ended without commit(): unsaved changes were"
+        f" rolled back ({changes}). Call db.session.commit(), or db.session.rollback()"
+        " if that was meant."
+    )
+    if ledger.lost_work == "raise" and app is not None and (app.debug or app.testing):
+        return LostWork(message)
+    about = (*who, place)
+    if not any(about) or ledger.first_report(("lost work", *about)):
+        log.warning("%s", message, extra=_fields(who, lost))
+    return None
+
+
+def _fields(who: Responsible, lost: Counter[str]) -> dict[str, t.Any]:
+    return {
+        "scopedsession_event": "lost_work",
+        "scopedsession_endpoint": who.endpoint,
+        "scopedsession_command": who.command,
+        "scopedsession_lost": dict(lost),
+    }
