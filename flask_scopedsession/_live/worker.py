@@ -20,7 +20,7 @@ from .._control import directory
 from .._control.endpoint import Endpoint
 from .._control.endpoint import Source
 from .._control.protocol import CREDENTIALS
-from .._control.protocol import encode_at
+from .._control.protocol import encode
 from .._control.protocol import PROTOCOL
 from .._control.server import SERVER
 from .._runtime.native import allocate_lock
@@ -214,11 +214,7 @@ class LiveView:
     def reply(self, id: str, limit: int) -> bytes:
         """Return what goes over the socket, cut down to at most `limit` bytes."""
         worker = self.worker(id)
-        content = self._envelope(worker, limit) or self._fitting(worker, limit)
-        # To free it takes long, too, where it is of a thousand sessions.
-        del worker
-        self.reader.pace()
-        return content
+        return self._envelope(worker, limit) or self._fitting(worker, limit)
 
     def last_snapshot(self, id: str, limit: int) -> bytes | None:
         """Return what is to survive this process if there is trouble, without SQL."""
@@ -239,18 +235,13 @@ class LiveView:
         return t.cast(bytes, self._envelope(_shortened(worker, 0), sys.maxsize))
 
     def _envelope(self, worker: WorkerSnapshot, limit: int) -> bytes | None:
-        pace = self.reader.pace
         message = {
             "protocol": PROTOCOL,
             "deployment": self._deployment,
             "app": self._app_name,
-            "worker": worker.to_dict(pace),
+            "worker": worker.to_dict(),
         }
-        pace()
-        content = encode_at(pace, message)
-        pace()
-        del message
-        pace()
+        content = encode(message)
         return content if len(content) <= limit else None
 
     # -- asking ----------------------------------------------------------------

@@ -40,27 +40,6 @@ def current_greenlet() -> object | None:
     return t.cast(object, sys.modules["greenlet"].getcurrent())
 
 
-class Pace:
-    """Lets other threads run in the midst of long work, whenever it is called.
-
-    Who computes gives up the interpreter's lock when somebody has asked for it for
-    5 ms; and who only offers it takes it again before anybody has woken up. So this
-    sleeps, for a moment, where it was not called for a while.
-    """
-
-    #: Seconds of work between two rests, and of a rest.
-    WORK, REST = 0.0002, 0.0001
-
-    def __init__(self) -> None:
-        self._sleep = original("time", "sleep")
-        self._since = time.perf_counter()
-
-    def __call__(self) -> None:
-        if time.perf_counter() - self._since > self.WORK:
-            self._sleep(self.REST)
-            self._since = time.perf_counter()
-
-
 class NativeThread:
     """A daemon thread of the operating system, also where gevent patched threads."""
 
