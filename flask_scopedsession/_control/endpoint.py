@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import time
 import typing as t
@@ -12,6 +13,7 @@ from contextlib import suppress
 from .._runtime import native
 from ..errors import ControlError
 from . import directory
+from .protocol import CREDENTIALS
 from .protocol import frame
 from .protocol import peer_credentials
 from .protocol import REPLY_LIMIT
@@ -22,6 +24,14 @@ _FRESH = 0.1
 #: Seconds between two last snapshots, and between two sweeps.
 _SNAPSHOT_EVERY = 30.0
 _HOUSEKEEPING_EVERY = 60.0
+
+
+def unsupported() -> str | None:
+    """Return why this platform has no control sockets, ``None`` if it has them."""
+    if hasattr(socket, "AF_UNIX") and directory.LOCKS and CREDENTIALS:
+        return None
+    system = platform.system() or "this system"
+    return f"there is no live view on {system}, which lacks the Unix sockets for it"
 
 
 class Source(t.NamedTuple):

@@ -25,8 +25,8 @@ from flask_scopedsession._control import directory
 from flask_scopedsession._control import endpoint as endpoint_module
 from flask_scopedsession._control.protocol import encode
 from flask_scopedsession._control.server import SERVER
-from flask_scopedsession._live import worker as _live
 from flask_scopedsession._live.reader import MOST
+from flask_scopedsession._live.survey import survey_directory
 from flask_scopedsession.cli import COMMANDS
 from flask_scopedsession.errors import ConfigError
 
@@ -241,7 +241,7 @@ def test_two_apps_in_one_directory_do_not_see_each_other(
             (worker,) = db.workers().workers
             seen.append(worker.id)
     assert set(seen) == SERVER.ids()
-    everybody = _live.survey_directory(str(home), 2.0)
+    everybody = survey_directory(str(home), 2.0)
     assert {worker.id for worker in everybody.workers} == SERVER.ids()
 
 
