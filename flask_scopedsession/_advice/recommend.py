@@ -17,8 +17,6 @@ from ..snapshot import SCHEMA
 from ..snapshot import SearchedDirectory
 from ..snapshot import Survey
 from ..snapshot import WorkerSnapshot
-from ..snapshot._json import at_once
-from ..snapshot._json import Pace
 from ..snapshot._json import Reading
 from . import erlang
 from .demand import LEAST
@@ -123,9 +121,9 @@ class Report(Reading):
     advice: tuple[Advice, ...]
     servers: tuple[ServerTotal, ...]
 
-    def to_dict(self, pace: Pace = at_once) -> dict[str, t.Any]:
+    def to_dict(self) -> dict[str, t.Any]:
         """Return the JSON document of ``--json``."""
-        return {"schema": SCHEMA, **Reading.to_dict(self, pace)}
+        return {"schema": SCHEMA, **Reading.to_dict(self)}
 
 
 Pools = Sequence[tuple[WorkerSnapshot, PoolSnapshot]]

@@ -25,7 +25,7 @@ def inquirer(
 ) -> Callable[[], Survey]:
     """Return what asks the workers; with a directory, the app is not loaded."""
     if control_dir is not None:
-        from .._live.worker import survey_directory
+        from .._live.survey import survey_directory
 
         def ask_directory() -> Survey:
             survey = survey_directory(control_dir, timeout)

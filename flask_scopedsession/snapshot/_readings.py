@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._buckets import BUCKET_BOUNDS
-from ._json import at_once
-from ._json import Pace
 from ._json import Reading
 
 __all__ = [
@@ -407,10 +405,10 @@ class Survey(Reading):
             for url, pools in grouped.items()
         )
 
-    def to_dict(self, pace: Pace = at_once) -> dict[str, t.Any]:
+    def to_dict(self) -> dict[str, t.Any]:
         """Return the JSON document of ``--json``."""
         # super() does not work in a dataclass with slots, which is a new class.
-        data = Reading.to_dict(self, pace)
+        data = Reading.to_dict(self)
         data["totals"] = [total.to_dict() for total in self.totals]
         schema = data.pop("schema")
         return {"schema": schema, **data}

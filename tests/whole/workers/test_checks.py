@@ -32,7 +32,7 @@ Start = Callable[..., Prefork]
 Cli = Callable[..., Result]
 Plugin = Callable[..., Result]
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "check_flask_pool.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "check_flask_pool.py"
 STATUS = ["-m", "flask_scopedsession", "--app", "live_app", "pool-status"]
 
 
@@ -140,7 +140,7 @@ def test_no_permission(plugin: Plugin) -> None:
     # All is imported before it becomes nobody, who may not read this Python.
     as_nobody = """if True:
         import os
-        import flask_scopedsession.cli.check, flask_scopedsession._live.worker
+        import flask_scopedsession.cli.check, flask_scopedsession._live.survey
         from flask_scopedsession import __main__, cli
         if os.geteuid() == 0:
             os.setgroups([])
