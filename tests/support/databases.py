@@ -292,7 +292,7 @@ class Backends:
                     else f"KILL {pid}"
                 )
                 connection.execute(text(statement))
-        wait_until(lambda: not self.ids() & set(pids), what="end of the killed backends")
+        wait_until(lambda: not self.ids() & set(pids), what="end of the backends")
 
     def kill_all(self) -> set[int]:
         """Terminate all connections, and return their IDs."""

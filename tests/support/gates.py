@@ -36,6 +36,6 @@ class Gates:
         (self.folder / name).touch()
 
     def open_all(self) -> None:
-        """Open every gate at which a view has waited."""
+        """Open every gate that a view has reached."""
         for path in list(self.folder.glob("*.*")):
             self.open(path.name.split(".")[0])

@@ -85,7 +85,7 @@ class Task:
 class Schedule:
     """The threads of a run, which also replaces the module ``threading`` for them.
 
-    :param interruptible: The functions in which a thread may be killed, once per thread,
+    :param interruptible: The functions in which a thread may be killed, once each,
         and not while it handles another exception.
     :param called_by: The function that calls them.
     """

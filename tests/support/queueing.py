@@ -1,4 +1,4 @@
-"""Simulated pools: requests arrive, wait in turn, hold a connection, and go."""
+"""Simulated pools: requests arrive, wait in order, and hold a connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Draw = Callable[[], float]
 
 
 class Visit(NamedTuple):
-    """One checkout, its times in seconds."""
+    """One checkout. Times are in seconds."""
 
     asked: float
     got: float
@@ -45,14 +45,14 @@ def constant(mean: float, chance: random.Random) -> Draw:
 
 
 def heavy_tailed(mean: float, chance: random.Random) -> Draw:
-    """Lognormal; the squared coefficient of variation is e^1.44 - 1, or 3.2."""
+    """Lognormal, with a squared coefficient of variation of e^1.44 - 1, or 3.2."""
     sigma = 1.2
     mu = math.log(mean) - sigma * sigma / 2
     return lambda: chance.lognormvariate(mu, sigma)
 
 
 def arriving(rate: float, hold: Draw, chance: random.Random) -> Iterator[Any]:
-    """Yield when requests arrive, at random, and how long they will hold."""
+    """Yield random arrival times, each with the time that the connection is held."""
     now = 0.0
     while True:
         now += chance.expovariate(rate)
@@ -60,7 +60,7 @@ def arriving(rate: float, hold: Draw, chance: random.Random) -> Iterator[Any]:
 
 
 def served(arrivals: Iterable[tuple[float, float]], servers: int) -> Iterator[Visit]:
-    """Yield every visit to a pool of so many connections: first come, first served."""
+    """Yield all visits to a pool of `servers` connections: first come, first served."""
     free = [0.0] * servers
     for asked, hold in arrivals:
         got = max(asked, free[0])
@@ -72,7 +72,7 @@ def served(arrivals: Iterable[tuple[float, float]], servers: int) -> Iterator[Vi
 def circling(
     threads: int, servers: int, hold: Draw, think: Draw, seconds: float
 ) -> list[Visit]:
-    """Return the visits of threads that ask again some time after each return."""
+    """Return the visits of threads that check out again some time after each return."""
     asking = [think() for _ in range(threads)]
     heapq.heapify(asking)
     free = [0.0] * servers
@@ -90,7 +90,7 @@ def circling(
 def simulate(
     load: float, servers: int, hold: Draw, mean: float, count: int, seed: int
 ) -> list[float]:
-    """Return how long each of `count` random arrivals waited."""
+    """Return the wait of each of `count` random arrivals, in seconds."""
     chance = random.Random(seed)
     arrivals = islice(arriving(load / mean, hold, chance), count)
     return [visit.waited for visit in served(arrivals, servers)]
@@ -100,11 +100,11 @@ def share_beyond(waits: Sequence[float], wait: float) -> float:
     return sum(each > wait for each in waits) / len(waits)
 
 
-# What a worker would tell
+# The snapshot of a worker
 
 
 def reading(visits: Sequence[Visit], seconds: float, servers: int) -> PoolSnapshot:
-    """Return what the ledger would have counted, ``seconds`` after the start."""
+    """Return the ledger's reading of these visits, ``seconds`` after the start."""
     minutes: dict[int, list[float]] = {}
     for visit in visits:
         for at, index, value in (
