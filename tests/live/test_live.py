@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.globals import app_ctx
+from inside import directory
+from inside import endpoint as endpoint_module
+from inside import SERVER
 from sqlalchemy import select
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._control import directory
-from flask_scopedsession._control import endpoint as endpoint_module
-from flask_scopedsession._control.server import SERVER
 from flask_scopedsession._live import worker as _live
 from flask_scopedsession.cli import COMMANDS
 from flask_scopedsession.errors import ConfigError

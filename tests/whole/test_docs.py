@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from inside import config as _config
 
 from flask_scopedsession import cli
-from flask_scopedsession._settings import config as _config
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
