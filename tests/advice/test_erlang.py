@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_scopedsession._advice import erlang as _erlang
-from flask_scopedsession._buckets import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 
 loads = st.floats(0.01, 200.0)
 servers = st.integers(1, 300)

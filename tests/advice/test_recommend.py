@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inside import render_advice
 from readings import a_holder
 from readings import a_last_worker
 from readings import a_pool
@@ -27,7 +28,6 @@ from flask_scopedsession._advice.report import Advice
 from flask_scopedsession._advice.report import Aims
 from flask_scopedsession._advice.report import Recommended
 from flask_scopedsession._advice.report import ServerTotal
-from flask_scopedsession._terminal.advice import render_advice
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram

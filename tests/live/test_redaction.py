@@ -18,6 +18,9 @@ from typing import Any
 import click
 import pytest
 from flask import Flask
+from inside import History
+from inside import render_pools
+from inside import render_sessions
 from sqlalchemy import event
 from sqlalchemy import literal
 from sqlalchemy import make_url
@@ -32,9 +35,6 @@ from sqlalchemy.orm import Session
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._terminal.charts import History
-from flask_scopedsession._terminal.pools import render_pools
-from flask_scopedsession._terminal.sections import render_sessions
 from flask_scopedsession.errors import PingError
 from flask_scopedsession.errors import ScopedSessionError
 from flask_scopedsession.errors import SharedSession

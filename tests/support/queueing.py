@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from readings import a_pool
 
-from flask_scopedsession._buckets import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import Histogram
 from flask_scopedsession.snapshot import PoolSnapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from flask_scopedsession._buckets import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from inside import KEYS
 
 from flask_scopedsession import cli
-from flask_scopedsession._settings.keys import KEYS
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
