@@ -1,34 +1,58 @@
-"""Everything that one Flask application owns, in one record."""
+"""Everything that one Flask application owns, and what a fork does to it."""
 
 from __future__ import annotations
 
 import os
-import threading
 import typing as t
-from collections.abc import Hashable
+import weakref
+from collections.abc import Callable
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from dataclasses import field
+from functools import partial
+from types import MappingProxyType
+
+from ._control.server import SERVER
+from ._live.worker import LiveView
+from ._pools.account import PoolAccount
+from ._pools.engine import dispose_all
+from ._pools.engine import make_engine
+from ._runtime import fork
+from ._scopes.kinds import OfContext
+from ._scopes.ledger import Ledger
+from ._scopes.responses import note_responses
+from ._scopes.scope import Scope
+from ._scopes.scope import SCOPE
+from ._scopes.streams import ANSWERED
+from ._scopes.streams import context_torn_down
+from ._scopes.streams import watch_requests
+from ._scopes.teardown import close_forgotten
+from ._scopes.teardown import end_scope
+from ._sessions.factory import AppSessionmaker
+from ._sessions.factory import refuse_wrong_options
+from ._sessions.registry import Registry
+from ._sessions.routing import Models
+from ._settings.config import DEFAULT_BIND
+from .errors import SetupError
 
 if t.TYPE_CHECKING:
+    from flask import Flask
     from sqlalchemy import Engine
 
-    from ._live.worker import LiveView
-    from ._pools.account import Ledger
-    from ._sessions.factory import AppSessionmaker
-    from ._sessions.registry import Scope
+    from ._live.reader import Reader
     from ._settings.config import Settings
 
-#: What a fork inherited. Kept, so that nothing of it is ever closed there: the
-#: sockets are still the parent's.
+#: Where ``app.extensions`` has the extension.
+EXTENSION = "scopedsession"
+
+#: What a fork inherited. Kept, so that nothing of it is ever closed there: the sockets
+#: are still the parent's.
 _inherited: list[object] = []
 
 
 def _keep_for_ever() -> None:
     """Let what is inherited outlive the interpreter, too.
 
-    Else it is freed in the end, and some drivers then say goodbye to the server.
+    Some drivers say goodbye to the server when their connections are freed.
     """
     with suppress(ImportError, AttributeError):
         import ctypes
@@ -36,34 +60,134 @@ def _keep_for_ever() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
 
 
-@dataclass(eq=False, repr=False)  # an engine's shows its URL
-class AppState:
-    """One application's settings, engines, sessions and ledger."""
+class Application:
+    """One application's settings, engines, sessions and scopes."""
 
-    settings: Settings
-    engines: Mapping[str, Engine]
-    sessionmaker: AppSessionmaker
-    ledger: Ledger
-    live: LiveView
-    forget: t.Callable[[t.Any], None]
-    """Drops the sessions of a context that a fork inherited."""
-    scopes: dict[Hashable, Scope] = field(default_factory=dict)
-    local: threading.local = field(default_factory=threading.local)
-    _reported: set[str] = field(default_factory=set)
-    pid: int = field(default_factory=os.getpid)
-    """The process that the state is of. Another is a fork that has not yet made it its
-    own."""
-    _begun: int = field(default_factory=os.getpid)
+    def __init__(
+        self,
+        app: Flask,
+        settings: Settings,
+        *,
+        models: Models,
+        registry: Registry,
+        template: AppSessionmaker,
+        session_options: Mapping[str, t.Any],
+    ) -> None:
+        """Build the engines; nothing is connected yet.
 
-    def first_report(self, about: str) -> bool:
-        """Whether `about` was not reported before in this process."""
-        if about in self._reported:
-            return False
-        self._reported.add(about)
-        return True
+        :param template: Has the class of the extension's sessions.
+        :param session_options: For the sessionmaker; ``app.config`` wins.
+        :raises ConfigError: The engine or the session refuses an option.
+        """
+        self.settings = settings
+        self.pid = os.getpid()
+        """The process that this belongs to. Another is a fork that was not noticed."""
+        self._begun = self.pid
+        self._registry = registry
+        self.ledger = Ledger(
+            app,
+            kind=registry.kind.name,
+            lost_work=settings.lost_work,
+            model_names=models.names,
+            close=close_forgotten,
+        )
+        options = {**session_options, **settings.session_options}
+        refuse_wrong_options(template.class_, options)
+        accounts = {
+            name: PoolAccount(
+                bind, self.ledger, stacks=settings.stacks, show_sql=settings.show_sql
+            )
+            for name, bind in settings.binds.items()
+        }
+        self.engines: Mapping[str, Engine] = MappingProxyType(
+            {
+                name: make_engine(
+                    bind,
+                    app_name=settings.connection_name or app.name,
+                    instance_path=app.instance_path,
+                    account=accounts[name],
+                    tracking=settings.tracking,
+                    after_fork=fork.after_fork_in_child,
+                )
+                for name, bind in settings.binds.items()
+            }
+        )
+        self.accounts = accounts if settings.tracking else {}
+        """By bind; empty if tracking is off."""
+        self.sessionmaker = template.of(
+            self.ledger,
+            {
+                **options,
+                "bind": self.engines.get(DEFAULT_BIND),
+                "binds": {
+                    target: self.engines[name] for target, name in models.binds.items()
+                },
+            },
+        )
+        self.live = LiveView(
+            app,
+            settings,
+            partial(
+                _make_reader,
+                *(weakref.ref(app), app.root_path, self.ledger, self.accounts),
+                *(self.engines, settings.held_long_after),
+            ),
+            self.ledger.started,
+            fork.after_fork_in_child,
+        )
+        for account in self.accounts.values():
+            account.describe = partial(self.live.describe, account)
+        fork.watch(self)
+        # An app that is dropped takes its connections along, as a file does.
+        weakref.finalize(app, dispose_all, self.engines.values()).atexit = False
+
+    def watch(self, app: Flask) -> None:
+        """End scopes with their contexts, and learn how requests were answered."""
+        ledger, kind, live = self.ledger, self._registry.kind, self.live
+        session_name = self._registry.session_name
+        on_context = isinstance(kind, OfContext)
+
+        # A plain function: Flask pays twice as much for a bound method.
+        def remove_sessions(error: BaseException | None) -> None:
+            context = context_torn_down(error)
+            if isinstance(error, SystemExit):
+                live.aborted()
+            kept = context.__dict__
+            kept[ANSWERED] = True
+            scope: Scope | None = kept.get(SCOPE)
+            raising: BaseException | None = None
+            if not on_context:
+                for each in kind.created(ledger, context):
+                    kind.forget(ledger, each)
+                    raising = end_scope(ledger, each, context, error) or raising
+                    ledger.leave(each)
+            if scope is not None:
+                # The session first: an interrupt must not leave it without a scope.
+                kept.pop(session_name, None)
+                raising = end_scope(ledger, scope, context, error) or raising
+                kept.pop(SCOPE, None)
+                ledger.leave(scope)
+            if raising is not None:
+                raise raising
+
+        app.teardown_appcontext(remove_sessions)
+        watch_requests(app, ledger)
+        if self.settings.lost_work != "ignore":
+            note_responses(app)
+
+    def current(self) -> Application:
+        """Return this, made this process's own, and ready to answer."""
+        if self.pid != os.getpid():
+            # The server forked without running Python's fork hooks (uWSGI does).
+            fork.after_fork_in_child()
+        if SERVER.paused:
+            SERVER.resume()
+        return self
+
+    # -- forks -----------------------------------------------------------------
 
     def after_fork(self) -> None:
-        """Make this state the child's own, without touching the parent's sockets."""
+        """Make this the child's own, without touching the parent's sockets."""
         pid = os.getpid()
         if self._begun == pid:
             return  # done, or asked for by what we do below
@@ -77,24 +201,43 @@ class AppState:
     def _leave_to_parent(self) -> None:
         if not _inherited:
             _keep_for_ever()
-        for entry in list(self.ledger.sessions.values()):
-            session = entry()
-            context = None if entry.context is None else entry.context()
-            _inherited.append(session)
-            if context is not None:
-                self.forget(context)
-        for scope in (*self.scopes.values(), *self.local.__dict__.values()):
+        ledger = self.ledger
+        _inherited.extend(ledger.unscoped.keys())
+        for scope in ledger.live.copy():
             _inherited.extend(scope.sessions.values())
             scope.sessions.clear()
-        self.scopes.clear()
-        self.local.__dict__.clear()
-        for account in self.ledger.pools.values():
-            _inherited.extend(hold() for hold in account.holds.values())
+            scope.ended = True
+            kept = getattr(scope(), "__dict__", {})
+            kept.pop(self._registry.session_name, None)
+            kept.pop(SCOPE, None)
+        for account in self.accounts.values():
+            _inherited.extend(account.inherited())
         for engine in self.engines.values():
-            # The parent still uses these sockets. Forget them without closing,
-            # or its transactions end with ours.
+            # The parent still uses these sockets. Forget them without closing, or its
+            # transactions end with ours.
             _inherited.append(engine.pool)
             engine.dispose(close=False)
-        self.ledger.reset()
-        self._reported.clear()
+        for account in self.accounts.values():
+            account.reset()
+        ledger.reset()
         self.live.after_fork()
+
+
+def of(app: Flask) -> Application:
+    """Return what an application owns.
+
+    :raises SetupError: It does not use this extension.
+    """
+    found = app.extensions.get(EXTENSION)
+    if found is None:
+        raise SetupError(
+            f"The app {app.name!r} does not use Flask-ScopedSession. Call"
+            " db.init_app(app) in its factory."
+        )
+    return t.cast("Callable[[Flask], Application]", found._application_of)(app)
+
+
+def _make_reader(*args: t.Any) -> Reader:
+    from ._live.reader import Reader
+
+    return Reader(*args)

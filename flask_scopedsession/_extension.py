@@ -1,8 +1,7 @@
-"""The extension object."""
+"""The extension object: a front that delegates."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import typing as t
@@ -10,8 +9,6 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
-from functools import partial
-from types import MappingProxyType
 
 from flask import Flask
 from sqlalchemy.orm import DeclarativeBase
@@ -19,35 +16,24 @@ from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
 
-from ._application import AppState
-from ._control.server import SERVER
-from ._live.worker import LiveView
-from ._pools.account import Ledger
-from ._pools.account import PoolAccount
+from ._application import Application
+from ._application import EXTENSION
+from ._databases.ping import ping
 from ._pools.engine import dispose_all
-from ._pools.engine import make_engine
-from ._pools.engine import ping
-from ._runtime import fork
-from ._scopes.context import app_context
-from ._scopes.context import context_torn_down
 from ._scopes.context import current_context
-from ._scopes.context import has_context
-from ._scopes.context import watch_requests
+from ._scopes.kinds import Kind
+from ._scopes.kinds import OfContext
+from ._scopes.kinds import OfKey
+from ._scopes.kinds import OfThread
 from ._sessions.factory import AppSessionmaker
-from ._sessions.factory import refuse_wrong_options
-from ._sessions.factory import watched
-from ._sessions.registry import ContextScopes
-from ._sessions.registry import Factory
-from ._sessions.registry import KeyedScopes
+from ._sessions.factory import Factory
 from ._sessions.registry import OUTSIDE
+from ._sessions.registry import Registry
 from ._sessions.registry import scope_context
-from ._sessions.registry import Scopes
 from ._sessions.registry import Sessions
-from ._sessions.registry import ThreadScopes
 from ._sessions.routing import Models
 from ._settings.config import DEFAULT_BIND
 from ._settings.config import read_settings
-from ._settings.values import chosen
 from ._settings.values import kind
 from ._settings.values import mapping
 from ._settings.values import seconds
@@ -64,8 +50,6 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Table
     from typing_extensions import TypeVar
 
-    from ._live.reader import Reader
-    from ._settings.config import Settings
     from .snapshot import Survey
     from .snapshot import WorkerSnapshot
     from .snapshot._readings import Role
@@ -76,24 +60,7 @@ else:
 
 log = logging.getLogger("flask_scopedsession")
 
-EXTENSION = "scopedsession"
-
-#: Of extensions, since one application may not know another one's.
-_numbers = itertools.count(1)
-
 BindTarget = t.Union["type[t.Any]", "Table"]
-
-
-def _make_reader(
-    app: weakref.ref[Flask],
-    root_path: str,
-    settings: Settings,
-    ledger: Ledger,
-    engines: Mapping[str, Engine],
-) -> Reader:
-    from ._live.reader import Reader
-
-    return Reader(app, root_path, ledger, engines, settings.held_long_after)
 
 
 class ScopedSession(t.Generic[S]):
@@ -142,27 +109,17 @@ class ScopedSession(t.Generic[S]):
                 "session_options['class_'] must be a subclass of"
                 " sqlalchemy.orm.Session."
             )
-        self._class = watched(class_)
-        self._state_name = f"_scopedsession_state_{next(_numbers)}"
-        self._states: weakref.WeakKeyDictionary[Flask, AppState] = (
-            weakref.WeakKeyDictionary()
+        self._template = AppSessionmaker(class_=class_)
+        factory = Factory(
+            self._template,
+            lambda: self._application_of(scope_context().app).sessionmaker,
         )
-        factory = Factory(self._class, self._state_of)
-        self._scopes = self._make_scopes(scopefunc, factory)
-        self.session = Sessions(factory, self._scopes)
+        self._registry = Registry(factory, _kind(scopefunc), self._application_of)
+        self._attribute = f"{self._registry.session_name}_application"
+        self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
+        self.session = Sessions(factory, self._registry)
         if app is not None:
             self.init_app(app)
-
-    def _make_scopes(self, scopefunc: t.Any, factory: Factory) -> Scopes:
-        if scopefunc is None:
-            return ContextScopes(factory, self._state_of)
-        if scopefunc == "thread":
-            return ThreadScopes(factory, self._state_of)
-        if callable(scopefunc):
-            return KeyedScopes(factory, self._state_of, scopefunc)
-        raise ConfigError(
-            "scopefunc must be None, 'thread' or a function that returns a hashable."
-        )
 
     # -- set-up ----------------------------------------------------------------
 
@@ -193,101 +150,37 @@ class ScopedSession(t.Generic[S]):
                     " SQLALCHEMY_BINDS does not have. Add it there; it has"
                     f" {sorted(settings.binds)}."
                 )
-        state = self._build(app, settings)
+        application = Application(
+            app,
+            settings,
+            models=self._models,
+            registry=self._registry,
+            template=self._template,
+            session_options=self._session_options,
+        )
         app.extensions[EXTENSION] = self
-        self._states[app] = app.__dict__[self._state_name] = state
-        fork.watch(state)
-        # An app that is dropped takes its connections along, as a file does.
-        weakref.finalize(app, dispose_all, state.engines.values()).atexit = False
+        app.__dict__[self._attribute] = application
+        self._apps.add(app)
+        application.watch(app)
         for note in settings.notes:
             log.info("%s", note)
-
-        scopes, live = self._scopes, state.live
-
-        # A plain function: Flask pays twice as much for a bound method.
-        def remove_sessions(error: BaseException | None) -> None:
-            if isinstance(error, SystemExit):
-                live.aborted()
-            context = current_context() if error is None else context_torn_down()
-            scopes.end(context, error)
-
-        app.teardown_appcontext(remove_sessions)
-        watch_requests(app, lost_work=settings.lost_work != "ignore")
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
 
-    def _build(self, app: Flask, settings: Settings) -> AppState:
-        ledger = Ledger()
-        engines: dict[str, Engine] = {}
-        for name, bind in settings.binds.items():
-            account = None
-            if settings.tracking:
-                account = PoolAccount(
-                    bind, stacks=settings.stacks, show_sql=settings.show_sql
-                )
-                ledger.pools[name] = account
-            engines[name] = make_engine(
-                bind,
-                app_name=str(chosen(app.config, "SCOPEDSESSION_NAME") or app.name),
-                instance_path=app.instance_path,
-                account=account,
-                after_fork=fork.after_fork_in_child,
-            )
-        live = LiveView(
-            app,
-            settings,
-            partial(
-                _make_reader,
-                *(weakref.ref(app), app.root_path, settings, ledger, engines),
-            ),
-            ledger.started,
-            fork.after_fork_in_child,
-        )
-        for account in ledger.pools.values():
-            account.describe = partial(live.describe, account)
-        return AppState(
-            settings=settings,
-            engines=MappingProxyType(engines),
-            sessionmaker=self._make_sessionmaker(settings, ledger, engines),
-            ledger=ledger,
-            live=live,
-            forget=self._scopes.forget,
-        )
-
-    def _make_sessionmaker(
-        self, settings: Settings, ledger: Ledger, engines: Mapping[str, Engine]
-    ) -> AppSessionmaker:
-        options = {**self._session_options, **settings.session_options}
-        refuse_wrong_options(self._class, options)
-        return AppSessionmaker(
-            self._class,
-            ledger,
-            **options,
-            bind=engines.get(DEFAULT_BIND),
-            binds={
-                target: engines[name] for target, name in self._models.binds.items()
-            },
-        )
-
-    def _state_of(self, app: Flask) -> AppState:
-        # Not in the mapping, which makes a weak reference for each look: 0.3 µs.
-        state: AppState | None = app.__dict__.get(self._state_name)
-        if state is None:
+    def _application_of(self, app: Flask) -> Application:
+        application: Application | None = app.__dict__.get(self._attribute)
+        if application is None:
             raise AppNotInitialized(
                 f"The app {app.name!r} was not initialised with this ScopedSession."
                 " Call db.init_app(app) in its factory."
             )
-        if state.pid != os.getpid():
-            # A fork that ran no hook, as uWSGI's.
-            fork.after_fork_in_child()
-        if SERVER.paused:
-            SERVER.resume()
-        return state
+        return application.current()
 
-    def _state(self, what: str) -> AppState:
-        if not has_context():
+    def _current(self, what: str) -> Application:
+        context = current_context()
+        if context is None:
             raise OutsideContext(f"'db.{what}' {OUTSIDE}")
-        return self._state_of(app_context().app)
+        return self._application_of(context.app)
 
     # -- sessions and engines --------------------------------------------------
 
@@ -301,28 +194,23 @@ class ScopedSession(t.Generic[S]):
         """
         if bind is None or bind == DEFAULT_BIND:
             return self.session()
-        state = self._state("get_session()")
-        engine = self._engine(state, bind)
-        session = self._scopes.named(bind)
-        if session is None:
-            made = state.sessionmaker(bind=engine, binds={})
-            session = self._scopes.adopt(bind, made, scope_context())
-        return t.cast(S, session)
+        engine = self._engine(self._current("get_session()"), bind)
+        return t.cast(S, self._registry.bound_to(bind, engine))
 
     @property
     def sessionmaker(self) -> sessionmaker[S]:
         """The current app's sessionmaker; what it makes belongs to no scope."""
-        return t.cast("sessionmaker[S]", self._state("sessionmaker").sessionmaker)
+        return t.cast("sessionmaker[S]", self._current("sessionmaker").sessionmaker)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
         """The current app's engines by bind name; read-only."""
-        return self._state("engines").engines
+        return self._current("engines").engines
 
     @property
     def engine(self) -> Engine:
         """The current app's default engine."""
-        return self._engine(self._state("engine"), DEFAULT_BIND)
+        return self._engine(self._current("engine"), DEFAULT_BIND)
 
     def get_engine(self, bind: str | None = None) -> Engine:
         """Return one of the current app's engines.
@@ -330,16 +218,16 @@ class ScopedSession(t.Generic[S]):
         :param bind: ``None`` for the default bind.
         :raises UnknownBind: No such bind is configured.
         """
-        return self._engine(self._state("get_engine()"), bind or DEFAULT_BIND)
+        return self._engine(self._current("get_engine()"), bind or DEFAULT_BIND)
 
     @staticmethod
-    def _engine(state: AppState, bind: str) -> Engine:
+    def _engine(application: Application, bind: str) -> Engine:
         try:
-            return state.engines[bind]
+            return application.engines[bind]
         except KeyError:
             raise UnknownBind(
                 f"There is no bind {bind!r}. Add it to SQLALCHEMY_BINDS; there are"
-                f" {sorted(state.engines)}."
+                f" {sorted(application.engines)}."
             ) from None
 
     # -- models ----------------------------------------------------------------
@@ -380,18 +268,18 @@ class ScopedSession(t.Generic[S]):
     def _tables(
         self, what: str, bind: str | None
     ) -> t.Iterator[tuple[MetaData, Engine, list[Table]]]:
-        state = self._state(what)
+        application = self._current(what)
         if bind is not None:
-            self._engine(state, bind)
+            self._engine(application, bind)
         for metadata, name, tables in self._models.tables():
             if bind in (None, name):
-                yield metadata, self._engine(state, name), tables
+                yield metadata, self._engine(application, name), tables
 
     # -- the live view ---------------------------------------------------------
 
     def snapshot(self) -> WorkerSnapshot:
         """Return what the current app holds in this process, right now."""
-        return self._state("snapshot()").live.worker()
+        return self._current("snapshot()").live.worker()
 
     def workers(self, timeout: float = 2.0) -> Survey:
         """Ask every live worker of the current app on this host.
@@ -399,7 +287,7 @@ class ScopedSession(t.Generic[S]):
         :param timeout: Seconds to wait for each worker.
         """
         timeout = seconds("workers(timeout=...)", timeout, least=0.001)
-        return self._state("workers()").live.survey(timeout)
+        return self._current("workers()").live.survey(timeout)
 
     def serve_control(self, role: Role = "job") -> None:
         """Let this process answer the status commands, as a web worker does.
@@ -413,7 +301,7 @@ class ScopedSession(t.Generic[S]):
 
         if role not in t.get_args(Role):
             raise ConfigError(f"role must be one of {', '.join(t.get_args(Role))}.")
-        live = self._state("serve_control()").live
+        live = self._current("serve_control()").live
         problem = live.problem()
         if problem is not None:
             log.info("serve_control: nothing is served, since %s", problem)
@@ -427,10 +315,10 @@ class ScopedSession(t.Generic[S]):
         :return: Seconds from connecting to the answer.
         :raises PingError: The database did not answer; the message says why.
         """
-        state = self._state("ping()")
+        application = self._current("ping()")
         name = bind or DEFAULT_BIND
-        engine = self._engine(state, name)
-        return ping(name, engine, state.ledger.pools.get(name), timeout)
+        engine = self._engine(application, name)
+        return ping(name, engine, application.accounts.get(name), timeout)
 
     def dispose(self, app: Flask | None = None) -> None:
         """Close an app's engines and control socket.
@@ -440,12 +328,26 @@ class ScopedSession(t.Generic[S]):
 
         :param app: ``None`` for the current app.
         """
-        state = self._state("dispose()") if app is None else self._state_of(app)
-        state.live.stop()
-        dispose_all(state.engines.values())
+        application = (
+            self._current("dispose()") if app is None else self._application_of(app)
+        )
+        application.live.stop()
+        dispose_all(application.engines.values())
 
     def __repr__(self) -> str:
-        names = ", ".join(sorted(app.name for app in self._states))
+        names = ", ".join(sorted(app.name for app in self._apps))
         return (
             f"<{type(self).__name__} {names}>" if names else f"<{type(self).__name__}>"
         )
+
+
+def _kind(scopefunc: t.Any) -> Kind:
+    if scopefunc is None:
+        return OfContext()
+    if scopefunc == "thread":
+        return OfThread()
+    if callable(scopefunc):
+        return OfKey(scopefunc)
+    raise ConfigError(
+        "scopefunc must be None, 'thread' or a function that returns a hashable."
+    )

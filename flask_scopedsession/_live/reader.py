@@ -1,7 +1,8 @@
-"""Ledger to snapshot. It looks, and touches nothing.
+"""Account and ledger to snapshot. It reads, and changes nothing.
 
-No query, no lazy attribute, no lock of a pool, and no reference that outlives the
-reading. What is iterated over is copied first, in one step of the interpreter.
+It sends no query, loads no attribute, takes no lock of a pool, and keeps no reference
+that outlives the reading. What it iterates over is copied first, in one operation of
+the interpreter. Whoever is read about may be gone at any moment.
 """
 
 from __future__ import annotations
@@ -15,20 +16,23 @@ from time import perf_counter
 
 from sqlalchemy.pool import QueuePool
 
-from .._pools.account import Hold
-from .._pools.account import Ledger
+from .._pools.account import Held
 from .._pools.account import PoolAccount
-from .._pools.account import SessionEntry
+from .._pools.account import SLOT
+from .._pools.account import Slot
 from .._pools.account import TimedOut
 from .._pools.account import Waiting
+from .._pools.drivers import is_transaction_open
 from .._pools.fair_queue import FairPool
 from .._pools.tracked_pool import base_class
 from .._pools.tracked_pool import limits
 from .._runtime.places import Places
 from .._runtime.stacks import RawStack
-from .._scopes.scope import Owner
+from .._scopes.ledger import Ledger
 from .._scopes.scope import responsible
+from .._scopes.scope import Scope
 from .._scopes.scope import stack_of
+from .._scopes.streams import requests_served
 from .._settings.urls import safe_url
 from ..snapshot import ConfiguredPool
 from ..snapshot import Holder
@@ -39,6 +43,7 @@ from ..snapshot import SessionSnapshot
 from ..snapshot import SharedUse
 from ..snapshot import Waiter
 from ..snapshot._json import timestamp
+from ..snapshot._readings import HolderPlace
 from ..snapshot._readings import SessionState
 from .usage import measured
 from .usage import MOST_VIEWS
@@ -49,31 +54,35 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-#: By the id of an owner: where its thread is.
+#: By the id of a scope: where its thread is.
 Stacks = Mapping[int, RawStack]
 
-#: A worker is wedged when a wait has lasted this long and nothing came back.
+#: A worker is wedged when a wait has lasted this long, in seconds, and nothing was
+#: returned meanwhile.
 WEDGED_AFTER = 2.0
 
-#: Most holders per pool and sessions per worker in a snapshot. Encoding that many as
-#: JSON takes less than the interpreter's switch interval, so other threads can run.
+#: Most holders per pool, and sessions per worker, in a snapshot. One that is full is
+#: encoded as JSON within the interpreter's switch interval, so that it delays no
+#: request for longer.
 MOST = 250
 
 
 class Reader:
-    """Reads one application's ledger."""
+    """Reads what one application holds."""
 
     def __init__(
         self,
         app: weakref.ref[Flask],
         root_path: str,
         ledger: Ledger,
+        accounts: Mapping[str, PoolAccount],
         engines: Mapping[str, Engine],
         held_long_after: float,
     ) -> None:
         self._app = app
         self._places = Places(root_path)
         self._ledger = ledger
+        self._accounts = accounts
         self._engines = engines
         self._held_long_after = held_long_after
 
@@ -91,44 +100,42 @@ class Reader:
 
     def pools(self) -> tuple[PoolSnapshot, ...]:
         """Read every pool."""
-        return tuple(self._pool(account) for account in self._ledger.pools.values())
+        numbers = self._holding_sessions()
+        return tuple(self._pool(each, numbers) for each in self._accounts.values())
 
     def in_trouble(self) -> bool:
-        """Whether somebody waits or holds for long, or a checkout timed out lately."""
+        """Whether a thread waits or holds for long, or a checkout timed out lately."""
         now = perf_counter()
-        for account in self._ledger.pools.values():
-            if self._blocked(account, account.live()):
+        for account in self._accounts.values():
+            out = account.out()
+            if self._blocked(account, out):
                 return True
             if any(now - at < 60 for at in list(account.timeout_times)):
                 return True
-            if any(now - h.since > self._held_long_after for h in account.live()):
+            if any(now - held.since > self._held_long_after for held in out):
                 return True
         return False
 
     # -- pools -----------------------------------------------------------------
 
-    def _pool(self, account: PoolAccount) -> PoolSnapshot:
+    def _pool(self, account: PoolAccount, numbers: Mapping[int, int]) -> PoolSnapshot:
         engine = self._engines[account.settings.name]
         pool = engine.pool
         bounds = limits(pool)
-        live = account.live()
-        waiting = self._blocked(account, live)
-        stacks = self._stacks([*live, *waiting])
+        out = account.out()
+        waiting = self._blocked(account, out)
+        stacks = _stacks(each.scope for each in (*out, *waiting))
         now = perf_counter()
-        found = [(hold, self._holder(account, hold, stacks, now)) for hold in live]
-        # Who has returned it meanwhile may have shown us another request's line.
-        found = [(hold, holder) for hold, holder in found if hold.out]
+        found = [(each, self._holder(each, stacks, now, numbers)) for each in out]
+        # The thread of one returned meanwhile may already be serving another request.
+        found = [(each, holder) for each, holder in found if each.is_out]
         holders = tuple(holder for _, holder in found)
-        holding = {id(h.owner.thread): h for h, _ in found if not h.owner.over}
-        waiters = tuple(
-            self._waiter(waiter, stacks, now, holding) for waiter in waiting
-        )
-        used = len(holders)
-        opened = account.connections()
-        in_pool = len({hold.slot for hold, _ in found if hold.slot is not None})
-        longest = max((w.waited_s for w in waiters), default=0.0)
+        own = {id(h.scope.thread): h for h, _ in found if not h.scope.over}
+        waiters = tuple(self._waiter(each, stacks, now, own) for each in waiting)
+        used, opened = len(holders), account.connections()
+        in_pool = sum(each.slot.driver is not None for each, _ in found)
+        longest = max((waiter.waited_s for waiter in waiters), default=0.0)
         blind = account.listens_only
-        queue = isinstance(pool, QueuePool)
         minute_ago = now - 60
         return PoolSnapshot(
             bind=account.settings.name,
@@ -141,7 +148,9 @@ class Reader:
             open=opened,
             used=used,
             idle=max(0, opened - in_pool),
-            overflow=max(0, opened - (bounds.size or 0)) if queue else None,
+            overflow=max(0, opened - (bounds.size or 0))
+            if isinstance(pool, QueuePool)
+            else None,
             pending=None if blind else len(waiters),
             used_pct=100.0 * used / bounds.max if bounds.max else None,
             max_wait_s=None if blind else longest,
@@ -153,18 +162,18 @@ class Reader:
             holders=holders[:MOST],
             waiters=waiters[:MOST],
             recent_timeouts=tuple(
-                self._timeout(timeout) for timeout in list(account.recent_timeouts)
+                _timeout(timeout) for timeout in list(account.recent_timeouts)
             ),
             **measured(account, bounds, used, len(waiters)),
-            views=views(account.meters, live, now),
+            views=views(account.meters, out, now),
             backend_pids=account.backend_pids()[:MOST],
         )
 
-    def _blocked(self, account: PoolAccount, live: list[Hold]) -> list[Waiting]:
-        """Return who waits for somebody else's connection, longest first.
+    def _blocked(self, account: PoolAccount, out: list[Held]) -> list[Waiting]:
+        """Return who waits for a connection that another holds, longest first.
 
-        Most calls of ``connect()`` that we catch are just passing. A slot is
-        either held or asked for; whoever asks beyond the last one has to wait.
+        A call of ``connect()`` usually does not wait. Only pending checkouts beyond the
+        pool's remaining slots have to.
         """
         asking = list(account.waiting.values())
         asking.sort(key=lambda waiting: (waiting.connecting, waiting.since))
@@ -173,101 +182,75 @@ class Reader:
             return [waiting for waiting in asking if waiting.in_line]
         bounds = limits(pool)
         if bounds.max is not None:
-            held = sum(hold.generation == account.generation for hold in live)
+            held = sum(each.slot.generation == account.generation for each in out)
             return asking[: max(0, held + len(asking) - bounds.max)]
         if bounds.unlimited:
             return []
-        # A pool class of the user's: who is not connecting, and not just passing.
+        # A pool class of the user's: a call that lasts, and is not connecting.
         now = perf_counter()
         return [w for w in asking if not w.connecting and now - w.since > 0.005]
 
     def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
-        """Return who holds a pool's connections, longest first."""
-        live = account.live()
-        stacks, now = self._stacks(live), perf_counter()
-        return tuple(self._holder(account, hold, stacks, now) for hold in live)
-
-    def _stacks(self, asked: Iterable[Hold | Waiting]) -> Stacks:
-        """Return where the threads of holders and waiters are."""
-        found: dict[int, RawStack] = {}
-        read: dict[tuple[int, object], RawStack] = {}
-        for owner in (one.owner for one in asked):
-            # Many may be of one thread: it is read once.
-            key = owner.native_id, owner.greenlet
-            if key not in read:
-                read[key] = stack_of(owner)
-            found[id(owner)] = read[key]
-        return found
+        """Return the holders of a pool's connections, longest first."""
+        out = account.out()
+        stacks = _stacks(held.scope for held in out)
+        now, numbers = perf_counter(), self._holding_sessions()
+        return tuple(self._holder(held, stacks, now, numbers) for held in out)
 
     def _holder(
-        self, account: PoolAccount, hold: Hold, stacks: Stacks, now: float
+        self, held: Held, stacks: Stacks, now: float, numbers: Mapping[int, int]
     ) -> Holder:
-        owner = hold.owner
-        in_transaction = self._in_transaction(account, hold)
-        running, idle = hold.running_since, None
-        if in_transaction and running is None and hold.idle_since:
-            idle = max(0.0, now - hold.idle_since)
+        slot, scope, since = held
+        runs, moved, in_transaction = slot.runner is not None, slot.moved, _is_open(slot)
+        at, at_is = self._at(scope, stacks, slot.stack)
         return Holder(
-            connection=None if hold.slot is None else hold.slot.number,
-            backend_pid=None if hold.slot is None else hold.slot.backend_pid,
-            held_s=max(0.0, now - hold.since),
-            thread=owner.thread.name,
-            thread_alive=owner.thread_alive,
-            request_over=owner.over,
+            connection=slot.number,
+            backend_pid=slot.backend_pid,
+            held_s=max(0.0, now - since),
+            thread=scope.thread.name,
+            thread_alive=scope.thread_alive,
+            request_over=scope.over,
             in_transaction=in_transaction,
-            idle_in_transaction_s=idle,
-            running_s=None if running is None else max(0.0, now - running),
-            at=self._at(owner, stacks, hold),
-            stack=None if hold.stack is None else self._places.stack(hold.stack),
-            session=None if hold.session is None else hold.session.number,
-            sql=hold.statement,
-            **responsible(owner)._asdict(),
+            idle_in_transaction_s=_idle(slot, now) if in_transaction else None,
+            running_s=max(0.0, now - moved) if runs else None,
+            at=at,
+            at_is=at_is,
+            stack=None if slot.stack is None else self._places.stack(slot.stack),
+            session=numbers.get(id(slot)),
+            sql=slot.statement,
+            **responsible(scope)._asdict(),
         )
 
-    @staticmethod
-    def _in_transaction(account: PoolAccount, hold: Hold) -> bool | None:
-        options = hold.execution_options
-        if options is None:
-            return None  # no statement was seen; a raw connection's never are
-        level = options.get(
-            "isolation_level", account.settings.options.get("isolation_level")
-        )
-        return hold.in_transaction and level != "AUTOCOMMIT"
-
-    def _at(self, owner: Owner, stacks: Stacks, hold: Hold | None = None) -> str | None:
-        """Return the line where the owner is, or where its view is defined."""
-        if not owner.over and owner.thread_alive:
-            return self._places.innermost(stacks.get(id(owner), ()))
-        if hold is not None and hold.stack is not None:
-            places = self._places.stack(hold.stack)
-            return places[0] if places else None
-        rule, app = owner.url_rule, self._app()
-        if rule is None or app is None:
-            return None
-        return self._places.definition(app.view_functions.get(rule.endpoint))
+    def _at(
+        self, scope: Scope, stacks: Stacks, recorded: RawStack | None = None
+    ) -> tuple[str | None, HolderPlace | None]:
+        """Return the line where the scope's thread is, or what is known instead."""
+        kind: HolderPlace
+        if not scope.over and scope.thread_alive:
+            at, kind = self._places.innermost(stacks.get(id(scope), ())), "now"
+        elif recorded is not None:
+            at, kind = self._places.innermost(recorded), "checkout"
+        else:
+            rule, app = scope.url_rule, self._app()
+            view = None
+            if rule is not None and app is not None:
+                view = app.view_functions.get(rule.endpoint)
+            at, kind = self._places.definition(view), "view"
+        return at, None if at is None else kind
 
     def _waiter(
-        self, waiting: Waiting, stacks: Stacks, now: float, holding: dict[int, Hold]
+        self, waiting: Waiting, stacks: Stacks, now: float, own: Mapping[int, Held]
     ) -> Waiter:
-        owner = waiting.owner
-        own = holding.get(id(owner.thread))
-        recorded = () if own is None else self._places.stack(own.stack or ())
+        scope = waiting.scope
+        held = own.get(id(scope.thread))
+        recorded = () if held is None else self._places.stack(held.slot.stack or ())
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
-            thread=owner.thread.name,
-            at=self._at(owner, stacks),
-            self_deadlock=own is not None,
+            thread=scope.thread.name,
+            at=self._at(scope, stacks)[0],
+            self_deadlock=held is not None,
             holds_from=recorded[0] if recorded else None,
-            **responsible(owner)._asdict(),
-        )
-
-    @staticmethod
-    def _timeout(timeout: TimedOut) -> PoolTimeout:
-        return PoolTimeout(
-            at_time=timestamp(timeout.at),
-            waited_s=timeout.waited,
-            endpoint=responsible(timeout.owner).endpoint,
-            holders=timeout.holders[:MOST],
+            **responsible(scope)._asdict(),
         )
 
     # -- sessions --------------------------------------------------------------
@@ -286,68 +269,159 @@ class Reader:
         )
 
     def recent_shared(self) -> tuple[SharedUse, ...]:
-        """Read which sessions two threads used at the same time, the latest last."""
+        """Read which connections two threads used at the same time, the latest last."""
         return tuple(self._ledger.shared)
+
+    def _sessions(self) -> list[tuple[Scope, str, Session]]:
+        """Return every open session with its scope, oldest scope first."""
+        scopes = sorted(self._ledger.live.copy(), key=lambda scope: scope.since)
+        found = [
+            (scope, name, session)
+            for scope in scopes
+            for name, session in list(scope.sessions.items())
+        ]
+        for reference in self._ledger.unscoped.keyrefs():
+            session = reference()
+            # One that was closed may still be referred to.
+            if session is not None and session.in_transaction():
+                found.append((self._ledger.unscoped[session], "", session))
+        return found
+
+    def _holding_sessions(self) -> dict[int, int]:
+        """Return the number of the session that uses a connection, by its slot's id."""
+        return {
+            id(slot): _number(session)
+            for _, _, session in self._sessions()
+            for slot in _slots_of(session)
+        }
 
     def sessions(self) -> tuple[SessionSnapshot, ...]:
         """Read every open session, oldest first."""
-        if not self._ledger.pools:
+        if not self._accounts:
             return ()  # tracking is off
-        holds: dict[int, list[tuple[PoolAccount, Hold]]] = {}
-        for account in self._ledger.pools.values():
-            for hold in account.live():
-                if hold.session is not None:
-                    holds.setdefault(id(hold.session), []).append((account, hold))
+        out = [held for each in self._accounts.values() for held in each.out()]
+        sent: dict[int, int] = {}
+        for held in out:
+            owner = id(held.scope.parent or held.scope)
+            sent[owner] = sent.get(owner, 0) + held.slot.statements
         waiting = {
-            id(waiting.owner)
-            for account in self._ledger.pools.values()
+            id(waiting.scope.parent or waiting.scope)
+            for account in self._accounts.values()
             for waiting in list(account.waiting.values())
         }
         now = perf_counter()
-        entries = sorted(self._ledger.sessions.copy().values(), key=lambda e: e.since)
-        found: list[SessionSnapshot] = []
-        for entry in entries[:MOST]:
-            session = self._session(entry, holds.get(id(entry), []), waiting, now)
-            if session is not None:
-                found.append(session)
-        return tuple(found)
+        return tuple(
+            self._session(
+                *(scope, name, session, now),
+                waits=id(scope) in waiting,
+                statements=scope.statements + sent.get(id(scope), 0),
+            )
+            for scope, name, session in self._sessions()[:MOST]
+        )
 
     def _session(
         self,
-        entry: SessionEntry,
-        holds: list[tuple[PoolAccount, Hold]],
-        waiting: set[int],
+        scope: Scope,
+        name: str,
+        session: Session,
         now: float,
-    ) -> SessionSnapshot | None:
-        session = entry()
-        if session is None or (entry.scope == "none" and not session.in_transaction()):
-            return None  # gone, or closed while somebody still refers to it
+        *,
+        waits: bool,
+        statements: int,
+    ) -> SessionSnapshot:
+        slots = _slots_of(session)
         idle = [
-            now - hold.idle_since
-            for account, hold in holds
-            if hold.running_since is None
-            and hold.idle_since is not None
-            and self._in_transaction(account, hold)
+            seconds
+            for slot in slots
+            if _is_open(slot) and (seconds := _idle(slot, now)) is not None
         ]
         return SessionSnapshot(
-            session=entry.number,
-            name=entry.name,
-            scope=entry.scope,
-            thread=entry.owner.thread.name,
-            thread_alive=entry.owner.thread_alive,
-            age_s=max(0.0, now - entry.since),
-            state=_session_state(
-                session, bool(holds), bool(idle), id(entry.owner) in waiting
-            ),
-            connections=tuple(
-                hold.slot.number for _, hold in holds if hold.slot is not None
-            ),
+            session=_number(session),
+            name=name,
+            scope=self._ledger.kind if name else "none",
+            thread=scope.thread.name,
+            thread_alive=scope.thread_alive,
+            age_s=max(0.0, now - scope.since),
+            state=_session_state(session, bool(slots), bool(idle), waits),
+            statements=statements if name else None,
+            connections=tuple(slot.number for slot in slots),
             new=_count(lambda: session.new),
             deleted=_count(lambda: session.deleted),
             identity=_count(lambda: session.identity_map),
             idle_in_transaction_s=max(idle, default=None),
-            **responsible(entry.owner)._asdict(),
+            requests=requests_served(scope()),
+            **responsible(scope)._asdict(),
         )
+
+
+def _timeout(timeout: TimedOut) -> PoolTimeout:
+    return PoolTimeout(
+        at_time=timestamp(timeout.at),
+        waited_s=timeout.waited,
+        endpoint=responsible(timeout.scope).endpoint,
+        holders=timeout.holders[:MOST],
+    )
+
+
+def _stacks(scopes: Iterable[Scope]) -> Stacks:
+    """Return where the threads of scopes are; each thread is read once."""
+    found: dict[int, RawStack] = {}
+    read: dict[tuple[int, int], RawStack] = {}
+    for scope in scopes:
+        # Not the reference itself, which cannot be hashed once its greenlet is gone.
+        key = scope.native_id, id(scope.greenlet)
+        if key not in read:
+            read[key] = stack_of(scope)
+        found[id(scope)] = read[key]
+    return found
+
+
+def _is_open(slot: Slot) -> bool | None:
+    """Whether a connection is in a transaction: as the driver says, if it does."""
+    try:
+        if slot.tells:
+            return is_transaction_open(slot.driver)
+    except Exception:  # noqa: BLE001 - its own thread may be closing it
+        return None
+    options = slot.execution_options
+    if options is None:
+        return None  # no statement was seen; those of a raw connection never are
+    level = options.get(
+        "isolation_level", slot.account.settings.options.get("isolation_level")
+    )
+    return slot.has_begun and level != "AUTOCOMMIT"
+
+
+def _idle(slot: Slot, now: float) -> float | None:
+    """Return for how long no statement has run; unknown where none was seen."""
+    if slot.runner is not None or not slot.statements:
+        return None
+    return max(0.0, now - slot.moved)
+
+
+def _slots_of(session: Session) -> list[Slot]:
+    """Return what is known of the connections that a session holds.
+
+    Private: SQLAlchemy has no way to ask a session that does not begin a transaction.
+    Without the names, no connection is known to belong to a session.
+    """
+    try:
+        transaction = session.get_transaction()
+        known: t.Any = getattr(transaction, "_connections", None) or {}
+        proxied = {
+            id(each): each
+            for connection, *_ in list(known.values())
+            if (each := getattr(connection, "_dbapi_connection", None)) is not None
+        }
+        slots = [each.info.get(SLOT) for each in proxied.values()]
+    except Exception:  # noqa: BLE001 - its own thread is changing it
+        return []
+    return [slot for slot in slots if slot is not None and slot.scope is not None]
+
+
+def _number(session: Session) -> int:
+    """Return a session's number in its process, which SQLAlchemy gives it."""
+    return session.hash_key
 
 
 def _session_state(
@@ -374,5 +448,5 @@ def _count(collection: t.Callable[[], t.Sized]) -> int | None:
 
 
 def parent_pid() -> int:
-    """Return the parent's process id, 0 where there is no such thing."""
+    """Return the parent's process ID, 0 where there is no such thing."""
     return os.getppid() if hasattr(os, "getppid") else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Iterable
 
-from .._pools.account import Hold
+from .._pools.account import Held
 from .._pools.account import PoolAccount
 from .._pools.meters import Busiest
 from .._pools.meters import Meters
@@ -65,14 +65,14 @@ def _busiest(found: Busiest | None) -> BusyMinute | None:
     )
 
 
-def views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ...]:
+def views(meters: Meters, out: Iterable[Held], now: float) -> tuple[ViewUse, ...]:
     """Return the views that had most of the pool's time; who holds now, too."""
     with meters.at_rest() as window:
         ever, minute = meters.held.uses(), meters.held.uses_minute()
-    for hold in live:
-        holder, held = responsible(hold.owner), now - hold.since
+    for held in out:
+        holder, seconds = responsible(held.scope), now - held.since
         for uses in (ever, minute):
-            use_of(uses, holder).add(1, held, min(held, window))
+            use_of(uses, holder).add(1, seconds, min(seconds, window))
     whole = sum(use.seconds for use in ever.values())
     whole_60s = sum(use.lately for use in minute.values())
     found: list[ViewUse] = []

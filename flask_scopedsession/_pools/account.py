@@ -120,6 +120,19 @@ class Slot:
         self.account.ledger.uncommitted.discard(self)
 
 
+class Held(t.NamedTuple):
+    """One checkout, as it was read."""
+
+    slot: Slot
+    scope: Scope
+    since: float
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it still is, and by the same scope."""
+        return self.slot.scope is self.scope and self.slot.since == self.since
+
+
 class Waiting:
     """One call of ``Pool.connect()`` that has not returned yet."""
 
@@ -280,7 +293,7 @@ class PoolAccount:
     def in_use(self) -> tuple[int, int]:
         """Count what is checked out, and who must wait because of that."""
         out = self.out()
-        held = sum(slot.generation == self.generation for slot in out)
+        held = sum(each.slot.generation == self.generation for each in out)
         # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most
         return len(out), int(beyond) if beyond > 0 else 0
@@ -340,13 +353,27 @@ class PoolAccount:
         pids = {slot.backend_pid for slot in slots if slot is not None}
         return tuple(sorted(pid for pid in pids if pid is not None))
 
+    def inherited(self) -> list[object]:
+        """Return what a fork must keep for ever, so that nothing of it is closed.
+
+        That is each pool entry, and the proxied connection that is checked out of it:
+        freed, it would roll back on the parent's socket.
+        """
+        entries = [reference() for reference in self.open.keyrefs()]
+        proxied = [getattr(entry, "fairy_ref", None) for entry in entries]
+        return [*entries, *(each() for each in proxied if each is not None)]
+
     def _open(self) -> list[ConnectionPoolEntry]:
         # One that failed while it was made ready is closed without an event, and its
         # entry lives as long as the error does.
         entries = [reference() for reference in self.open.keyrefs()]
         return [e for e in entries if e is not None and e.dbapi_connection is not None]
 
-    def out(self) -> list[Slot]:
+    def out(self) -> list[Held]:
         """Return what is checked out right now, longest first."""
-        found = [slot for slot in self.used.copy() if slot.scope is not None]
-        return sorted(found, key=lambda slot: slot.since)
+        found = [
+            Held(slot, scope, slot.since)
+            for slot in self.used.copy()
+            if (scope := slot.scope) is not None
+        ]
+        return sorted(found, key=lambda held: held.since)

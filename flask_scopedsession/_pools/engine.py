@@ -29,11 +29,11 @@ from .._settings.values import seconds
 from ..errors import ConfigError
 from ..errors import PingError
 from .account import PoolAccount
-from .fair_queue import fair
 from .naming import name_connections
 from .statements import watch_engine
+from .statements import watch_writes
 from .tracked_pool import attach
-from .tracked_pool import tracked
+from .tracked_pool import pool_class
 from .tracked_pool import TrackedPool
 
 #: ``sqlite3.LEGACY_TRANSACTION_CONTROL``, where Python has it.
@@ -55,14 +55,16 @@ def make_engine(
     *,
     app_name: str,
     instance_path: str,
-    account: PoolAccount | None,
+    account: PoolAccount,
+    tracking: bool,
     after_fork: Callable[[], object],
 ) -> Engine:
     """Create the engine of one bind; nothing is connected yet.
 
     :param app_name: The first part of what its connections are called at the server.
     :param instance_path: Where relative SQLite paths are; created when missing.
-    :param account: What its pool reports to, or ``None`` without tracking.
+    :param account: What its pool and statements report to.
+    :param tracking: Report everything; else no more than lost work needs.
     :param after_fork: Makes the application's state a fork's own.
     :raises ConfigError: The driver is missing, or an option is not accepted.
     """
@@ -71,27 +73,27 @@ def make_engine(
     if is_sqlite(url) and "creator" not in options:
         url = _sqlite(bind, url, options, instance_path)
     if options.get("pool") is None:
-        pool_class = options.get("poolclass") or _pool_class(url)
-        if bind.fair_pool:
-            pool_class = fair(pool_class)
-        options["poolclass"] = pool_class if account is None else tracked(pool_class)
+        base = options.get("poolclass") or _default_pool_class(url)
+        options["poolclass"] = pool_class(base, fair=bind.fair_pool, tracked=tracking)
     engine = _create(bind, url, options)
     if bind.pragmas or bind.begin:
         _listen_sqlite(bind, engine)
     name_connections(engine, app_name)
-    if account is not None:
-        reference = weakref.ref(engine)
+    if not tracking:
+        watch_writes(engine, account)
+        return engine
+    reference = weakref.ref(engine)
 
-        def own_pool() -> Pool:
-            after_fork()
-            return t.cast("Engine", reference()).pool
+    def own_pool() -> Pool:
+        after_fork()
+        return t.cast("Engine", reference()).pool
 
-        attach(engine.pool, account, own_pool)
-        watch_engine(engine, account)
+    attach(engine.pool, engine.dialect, account, own_pool)
+    watch_engine(engine, account)
     return engine
 
 
-def _pool_class(url: URL) -> t.Any:
+def _default_pool_class(url: URL) -> t.Any:
     """Return what SQLAlchemy would choose."""
     dialect: t.Any = attempt(url.get_dialect, ImportError)
     if isinstance(dialect, ImportError):

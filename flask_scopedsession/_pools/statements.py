@@ -78,6 +78,66 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     _watch_ends(engine, account)
 
 
+def watch_writes(engine: Engine, account: PoolAccount) -> None:
+    """Note what is written and not committed, and nothing else."""
+    if account.ledger.lost_work == "ignore":
+        return
+
+    def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        entry.info[SLOT] = Slot(account, 0, driver, None)
+
+    def returned(_: object, entry: ConnectionPoolEntry) -> None:
+        slot: Slot | None = entry.info.get(SLOT)
+        if slot is not None and slot in account.ledger.uncommitted:
+            slot.forget_writes()
+
+    event.listen(engine, "connect", connected, insert=True)
+    event.listen(engine, "close", returned)
+    event.listen(engine, "detach", returned)
+    effects = _Effects()
+    dialect: t.Any = engine.dialect
+
+    def watch(name: str) -> None:
+        original = getattr(dialect, name)
+
+        def execute(cursor: t.Any, statement: str, *rest: t.Any) -> None:
+            context = rest[-1] if rest else None
+            effect = None if context is None else effects.of(context, statement)
+            slot = None
+            if effect is not None:
+                slot = _slot_of(context.root_connection.connection)
+            if slot is not None:
+                before_effect(slot)
+            original(cursor, statement, *rest)
+            if slot is not None and effect is not None:
+                after_effect(slot, effect, cursor)
+
+        setattr(dialect, name, execute)
+
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        watch(name)
+    _watch_ends(engine, account)
+
+
+class _Effects:
+    """What an engine's statements do, remembered by their text."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Effect | None] = {}
+
+    def of(self, context: t.Any, statement: str) -> Effect | None:
+        """Return a statement's effect, from its context if it is new."""
+        found = self.known.get(statement, _NEW)
+        return self.learn(context, statement) if found is _NEW else found
+
+    def learn(self, context: t.Any, statement: str) -> Effect | None:
+        """Find a statement's effect, and remember it."""
+        if len(self.known) >= _MOST_KNOWN:
+            self.known.clear()
+        found = self.known[statement] = effect_of(context, statement)
+        return found
+
+
 def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
     def checked_out(
         _: DBAPIConnection, entry: ConnectionPoolEntry, __: PoolProxiedConnection
@@ -109,13 +169,8 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
     # One connection for all threads, who are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     show_sql = account.show_sql
-    effects: dict[str, Effect | None] = {}
-
-    def learn(context: t.Any, statement: str) -> Effect | None:
-        if len(effects) >= _MOST_KNOWN:
-            effects.clear()
-        found = effects[statement] = effect_of(context, statement)
-        return found
+    effects = _Effects()
+    known = effects.known
 
     def watch(name: str, *, has_parameters: bool = True) -> None:
         original = getattr(dialect, name)
@@ -136,9 +191,9 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
                 return
             if slot.runner is not None and not is_shared:
                 note_sharing(slot)
-            effect = effects.get(statement, _NEW)
+            effect = known.get(statement, _NEW)
             if effect is _NEW:
-                effect = learn(context, statement)
+                effect = effects.learn(context, statement)
             if effect is not None:
                 before_effect(slot)
             if show_sql or not slot.tells:

@@ -132,6 +132,7 @@ class Ledger:
 
     def leave(self, scope: Scope) -> None:
         """Note that a scope has ended."""
+        scope.url_rule  # noqa: B018 - kept while there is a request to ask
         scope.ended = True
         scope.last = None
         self.live.discard(scope)

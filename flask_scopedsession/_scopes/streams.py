@@ -85,6 +85,11 @@ def watch_requests(app: Flask, ledger: Ledger) -> None:
     own.wsgi_app = wsgi_app
 
 
+def requests_served(context: t.Any) -> int | None:
+    """Return how many requests an active context has served, if it was not theirs."""
+    return None if context is None else getattr(context, SERVED, None)
+
+
 def _note_shared(ledger: Ledger, context: t.Any) -> None:
     """Count a request that shares a context; report the second, outside of tests."""
     served = context.__dict__[SERVED] = context.__dict__.get(SERVED, 0) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import typing as t
 from collections import Counter
 from threading import get_ident
@@ -83,6 +84,14 @@ def close_sessions(scope: Scope) -> list[BaseException]:
         if failure is not None:
             failures.append(failure)
     return failures
+
+
+def close_forgotten(scope: Scope) -> None:
+    """Close the sessions of a scope that was never torn down."""
+    under_way = sys.exc_info()[1]
+    for failure in close_sessions(scope):
+        text = "a scope that was never torn down: close() failed"
+        log.warning(text, exc_info=without_context(failure, under_way))
 
 
 def close_session(session: Session) -> BaseException | None:

@@ -62,6 +62,19 @@ class Models:
                 found[None if name == DEFAULT_BIND else name] = target.metadata
         return MappingProxyType(found)
 
+    def names(self) -> Mapping[str, str]:
+        """Return the model of each table that has exactly one, by the table's name."""
+        registry = getattr(self._model_class, "registry", None)
+        found: dict[str, str] = {}
+        shared: set[str] = set()
+        for mapper in () if registry is None else registry.mappers:
+            name = getattr(mapper.local_table, "name", None)
+            if name in found:
+                shared.add(name)
+            elif name is not None:
+                found[name] = mapper.class_.__name__
+        return {name: found[name] for name in found if name not in shared}
+
     def tables(self) -> Iterator[tuple[MetaData, str, list[Table]]]:
         """Yield each metadata with each bind, and its tables that live there."""
         metadatas = [target.metadata for target in self.binds]

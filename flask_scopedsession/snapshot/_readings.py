@@ -306,7 +306,7 @@ class SessionSnapshot(Origin):
     thread_alive: bool | None = None
     """Whether that thread still runs."""
     age_s: float = 0.0
-    """Seconds since it was opened."""
+    """Seconds since its scope first needed a session or a connection."""
     state: SessionState = "idle"
     """``idle``, no transaction; ``begun``, a transaction without a connection;
     ``holding``, a statement runs or the transaction is not open at the database;
@@ -326,6 +326,9 @@ class SessionSnapshot(Origin):
     idle_in_transaction_s: float | None = None
     """Seconds since its last statement ended; null if a statement is running or no
     transaction is open."""
+    requests: int | None = None
+    """Requests that have shared this session, because they ran inside an application
+    context that was active before; null if none did."""
 
 
 @dataclass(frozen=True, slots=True)
