@@ -379,8 +379,8 @@ def test_no_server(make, look, page):
     db, app = make()
     with serving(app, db):
         (server,) = look(app)
-        assert server["error"] == "no server: SQLite is none"
-        assert "no server: SQLite is none" in page(app)
+        assert server["error"] == "no server: SQLite has none"
+        assert "no server: SQLite has none" in page(app)
 
 
 @on_servers

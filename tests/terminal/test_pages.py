@@ -25,7 +25,7 @@ from readings import a_worker
 from readings import AUDIT
 from readings import lost_work
 
-from flask_scopedsession._pools.engine import PingResult
+from flask_scopedsession._databases.ping import PingResult
 from flask_scopedsession._terminal.page import duration
 from flask_scopedsession._terminal.page import Page
 from flask_scopedsession._terminal.page import some
