@@ -39,7 +39,7 @@ if t.TYPE_CHECKING:
 _ASK = {"postgresql": postgresql.ask, "mysql": mysql.ask, "mariadb": mysql.ask}
 
 _POOLED = "behind a pooler: connections are not joined with the workers'"
-_DRIVER = "the driver does not tell backend pids: connections are not joined"
+_DRIVER = "the driver does not report process IDs: connections are not joined"
 
 
 class _Claim(t.NamedTuple):

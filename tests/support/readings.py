@@ -29,7 +29,7 @@ TIMES = Histogram.of([0] * 5 + [10] + [0] * (len(BUCKET_BOUNDS) - 5), 0.05, 0.00
 
 
 def a_holder(held_s: float = 3.0, **changes: Any) -> Holder:
-    """Return somebody who holds a connection."""
+    """Return a checked out connection, held by a view."""
     fields: dict[str, Any] = {
         "connection": 3,
         "backend_pid": 9001,
@@ -40,13 +40,14 @@ def a_holder(held_s: float = 3.0, **changes: Any) -> Holder:
         "thread_alive": True,
         "in_transaction": True,
         "at": "shop/views.py:88 show",
+        "at_is": "now",
         "session": 12,
     }
     return Holder(held_s=held_s, **{**fields, **changes})
 
 
 def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
-    """Return somebody who waits for a connection."""
+    """Return a thread that waits for a connection."""
     fields: dict[str, Any] = {
         "endpoint": "orders.index",
         "method": "GET",
@@ -58,7 +59,7 @@ def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
 
 
 def a_timeout(**changes: Any) -> PoolTimeout:
-    """Return a checkout that gave up three seconds ago, and who held the pool then."""
+    """Return a checkout that timed out three seconds ago, and the holders then."""
     holders = (
         *(a_holder(44.0 - i) for i in range(14)),
         a_holder(20.0, endpoint="reports.build", at="shop/reports.py:9 build"),
@@ -73,7 +74,7 @@ def a_timeout(**changes: Any) -> PoolTimeout:
 
 
 def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
-    """Return what a view had of a pool: all of it."""
+    """Return a view that used all of a pool's time."""
     fields: dict[str, Any] = {
         "method": "GET",
         "rule": "/orders/<int:id>",
@@ -89,7 +90,7 @@ def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
 
 
 def lost_work(objects: dict[str, int], **changes: Any) -> LostWorkCount:
-    """Return what one view lost."""
+    """Return the changes that one view lost."""
     fields: dict[str, Any] = {
         "endpoint": "orders.add",
         "method": "POST",
@@ -158,7 +159,7 @@ def a_pool(bind: str = "default", used: int = 1, **changes: Any) -> PoolSnapshot
 
 
 def a_full_pool(bind: str = "default", **changes: Any) -> PoolSnapshot:
-    """Return a wedged pool: all held by one view, and three wait."""
+    """Return a wedged pool: all connections are held, and three threads wait."""
     fields: dict[str, Any] = {
         "idle": 0,
         "pending": 3,
@@ -191,6 +192,7 @@ def a_session(number: int = 1, **changes: Any) -> SessionSnapshot:
         "thread_alive": True,
         "age_s": 41.2,
         "state": "idle in transaction",
+        "statements": 7,
         "connections": (3,),
         "new": 0,
         "deleted": 0,
