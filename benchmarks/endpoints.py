@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from flask import Flask
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._application import of
 from flask_scopedsession._control.server import SERVER
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     db = ScopedSession()
     app = _app(db, job["directory"], job["sessions"])
     contexts = [_order(db, app, number) for number in range(job["sessions"])]
-    live = db._state_of(app).live
+    live = of(app).live
     if len(live.worker().sessions) != len(contexts):
         raise RuntimeError("the sessions are not as many as they should be")
     for _ in range(job["endpoints"]):

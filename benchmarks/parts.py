@@ -12,11 +12,7 @@ import statistics
 import sys
 import tempfile
 import typing as t
-from collections.abc import Callable
 from pathlib import Path
-
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 
 from . import apps
 from .contestants import by_hand
@@ -30,49 +26,20 @@ from .worker import measure
 PARTS = ROOT / "benchmarks" / "results" / "parts.json"
 
 _STEPS = 200
-_GUARDED = (
-    *("execute", "scalars", "scalar", "flush", "connection", "commit", "rollback"),
-    "close",
-)
-
-
-def _unguarded(session_class: t.Any) -> None:
-    for name in _GUARDED:
-        setattr(session_class, name, getattr(Session, name))
-
-
-def _unlinked(session_class: t.Any) -> None:
-    from flask_scopedsession._sessions.factory import _after_begin
-
-    event.remove(session_class, "after_begin", _after_begin)
-
-
-def _without(*changes: Callable[[t.Any], None], **config: t.Any) -> InitApp:
-    inner = ours(**config)()
-
-    def init_app(app: t.Any, database: Database) -> t.Any:
-        access = inner(app, database)
-        for change in changes:
-            change(access.names["db"]._class)
-        return access
-
-    return init_app
 
 
 def contestants() -> dict[str, InitApp]:
     """Return what is compared, by the title of its row."""
     off = {"SCOPEDSESSION_TRACKING": False}
-    least = {**off, "SCOPEDSESSION_LOST_WORK": "ignore"}
     return {
         "by hand": by_hand(),
         "by hand, again": by_hand(),
-        "everything": _without(),
-        "less the account of pools and statements": _without(**off),
-        "less the look for lost work": _without(**least),
-        "less the guard against two threads": _without(_unguarded, **least),
-        "less the link from connection to session": _without(
-            *(_unguarded, _unlinked), **least
-        ),
+        "everything": ours()(),
+        "less the fair queue": ours(SCOPEDSESSION_FAIR_POOL=False)(),
+        "less the account of pools and statements": ours(**off)(),
+        "less the watch for lost work, too": ours(
+            SCOPEDSESSION_LOST_WORK="ignore", **off
+        )(),
         "thread-local `scoped_session` by hand": thread_local_by_hand(),
     }
 

@@ -20,8 +20,8 @@ from ._runtime import fork
 from ._scopes.kinds import OfContext
 from ._scopes.ledger import Ledger
 from ._scopes.responses import note_responses
-from ._scopes.scope import Scope
 from ._scopes.scope import SCOPE
+from ._scopes.scope import Scope
 from ._scopes.streams import ANSWERED
 from ._scopes.streams import context_torn_down
 from ._scopes.streams import watch_requests

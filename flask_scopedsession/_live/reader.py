@@ -124,7 +124,7 @@ class Reader:
         bounds = limits(pool)
         out = account.out()
         waiting = self._blocked(account, out)
-        stacks = _stacks(each.scope for each in (*out, *waiting))
+        stacks = _stacks([*(h.scope for h in out), *(w.scope for w in waiting)])
         now = perf_counter()
         found = [(each, self._holder(each, stacks, now, numbers)) for each in out]
         # The thread of one returned meanwhile may already be serving another request.
@@ -201,7 +201,8 @@ class Reader:
         self, held: Held, stacks: Stacks, now: float, numbers: Mapping[int, int]
     ) -> Holder:
         slot, scope, since = held
-        runs, moved, in_transaction = slot.runner is not None, slot.moved, _is_open(slot)
+        runs, moved = slot.runner is not None, slot.moved
+        in_transaction = _is_open(slot)
         at, at_is = self._at(scope, stacks, slot.stack)
         return Holder(
             connection=slot.number,

@@ -127,7 +127,7 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
             with self.mutex:
                 if self.queue:
                     taken = self.queue[self._end]; del self.queue[self._end]  # noqa: E702  # fmt: skip
-            return taken  # noqa: TRY300 - nothing may come in between
+            return taken
         except BaseException:
             self._pass_on(taken)
             raise

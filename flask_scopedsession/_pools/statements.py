@@ -1,13 +1,12 @@
 """Lets an engine's connections and statements feed the account.
 
-When a connection is opened or closed, events tell. When a statement runs and a
-transaction ends, the dialect's public methods do, replaced on the instance: events on an
-engine slow every execution down, whatever they listen to.
+Events report that a connection is opened or closed. The dialect's public methods, which
+are replaced on the instance, report statements and the ends of transactions: events on
+an engine slow every execution down, whatever they listen to.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 import typing as t
 from threading import get_ident
@@ -22,7 +21,6 @@ from .account import PoolAccount
 from .account import SLOT
 from .account import Slot
 from .drivers import backend_pid
-from .drivers import is_transaction_open
 from .sharing import abandon
 from .sharing import note_sharing
 from .writes import after_effect
@@ -101,7 +99,7 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
         original = getattr(dialect, name)
 
         def execute(cursor: t.Any, statement: str, *rest: t.Any) -> None:
-            context = rest[-1] if rest else None
+            context: t.Any = rest[-1] if rest else None
             effect = None if context is None else effects.of(context, statement)
             slot = None
             if effect is not None:

@@ -24,8 +24,8 @@ from sqlalchemy.pool import SingletonThreadPool
 
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
-from .._scopes.scope import Scope
 from .._scopes.scope import SCOPE
+from .._scopes.scope import Scope
 from .account import PoolAccount
 from .account import SLOT
 from .account import Slot

@@ -37,7 +37,8 @@ _QUOTED = re.compile(
 )
 _INNERMOST = re.compile(r"\([^()]*\)")
 _VERB = re.compile(
-    r"\b(?:insert|update|delete|merge|select|values|table)\b.*", re.IGNORECASE | re.DOTALL
+    r"\b(?:insert|update|delete|merge|select|values|table)\b.*",
+    re.IGNORECASE | re.DOTALL,
 )
 _NAME = r"(?:(?P<schema>[\w$]+)\s*\.\s*)*(?P<name>[\w$]+)"
 _PATTERNS: tuple[tuple[Action, re.Pattern[str]], ...] = (

@@ -14,8 +14,8 @@ from ..errors import ConfigError
 from .context import Context
 from .ledger import Ledger
 from .scope import Anchor
-from .scope import Scope
 from .scope import SCOPE
+from .scope import Scope
 
 #: On a context: the scopes of keys or threads that were made in it.
 _CREATED = "_scopedsession_created"

@@ -19,8 +19,8 @@ from .scope import Anchor
 from .scope import is_user
 from .scope import new_scope
 from .scope import Responsible
-from .scope import Scope
 from .scope import SCOPE
+from .scope import Scope
 from .scope import visitor
 
 if t.TYPE_CHECKING:

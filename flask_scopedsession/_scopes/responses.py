@@ -8,8 +8,8 @@ from __future__ import annotations
 import typing as t
 
 from .context import current_context
-from .scope import Scope
 from .scope import SCOPE
+from .scope import Scope
 
 if t.TYPE_CHECKING:
     from flask import Flask

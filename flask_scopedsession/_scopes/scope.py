@@ -126,9 +126,7 @@ class Anchor:
     scope: Scope
 
 
-def new_scope(
-    anchor: object, gone: t.Callable[[t.Any], None] | None = None
-) -> Scope:
+def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> Scope:
     """Return a record of what the calling thread does now.
 
     :param gone: Called when `anchor` is freed.

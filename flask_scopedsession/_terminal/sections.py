@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from datetime import datetime
 
-from .._pools.engine import PingResult
+from .._databases.ping import PingResult
 from ..snapshot import ConfiguredPool
 from ..snapshot import SessionSnapshot
 from ..snapshot import Survey

@@ -17,8 +17,8 @@ from .options import PING_HELP
 from .options import WAIT
 
 if t.TYPE_CHECKING:
+    from .._databases.ping import PingResult
     from .._extension import ScopedSession
-    from .._pools.engine import PingResult
 
 
 @click.command(
@@ -62,8 +62,8 @@ def db_ping(
 
 
 def _ping(db: ScopedSession, name: str, timeout: float) -> PingResult:
-    from .._pools.engine import PingResult
-    from .._pools.engine import server_version
+    from .._databases.ping import PingResult
+    from .._databases.ping import server_version
     from .._settings.urls import safe_url
 
     engine = db.get_engine(name)

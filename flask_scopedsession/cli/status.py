@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import click
 
+from .._application import of
 from .check import check
 from .check import EXIT_INTERRUPTED
-from .loading import extension_of
 from .loading import inquirer
 from .loading import load_app
 from .options import POOL_HELP
@@ -170,12 +170,14 @@ def _server_inquirer(
     from .._databases.comparison import view_servers
 
     app = load_app(ctx)
-    state = extension_of(app)._state_of(app)
+    application = of(app)
 
     def ask(survey: Survey, since: float) -> Servers:
         with app.app_context():
             views = view_servers(
-                state.engines, state.ledger.pools, survey, timeout=timeout, since=since
+                *(application.engines, application.accounts, survey),
+                timeout=timeout,
+                since=since,
             )
         return tuple(view for view in views if bind is None or bind in view.binds)
 

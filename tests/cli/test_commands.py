@@ -189,11 +189,11 @@ def test_server_needs_the_application(invoke: Invoke, short_tmp: Path) -> None:
 
 
 def test_server_without_one(invoke: Invoke) -> None:
-    """SQLite is none: one line for each, and the pools are shown all the same."""
+    """SQLite has none: one line for each, and the pools are shown all the same."""
     plain = invoke("pool-status").output
     result = invoke("pool-status", "--server")
     assert result.exit_code == 0
-    assert result.output.count("no server: SQLite is none") == 2
+    assert result.output.count("no server: SQLite has none") == 2
     assert result.output.splitlines()[2:4] == plain.splitlines()[2:4]
     document = json.loads(invoke("pool-status", "--server", "--json").stdout)
     assert [view["binds"] for view in document["servers"]] == [["default"], ["audit"]]

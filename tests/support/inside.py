@@ -12,16 +12,14 @@ from flask_scopedsession._control.client import ask
 from flask_scopedsession._control.directory import Place
 from flask_scopedsession._control.protocol import encode
 from flask_scopedsession._control.server import SERVER
+from flask_scopedsession._databases.ping import PingResult
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
-from flask_scopedsession._pools.account import Hold
-from flask_scopedsession._pools.engine import PingResult
-from flask_scopedsession._pools.fair_queue import fair
 from flask_scopedsession._pools.naming import process_name
-from flask_scopedsession._pools.tracked_pool import tracked
+from flask_scopedsession._pools.tracked_pool import pool_class
 from flask_scopedsession._scopes import context
-from flask_scopedsession._scopes.scope import Owner
 from flask_scopedsession._scopes.scope import Responsible
+from flask_scopedsession._scopes.scope import Scope
 from flask_scopedsession._settings.keys import KEYS
 from flask_scopedsession._settings.urls import safe_url
 from flask_scopedsession._terminal.advice import render_advice
@@ -44,13 +42,12 @@ __all__ = [
     "SERVER",
     "ConnectionLimit",
     "History",
-    "Hold",
     "LockWait",
     "Look",
-    "Owner",
     "PingResult",
     "Place",
     "Responsible",
+    "Scope",
     "ServerConnection",
     "ServerView",
     "Unclaimed",
@@ -59,15 +56,14 @@ __all__ = [
     "directory",
     "encode",
     "endpoint",
-    "fair",
     "fair_queue",
     "fold",
+    "pool_class",
     "process_name",
     "reader",
     "render_advice",
     "render_pools",
     "render_sessions",
     "safe_url",
-    "tracked",
     "unstyled",
 ]

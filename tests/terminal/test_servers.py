@@ -191,13 +191,13 @@ def test_unclaimed() -> None:
 def test_no_answer() -> None:
     """One line for each that has none, and the others are shown."""
     down = a_view(version=None, joined=False, error="no answer within 2 s")
-    file = ServerView(("audit",), AUDIT, error="no server: SQLite is none")
+    file = ServerView(("audit",), AUDIT, error="no server: SQLite has none")
     text = render(down, file, a_view(limits=(a_limit(),)))
     assert "Server of postgresql+psycopg://db.internal:5432/orders · bind default" in (
         text
     )
     assert "  no answer within 2 s\n" in text
-    assert "  no server: SQLite is none\n" in text
+    assert "  no server: SQLite has none\n" in text
     assert "85 left" in text
 
 
