@@ -17,6 +17,7 @@ from ._pools.account import PoolAccount
 from ._pools.engine import dispose_all
 from ._pools.engine import make_engine
 from ._runtime import fork
+from ._scopes.context import current_context
 from ._scopes.kinds import OfContext
 from ._scopes.ledger import Ledger
 from ._scopes.responses import note_responses
@@ -149,9 +150,11 @@ class Application:
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
-            context = context_torn_down(error)
-            if isinstance(error, SystemExit):
-                live.aborted()
+            context = current_context()
+            if error is not None:
+                context = context_torn_down()
+                if isinstance(error, SystemExit):
+                    live.aborted()
             kept = context.__dict__
             kept[ANSWERED] = True
             scope: Scope | None = kept.get(SCOPE)
@@ -175,14 +178,13 @@ class Application:
         if self.settings.lost_work != "ignore":
             note_responses(app)
 
-    def current(self) -> Application:
-        """Return this, made this process's own, and ready to answer."""
+    def resume(self) -> None:
+        """Make this the process's own after a fork, and ready to answer."""
         if self.pid != os.getpid():
             # The server forked without running Python's fork hooks (uWSGI does).
             fork.after_fork_in_child()
         if SERVER.paused:
             SERVER.resume()
-        return self
 
     # -- forks -----------------------------------------------------------------
 

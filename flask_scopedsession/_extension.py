@@ -18,6 +18,7 @@ from sqlalchemy.orm import sessionmaker
 
 from ._application import Application
 from ._application import EXTENSION
+from ._control.server import SERVER
 from ._databases.ping import ping
 from ._pools.engine import dispose_all
 from ._scopes.context import current_context
@@ -174,7 +175,9 @@ class ScopedSession(t.Generic[S]):
                 f"The app {app.name!r} was not initialised with this ScopedSession."
                 " Call db.init_app(app) in its factory."
             )
-        return application.current()
+        if application.pid != os.getpid() or SERVER.paused:
+            application.resume()
+        return application
 
     def _current(self, what: str) -> Application:
         context = current_context()

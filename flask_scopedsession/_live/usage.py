@@ -29,7 +29,7 @@ def measured(
     meters, blind = account.meters, account.listens_only
     # Where there is no telling who just passes, there is none of the most that waited.
     counted = not blind and (bounds.max is not None or bool(bounds.unlimited))
-    with meters.at_rest() as window:
+    with meters.aggregated() as window:
         return {
             "checkouts_total": meters.waits.total().count,
             "connects_total": meters.created.total().count,
@@ -67,7 +67,7 @@ def _busiest(found: Busiest | None) -> BusyMinute | None:
 
 def views(meters: Meters, out: Iterable[Held], now: float) -> tuple[ViewUse, ...]:
     """Return the views that had most of the pool's time; who holds now, too."""
-    with meters.at_rest() as window:
+    with meters.aggregated() as window:
         ever, minute = meters.held.uses(), meters.held.uses_minute()
     for held in out:
         holder, seconds = responsible(held.scope), now - held.since

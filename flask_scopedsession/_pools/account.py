@@ -24,7 +24,7 @@ from .._scopes.ledger import Ledger
 from .._scopes.scope import Scope
 from .drivers import is_transaction_open
 from .meters import Meters
-from .meters import UNFOLDED
+from .meters import PENDING
 
 if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -248,7 +248,8 @@ class PoolAccount:
         slot.scope = None
         slot.returned = self.last_return = now = perf_counter()
         self.used.discard(slot)
-        self.note_hold((now - slot.since, scope))
+        rule = scope.rule or scope.url_rule
+        self.note_hold((now - slot.since, rule, scope.method, scope.command))
         owner = scope.parent or scope
         owner.statements += slot.statements
         slot.statements = 0
@@ -256,8 +257,8 @@ class PoolAccount:
         if slot in self.ledger.uncommitted:
             slot.forget_writes()
         meters = self.meters
-        if now >= meters.rotate_at or len(meters.held.samples) > UNFOLDED:
-            meters.rotate(now)
+        if now >= meters.rotate_at or len(meters.held.samples) > PENDING:
+            meters.aggregate(now)
 
     def note_nesting(self, scope: Scope) -> None:
         """Note that a view asks for a connection while it holds one."""
@@ -314,7 +315,7 @@ class PoolAccount:
         slot = Slot(self, next(self._numbers), driver, backend_pid)
         entry.info[SLOT] = slot
         self.open[entry] = slot
-        self.meters.rotate(slot.opened)
+        self.meters.aggregate(slot.opened)
         self.meters.created.add(took)
 
     def closed(self, entry: ConnectionPoolEntry) -> None:
@@ -328,14 +329,14 @@ class PoolAccount:
     def died(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was invalidated."""
         now, slot = perf_counter(), self.open.get(entry)
-        self.meters.rotate(now)
+        self.meters.aggregate(now)
         self.meters.invalidated.add(0.0 if slot is None else now - slot.opened)
 
     def timed_out(self, since: float, scope: Scope) -> TimedOut:
         """Note a checkout that gave up, and who held what at that moment."""
         now = perf_counter()
         timeout = TimedOut(time.time(), now - since, scope, self.describe())
-        self.meters.rotate(now)
+        self.meters.aggregate(now)
         self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)
         self.recent_timeouts.append(timeout)

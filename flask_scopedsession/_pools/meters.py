@@ -1,8 +1,8 @@
 """Durations and high-water marks: since the start, and over the last minute.
 
-Who measures appends to a deque, which the interpreter does in one step; who reads, or
-comes by when a step of ten seconds is over, folds what has gathered into counts. So
-nothing here takes a lock while a connection is handed out or comes back.
+Recording a sample is a single atomic ``deque.append``. Samples are aggregated into
+histograms by readers, and as a connection is returned after an interval of ten seconds.
+So nothing here takes a lock while a connection is handed out or returned.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from time import perf_counter
 
 from .._buckets import BUCKET_BOUNDS
 from .._runtime.native import allocate_lock
-from .._scopes.scope import responsible
-from .._scopes.scope import Scope
 
 if t.TYPE_CHECKING:
+    from werkzeug.routing import Rule
+
     from ..snapshot import Histogram
 
-#: The last minute is told in steps: so many, of so many seconds.
-STEPS, STEP = 6, 10.0
-_MINUTE = STEPS * STEP
+#: The last minute is kept in this many intervals, of this many seconds each.
+INTERVALS, INTERVAL = 6, 10.0
+_MINUTE = INTERVALS * INTERVAL
 
-#: Samples that may wait to be folded. They keep owners alive, which makes the collector
-#: work: 16 times in 1,000 requests if these are 1024, 13 times if they are 64.
-UNFOLDED = 128
+#: Samples that may wait to be aggregated.
+PENDING = 128
 
-#: Views that are told apart; what others took is added up under nobody's name.
+#: Most views that are counted each on its own; the others are added up.
 _MOST_VIEWS = 200
 
 
 class Tally:
-    """Durations that were counted: a histogram in the making."""
+    """Counts of durations by bucket, their sum and the highest, in seconds."""
 
     __slots__ = ("counts", "highest", "sum")
 
@@ -73,24 +72,22 @@ def _merged(tallies: t.Iterable[Tally]) -> Tally:
 
 
 class Meter:
-    """Durations of one kind, recorded without a lock."""
+    """Durations of one kind, in seconds."""
 
-    __slots__ = ("_before", "_now", "_steps", "add", "samples")
+    __slots__ = ("_before", "_intervals", "_now", "add", "samples")
 
     def __init__(self) -> None:
         self.samples: deque[t.Any] = deque()
-        """What waits to be folded."""
+        """Not aggregated yet."""
         self.add = self.samples.append
         self._now = Tally()
-        self._steps: deque[Tally] = deque()
+        self._intervals: deque[Tally] = deque()
         self._before = Tally()
-        """What is older than the steps."""
 
-    def fold(self) -> None:
-        """Count what has gathered."""
-        # Only as many as are there now, so that busy threads cannot keep us here.
-        next_one = self.samples.popleft
-        samples = [next_one() for _ in range(len(self.samples))]
+    def aggregate(self) -> None:
+        """Count the samples there are now, and none that busy threads add meanwhile."""
+        take = self.samples.popleft
+        samples = [take() for _ in range(len(self.samples))]
         if samples:
             self._count(samples)
 
@@ -98,27 +95,27 @@ class Meter:
         self._now.add(samples)
 
     def rotate(self) -> None:
-        """Begin the next step."""
-        self._steps.append(self._now)
+        """Begin the next interval."""
+        self._intervals.append(self._now)
         self._now = Tally()
-        if len(self._steps) > STEPS:
-            self._before.merge(self._steps.popleft())
+        if len(self._intervals) > INTERVALS:
+            self._before.merge(self._intervals.popleft())
 
     def total(self) -> Histogram:
-        """Return everything that was folded."""
-        return _merged((self._before, *self._steps, self._now)).histogram()
+        """Return what was aggregated since the start."""
+        return _merged((self._before, *self._intervals, self._now)).histogram()
 
     def minute(self) -> Histogram:
-        """Return what was folded in the last minute."""
+        """Return what was aggregated in the last minute."""
         return self.lately().histogram()
 
     def lately(self) -> Tally:
-        """Return what was folded in the last minute, as counts."""
-        return _merged((*self._steps, self._now))
+        """Return what was aggregated in the last minute, as counts."""
+        return _merged((*self._intervals, self._now))
 
 
 class Use:
-    """What one view had of a pool: how often, and for how many seconds in all."""
+    """How often one view held a connection of a pool, and for how many seconds."""
 
     __slots__ = ("lately", "seconds", "times")
 
@@ -126,7 +123,7 @@ class Use:
         self.times = 0
         self.seconds = 0.0
         self.lately = 0.0
-        """Seconds, of each time no more than a minute."""
+        """Seconds of the last minute: of a single hold, at most sixty."""
 
     def add(self, times: int, seconds: float, lately: float) -> None:
         """Add to it."""
@@ -135,13 +132,13 @@ class Use:
         self.lately += lately
 
 
-#: By what names a view or a command, in the order of :class:`Responsible`; ``None``
-#: for all beyond those that are told apart.
+#: By endpoint, method, rule and command; ``None`` stands for all views beyond those
+#: that are counted each on its own.
 Uses = dict["tuple[str | None, ...] | None", Use]
 
 
 def use_of(uses: Uses, who: tuple[str | None, ...] | None) -> Use:
-    """Return what a view had, to be added to."""
+    """Return the use of one view, to be added to."""
     found = uses.get(who)
     if found is None:
         if len(uses) >= _MOST_VIEWS:
@@ -151,53 +148,54 @@ def use_of(uses: Uses, who: tuple[str | None, ...] | None) -> Use:
 
 
 def merge_uses(uses: Uses, more: Uses) -> None:
-    """Add what each view had."""
+    """Add the uses of `more` to those in `uses`."""
     for who, use in more.items():
         use_of(uses, who).add(use.times, use.seconds, use.lately)
 
 
-class HoldMeter(Meter):
-    """How long connections were held, and by whom: adds seconds and owner."""
+#: How long a connection was held, and by which rule, method and command.
+Hold = tuple[float, "Rule | None", "str | None", "str | None"]
 
-    __slots__ = ("_uses", "_uses_now", "_uses_steps")
+
+class HoldMeter(Meter):
+    """How long connections were held, also by view."""
+
+    __slots__ = ("_uses", "_uses_intervals", "_uses_now")
 
     def __init__(self) -> None:
         super().__init__()
         self._uses: Uses = {}
         self._uses_now: Uses = {}
-        self._uses_steps: deque[Uses] = deque(maxlen=STEPS)
+        self._uses_intervals: deque[Uses] = deque(maxlen=INTERVALS)
 
-    def _count(self, samples: list[tuple[float, Scope]]) -> None:
-        super()._count([seconds for seconds, _ in samples])
+    def _count(self, samples: list[Hold]) -> None:
+        super()._count([hold[0] for hold in samples])
         uses = self._uses_now
-        for seconds, scope in samples:
-            rule = scope.rule
-            # Once for each checkout, if not on its way: spare it a call, and a class.
+        for seconds, rule, method, command in samples:
             who: tuple[str | None, ...] = (
-                responsible(scope)
+                (None, method, None, command)
                 if rule is None
-                else (rule.endpoint, scope.method, rule.rule, None)
+                else (rule.endpoint, method, rule.rule, None)
             )
             use = uses.get(who) or use_of(uses, who)
             use.times += 1
             use.seconds += seconds
-            # A view has no more of a minute than a minute for each connection.
             use.lately += min(_MINUTE, seconds)
 
     def rotate(self) -> None:
-        """Begin the next step."""
+        """Begin the next interval."""
         super().rotate()
         merge_uses(self._uses, self._uses_now)
-        self._uses_steps.append(self._uses_now)
+        self._uses_intervals.append(self._uses_now)
         self._uses_now = {}
 
     def uses(self) -> Uses:
-        """Return what each view had since the start."""
+        """Return each view's use since the start."""
         return self._merged((self._uses, self._uses_now))
 
     def uses_minute(self) -> Uses:
-        """Return what each view had in the last minute."""
-        return self._merged((*self._uses_steps, self._uses_now))
+        """Return each view's use in the last minute."""
+        return self._merged((*self._uses_intervals, self._uses_now))
 
     @staticmethod
     def _merged(parts: t.Iterable[Uses]) -> Uses:
@@ -208,60 +206,65 @@ class HoldMeter(Meter):
 
 
 class Peak:
-    """The most of something at a time."""
+    """The highest of a count that goes up and down."""
 
-    __slots__ = ("_ever", "_steps", "now")
+    __slots__ = ("_ever", "_intervals", "now")
 
     def __init__(self) -> None:
         self.now = 0
-        """Within the current step."""
-        self._steps: deque[int] = deque(maxlen=STEPS)
+        """The highest in the current interval."""
+        self._intervals: deque[int] = deque(maxlen=INTERVALS)
         self._ever = 0
 
     def rotate(self, current: int) -> None:
-        """Begin the next step with what there is now."""
-        self._steps.append(self.now)
+        """Begin the next interval with the current count."""
+        self._intervals.append(self.now)
         self._ever = max(self._ever, self.now)
         self.now = current
 
     def ever(self, current: int) -> int:
-        """Return the most since the start."""
+        """Return the highest since the start."""
         return max(self._ever, self.now, current)
 
     def minute(self, current: int) -> int:
-        """Return the most in the last minute."""
-        return max(*self._steps, self.now, current, 0)
+        """Return the highest in the last minute."""
+        return max(*self._intervals, self.now, current, 0)
 
 
 class Busiest(t.NamedTuple):
-    """The minute that had most of a pool."""
+    """The minute in which connections were held for longest, in total."""
 
     at: float
+    """When it ended, as :func:`time.time` has it."""
     span: float
+    """Seconds: less than a minute in a younger process."""
     checkouts: int
     held: float
+    """Seconds, of the holds that ended in it."""
     waited: float
+    """Seconds."""
     timeouts: int
 
 
 class Meters:
-    """Everything that is measured of one pool.
-
-    :param state: Counts what is in use and who waits, now.
-    """
+    """Everything that is measured of one pool."""
 
     def __init__(self, state: t.Callable[[], tuple[int, int]]) -> None:
+        """Begin with nothing.
+
+        :param state: Counts the connections in use and the checkouts that wait, now.
+        """
         self.waits = Meter()
         self.held = HoldMeter()
         self.created = Meter()
         self.invalidated = Meter()
-        """How old connections were when they died."""
+        """Ages of connections when they were invalidated."""
         self.timeouts = Meter()
         self.used = Peak()
         self.pending = Peak()
         self.started = perf_counter()
-        self.rotate_at = self.started + STEP
-        """When the current step is over."""
+        self.rotate_at = self.started + INTERVAL
+        """When the current interval is over."""
         self.busiest: Busiest | None = None
         self._state = state
         self._epoch = time.time()
@@ -271,25 +274,30 @@ class Meters:
     def _meters(self) -> tuple[Meter, ...]:
         return self.waits, self.held, self.created, self.invalidated, self.timeouts
 
-    def rotate(self, now: float) -> None:
-        """Fold, and begin the next step if it is time; unless somebody is at it."""
+    def aggregate(self, now: float) -> None:
+        """Aggregate, and begin the next interval if the current one is over.
+
+        Does nothing if another thread is doing it.
+        """
         if self._lock.acquire(False):
             try:
-                self._rotate(now)
+                self._aggregate(now)
             finally:
                 self._lock.release()
 
     @contextmanager
-    def at_rest(self) -> t.Generator[float, None, None]:
-        """Keep everybody else from folding; give the seconds of the last minute."""
+    def aggregated(self) -> t.Generator[float, None, None]:
+        """Aggregate, and keep others from it; yield the seconds of the last minute."""
         with self._lock:
             now = perf_counter()
-            self._rotate(now)
-            yield min(now - self.started, now - self.rotate_at + STEP * (STEPS + 1))
+            self._aggregate(now)
+            yield min(
+                now - self.started, now - self.rotate_at + INTERVAL * (INTERVALS + 1)
+            )
 
-    def _rotate(self, now: float) -> None:
+    def _aggregate(self, now: float) -> None:
         for meter in self._meters:
-            meter.fold()
+            meter.aggregate()
         end = self.rotate_at
         while now >= end:
             used, pending = self._state()
@@ -298,8 +306,9 @@ class Meters:
             for meter in self._meters:
                 meter.rotate()
             self._note_minute(time.time() - (now - end))
-            # After a long rest, all steps are to go, and no more than those.
-            end = self.rotate_at = max(end + STEP, now - STEP * STEPS)
+            # After a long idle period, older intervals are empty: rotate no more often
+            # than there are intervals.
+            end = self.rotate_at = max(end + INTERVAL, now - INTERVAL * INTERVALS)
 
     def _note_minute(self, at: float) -> None:
         held, waited, timeouts = (

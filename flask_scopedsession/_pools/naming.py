@@ -13,10 +13,9 @@ import typing as t
 from collections.abc import Callable
 from collections.abc import Mapping
 
-from sqlalchemy import event
-
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
 
 #: How many bytes of a name PostgreSQL keeps.
 _LONGEST = 63
@@ -42,17 +41,18 @@ def name_connections(engine: Engine, app_name: str) -> None:
     find = _ARGUMENTS.get((dialect.name, dialect.driver))
     if find is None:
         return
-    last: str | None = None
 
-    def connecting(_: object, __: object, cargs: t.Any, cparams: t.Any) -> None:
-        # The process may be a fork, younger than the engine, so the name is made here.
-        # Old versions of SQLAlchemy pass the same dict again, with our last name.
-        nonlocal last
+    connect = dialect.connect
+
+    def connect_by_name(*cargs: t.Any, **cparams: t.Any) -> DBAPIConnection:
         argument = find(cargs, cparams)
-        if argument is not None and cparams.get(argument, last) == last:
-            cparams[argument] = last = own_name(app_name)
+        if argument is not None and argument not in cparams:
+            # The process may be a fork, younger than the engine.
+            cparams[argument] = own_name(app_name)
+        return connect(*cargs, **cparams)
 
-    event.listen(engine, "do_connect", connecting)
+    # Not an event on "do_connect": any event of a dialect slows each execution down.
+    dialect.connect = connect_by_name  # type: ignore[method-assign]
 
 
 def own_name(app_name: str) -> str:

@@ -61,15 +61,20 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     ) -> None:
         account.died(entry)
 
-    def connecting(*_: t.Any) -> None:
+    dialect: t.Any = engine.dialect
+    connect = dialect.connect
+
+    def connecting(*cargs: t.Any, **cparams: t.Any) -> DBAPIConnection:
         if get_ident() not in account.pinging:
             account.note_connecting()
+        return t.cast("DBAPIConnection", connect(*cargs, **cparams))
 
+    # Not an event on "do_connect": any event of a dialect slows each execution down.
+    dialect.connect = connecting
     event.listen(engine, "connect", connected, insert=True)
     event.listen(engine, "close", closed)
     event.listen(engine, "detach", closed)
     event.listen(engine, "invalidate", invalidated)
-    event.listen(engine, "do_connect", connecting)
     if account.listens_only:
         _listen_to_pool(engine, account)
     _watch_statements(engine, account)
@@ -164,73 +169,81 @@ def _slot_of(connection: t.Any) -> Slot | None:
 
 def _watch_statements(engine: Engine, account: PoolAccount) -> None:
     dialect: t.Any = engine.dialect
-    # One connection for all threads, who are meant to share it.
-    is_shared = isinstance(engine.pool, StaticPool)
-    show_sql = account.show_sql
     effects = _Effects()
-    known = effects.known
+    for name in ("do_execute", "do_executemany"):
+        setattr(dialect, name, _watched(dialect, name, engine, account, effects))
+    without = dialect.do_execute_no_params
+    watched = _watched(dialect, "do_execute_no_params", engine, account, effects)
 
-    def watch(name: str, *, has_parameters: bool = True) -> None:
-        original = getattr(dialect, name)
-        # The default only calls the cursor: here, that is done without a call between.
-        direct = (
-            name == "do_execute"
-            and getattr(original, "__func__", None) is DefaultDialect.do_execute
-        )
+    def do_execute_no_params(
+        cursor: t.Any, statement: str, context: t.Any = None
+    ) -> None:
+        if context is None:
+            without(cursor, statement)
+        else:
+            watched(cursor, statement, None, context)
 
-        def execute(
-            cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
-        ) -> None:
-            slot = None
-            if context is not None:
-                slot = _slot_of(context.root_connection.connection)
-            if slot is None:
+    dialect.do_execute_no_params = do_execute_no_params
+
+
+def _watched(
+    dialect: t.Any,
+    name: str,
+    engine: Engine,
+    account: PoolAccount,
+    effects: _Effects,
+) -> t.Callable[..., None]:
+    """Return a method of the dialect that also keeps the account of a statement."""
+    original = getattr(dialect, name)
+    takes_parameters = name != "do_execute_no_params"
+    # The default only calls the cursor: here, that is done without a call in between.
+    is_plain = getattr(original, "__func__", None) is DefaultDialect.do_execute
+    # One connection for all threads, which are meant to share it.
+    is_shared = isinstance(engine.pool, StaticPool)
+    show_sql, known = account.show_sql, effects.known
+
+    def execute(
+        cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
+    ) -> None:
+        try:
+            slot: Slot | None = context.root_connection.connection.info[SLOT]
+        except (AttributeError, KeyError, NotImplementedError):
+            slot = None  # outside the pool, or SQLAlchemy's stand-in at first
+        if slot is None:
+            original(cursor, statement, parameters, context)
+            return
+        if slot.runner is not None and not is_shared:
+            note_sharing(slot)
+        effect = known.get(statement, _NEW)
+        if effect is _NEW:
+            effect = effects.learn(context, statement)
+        if effect is not None:
+            before_effect(slot)
+        if show_sql or not slot.tells:
+            slot.statement = statement if show_sql else None
+            slot.execution_options = context.execution_options
+            slot.has_begun = True
+        slot.runner = get_ident()
+        slot.moved = perf_counter()
+        try:
+            if is_plain:
+                cursor.execute(statement, parameters)
+            elif takes_parameters:
                 original(cursor, statement, parameters, context)
-                return
-            if slot.runner is not None and not is_shared:
-                note_sharing(slot)
-            effect = known.get(statement, _NEW)
-            if effect is _NEW:
-                effect = effects.learn(context, statement)
-            if effect is not None:
-                before_effect(slot)
-            if show_sql or not slot.tells:
-                slot.statement = statement if show_sql else None
-                slot.execution_options = context.execution_options
-                slot.has_begun = True
-            slot.runner = get_ident()
-            slot.moved = perf_counter()
-            try:
-                if direct:
-                    cursor.execute(statement, parameters)
-                elif has_parameters:
-                    original(cursor, statement, parameters, context)
-                else:
-                    original(cursor, statement, context)
-            finally:
-                slot.moved = perf_counter()
-                slot.runner = None
-                slot.statements += 1
-                if slot.abandoned is not None:
-                    slot.abandoned.close()
-            if slot.abandoned is not None:
-                raise refusal()
-            if effect is not None:
-                after_effect(slot, effect, cursor)
-
-        def execute_no_params(
-            cursor: t.Any, statement: str, context: t.Any = None
-        ) -> None:
-            if context is None:
-                original(cursor, statement)
             else:
-                execute(cursor, statement, None, context)
+                original(cursor, statement, context)
+        finally:
+            slot.moved = perf_counter()
+            slot.runner = None
+            slot.statements += 1
+            if slot.abandoned is not None:
+                slot.abandoned.close()
+        if slot.abandoned is not None:
+            raise refusal()
+        if effect is not None:
+            after_effect(slot, effect, cursor)
 
-        setattr(dialect, name, execute if has_parameters else execute_no_params)
-
-    watch("do_execute")
-    watch("do_executemany")
-    watch("do_execute_no_params", has_parameters=False)
+    return execute
 
 
 def _watch_ends(engine: Engine, account: PoolAccount) -> None:
@@ -265,19 +278,20 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
             committed(slot)
 
     def do_rollback(connection: t.Any) -> None:
-        slot = _slot_of(connection)
-        if slot is None:
-            rollback(connection)
-            return
-        if slot.runner is not None and not is_shared:
-            abandon(slot, connection)
-        slot.has_begun = False
-        if slot in uncommitted:
-            rolling_back(slot)
-            rollback(connection)
-            slot.forget_writes()
-        else:
-            rollback(connection)
+        try:
+            slot: Slot | None = connection.info[SLOT]
+        except (AttributeError, KeyError, NotImplementedError):
+            slot = None
+        if slot is not None:
+            if slot.runner is not None and not is_shared:
+                abandon(slot, connection)
+            slot.has_begun = False
+            if slot in uncommitted:
+                rolling_back(slot)
+                rollback(connection)
+                slot.forget_writes()
+                return
+        rollback(connection)
 
     def do_commit_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any

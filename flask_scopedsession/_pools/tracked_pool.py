@@ -67,7 +67,12 @@ class TrackedPool(Pool):
             return self.after_fork().connect()
         context = current_context()
         scope: Scope | None = None if context is None else context.__dict__.get(SCOPE)
-        if scope is None or scope.ident != get_ident() or not _same_request(scope):
+        if (
+            scope is None
+            or scope.ident != get_ident()
+            or (None if scope.request is None else scope.request())
+            is not current_request_context()
+        ):
             scope = account.ledger.user()
         before = scope.last
         if before is not None and before.scope is scope and before.account is account:
@@ -156,11 +161,6 @@ class TrackedPool(Pool):
                     record.close()
         finally:
             super()._do_return_conn(record)
-
-
-def _same_request(scope: Scope) -> bool:
-    request = scope.request
-    return (None if request is None else request()) is current_request_context()
 
 
 def _answers(proxied: PoolProxiedConnection, dialect: t.Any) -> bool:

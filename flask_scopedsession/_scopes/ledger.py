@@ -132,7 +132,8 @@ class Ledger:
 
     def leave(self, scope: Scope) -> None:
         """Note that a scope has ended."""
-        scope.url_rule  # noqa: B018 - kept while there is a request to ask
+        if scope.rule is None:
+            scope.url_rule  # noqa: B018 - kept while there is a request to ask
         scope.ended = True
         scope.last = None
         self.live.discard(scope)

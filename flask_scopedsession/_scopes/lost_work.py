@@ -16,9 +16,7 @@ from sqlalchemy.orm import Session
 from .._runtime.places import Places
 from .._runtime.stacks import own_stack
 from ..errors import LostWork
-from .context import Context
 from .ledger import Ledger
-from .responses import HANDLED
 from .scope import described
 from .scope import Responsible
 from .scope import responsible
@@ -26,30 +24,23 @@ from .scope import Scope
 
 log = logging.getLogger("flask_scopedsession")
 
-# Private: whether nothing is new, deleted or modified. Without it, three public
-# collections are built to tell.
-_is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
+# Private: whether nothing is new, deleted or modified. Without it, public collections
+# are built to tell.
+is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
 
 
-def ended_well(scope: Scope, context: Context) -> bool:
-    """Whether no error was raised or handled, and the response is no error either."""
-    return scope.status < 400 and HANDLED not in context.__dict__
-
-
-def unflushed(session: Session) -> Counter[str] | None:
+def unflushed(session: Session) -> Counter[str]:
     """Count the objects that closing `session` would lose, by class."""
-    if _is_clean is not None and _is_clean(session):
-        return None
-    if not session.is_active:
-        return None  # a flush failed, and the application handled that
     found: Counter[str] = Counter()
+    if not session.is_active:
+        return found  # a flush failed, and the application handled that
     for one in (*session.new, *session.deleted):
         found[type(one).__name__] += 1
     if session.identity_map.check_modified():
         for one in session.dirty:
             if session.is_modified(one):
                 found[type(one).__name__] += 1
-    return found or None
+    return found
 
 
 def report(ledger: Ledger, scope: Scope, lost: Counter[str]) -> LostWork | None:

@@ -22,6 +22,7 @@ from .._runtime.stacks import stack_of_greenlet
 from .._runtime.stacks import stack_of_thread
 from .context import current_request
 from .context import current_request_context
+from .context import REQUESTS_OWN_THEIR_CONTEXT
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -145,9 +146,11 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
         greenlet = current_greenlet()
         scope.greenlet = None if greenlet is None else weakref.ref(greenlet)
     current = current_request_context()
-    if current is not None:
+    if current is None:
+        request = current_request() if REQUESTS_OWN_THEIR_CONTEXT else None
+    else:
         scope.request = weakref.ref(current)
-    request = current_request()
+        request = getattr(current, "request", current)
     if request is not None:
         scope.rule = request.url_rule
         scope.method = request.method

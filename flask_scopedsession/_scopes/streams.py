@@ -36,15 +36,15 @@ SERVED = "_scopedsession_served"
 _POP_DEPTH = 8
 
 
-def context_torn_down(error: BaseException | None) -> t.Any:
-    """Return the context whose teardown functions are being called.
+def context_torn_down() -> t.Any:
+    """Return the context whose teardown functions are being called with an error.
 
     On Flask 3.1 and older that need not be the current one: an abandoned stream is torn
     down where its generator is freed, maybe within another request, and always with
     an error.
     """
     context = current_context()
-    if error is None or REQUESTS_OWN_THEIR_CONTEXT:
+    if REQUESTS_OWN_THEIR_CONTEXT:
         return context
     frame = sys._getframe(1)
     for _ in range(_POP_DEPTH):

@@ -14,19 +14,16 @@ from sqlalchemy.orm import Session
 from ..errors import SessionRemoved
 from .context import Context
 from .ledger import Ledger
-from .lost_work import ended_well
+from .lost_work import is_clean
 from .lost_work import report
 from .lost_work import unflushed
+from .responses import HANDLED
 from .scope import Scope
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
 log = logging.getLogger("flask_scopedsession")
-
-# Private: what every use of a connection by a session goes through. Without it, the
-# public get_bind() still refuses all uses but those that name an engine themselves.
-_HAS_ONE_WAY = hasattr(Session, "_connection_for_bind")
 
 
 def end_scope(
@@ -37,20 +34,21 @@ def end_scope(
     :param error: What the context ended with.
     :return: An error to raise: lost work, or what interrupted us.
     """
+    sessions = scope.sessions
     lost: Counter[str] | None = None
     raising: BaseException | None = None
     try:
-        if error is None and ledger.lost_work != "ignore" and scope.sessions:
-            if ended_well(scope, context):
-                lost = _unflushed_of(scope)
-                if ledger.uncommitted:
-                    # Their connections add what they roll back as they are closed.
-                    lost = ledger.ending[get_ident()] = lost or Counter()
-        for failure in close_sessions(scope):
-            text = "session: close() failed in teardown"
-            log.warning(text, exc_info=without_context(failure, error))
-            if not isinstance(failure, Exception):
-                raising = raising or failure
+        if error is None and sessions and ledger.lost_work != "ignore":
+            lost = _losing(ledger, scope, context)
+        for name, session in list(sessions.items()):
+            failure = close_session(session)
+            # Only now, so that the scope closes it later if this is interrupted.
+            sessions.pop(name, None)
+            if failure is not None:
+                text = "session: close() failed in teardown"
+                log.warning(text, exc_info=without_context(failure, error))
+                if not isinstance(failure, Exception):
+                    raising = raising or failure
     finally:
         if ledger.ending:
             ledger.ending.pop(get_ident(), None)
@@ -59,28 +57,32 @@ def end_scope(
     return raising
 
 
-def _unflushed_of(scope: Scope) -> Counter[str] | None:
+def _losing(ledger: Ledger, scope: Scope, context: Context) -> Counter[str] | None:
+    """Return what closing the sessions would lose, if the scope ends well.
+
+    Connections add to it what they roll back as the sessions are closed.
+    """
+    if scope.status >= 400 or HANDLED in context.__dict__:
+        return None
     found: Counter[str] | None = None
     for session in list(scope.sessions.values()):
-        try:
-            more = unflushed(session)
-        except Exception as problem:  # the user's own types, maybe
-            text = "session: cannot tell what it changed"
-            log.warning(text, exc_info=without_context(problem, None))
-            continue
-        if more:
-            found = more if found is None else found + more
+        if is_clean is None or not is_clean(session):
+            try:
+                found = (found or Counter()) + unflushed(session)
+            except Exception as problem:  # the user's own types, maybe
+                text = "session: cannot tell what it changed"
+                log.warning(text, exc_info=without_context(problem, None))
+    if ledger.uncommitted:
+        found = ledger.ending[get_ident()] = found or Counter()
     return found
 
 
 def close_sessions(scope: Scope) -> list[BaseException]:
     """Close and forget a scope's sessions; return what went wrong."""
     failures: list[BaseException] = []
-    sessions = scope.sessions
-    for name, session in list(sessions.items()):
+    for name, session in list(scope.sessions.items()):
         failure = close_session(session)
-        # Only now, so that the scope closes it later if this is interrupted.
-        sessions.pop(name, None)
+        scope.sessions.pop(name, None)
         if failure is not None:
             failures.append(failure)
     return failures
@@ -109,20 +111,13 @@ def close_session(session: Session) -> BaseException | None:
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
         _discard(session, transaction, error)
-    _refuse_connections(session)
+    session.__dict__.update(_REFUSALS)
     return failure
-
-
-def _refuse_connections(session: Session) -> None:
-    own: t.Any = session
-    own.get_bind = _refuse
-    if _HAS_ONE_WAY:
-        own._connection_for_bind = _refuse
 
 
 def _close_again(session: Session) -> None:
     """Close what the application's ``close()``, or a listener, has begun anew."""
-    _refuse_connections(session)
+    session.__dict__.update(_REFUSALS)
     try:
         Session.close(session)
     except SessionRemoved:
@@ -179,3 +174,16 @@ def refusal() -> SessionRemoved:
         " load objects again in the new scope. What runs on after the response, as a"
         " stream or a thread does, opens its own: 'with app.app_context():'."
     )
+
+
+#: What a removed session has instead of its methods. Private is the second, which every
+#: use of a connection goes through; without it, only a use that names an engine itself
+#: is not refused.
+_REFUSALS = {
+    "get_bind": _refuse,
+    **(
+        {"_connection_for_bind": _refuse}
+        if hasattr(Session, "_connection_for_bind")
+        else {}
+    ),
+}

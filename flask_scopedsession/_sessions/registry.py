@@ -15,6 +15,7 @@ from .._scopes.context import current_context
 from .._scopes.kinds import Kind
 from .._scopes.kinds import OfContext
 from .._scopes.ledger import Ledger
+from .._scopes.scope import SCOPE
 from .._scopes.scope import Scope
 from .._scopes.teardown import close_session
 from .._scopes.teardown import close_sessions
@@ -61,18 +62,28 @@ class Registry(ScopedRegistry[t.Any]):
 
     def __call__(self) -> t.Any:
         """Return the scope's session, making it when there is none."""
-        context = scope_context()
+        context = current_context()
+        if context is None:
+            raise outside()
+        kept = context.__dict__
         # A miss by .get() and None: raising would cost more than a hit saves.
-        session = context.__dict__.get(self.session_name)
-        if session is None:
-            application = self._application_of(context.app)
+        session = kept.get(self.session_name)
+        if session is not None:
+            return session
+        application = self._application_of(context.app)
+        if self._on_context:
+            scope = kept.get(SCOPE) or application.ledger.enter(context)
+        else:
             scope = self.kind.enter(application.ledger, context)
-            session = scope.sessions.get(DEFAULT_BIND)
-            if session is None:
-                session = application.sessionmaker.make(self._factory.kw)
-                session = self._keep(scope, DEFAULT_BIND, session)
-                if self._on_context:
-                    context.__dict__[self.session_name] = session
+        session = scope.sessions.get(DEFAULT_BIND)
+        if session is None:
+            made = application.sessionmaker.make(self._factory.kw)
+            # Another thread may have been faster.
+            session = scope.sessions.setdefault(DEFAULT_BIND, made)
+            if session is not made:
+                close_session(made)
+        if self._on_context:
+            kept[self.session_name] = session
         return session
 
     def has(self) -> bool:
@@ -109,16 +120,11 @@ class Registry(ScopedRegistry[t.Any]):
             if type(session).get_bind is not Session.get_bind:
                 # A class that routes would send some statements elsewhere.
                 session.get_bind = lambda *_, **__: engine
-            session = self._keep(scope, name, session)
+            kept = scope.sessions.setdefault(name, session)
+            if kept is not session:
+                close_session(session)
+                session = kept
         return session
-
-    @staticmethod
-    def _keep(scope: Scope, name: str, session: Session) -> Session:
-        """Make a new session the scope's own, unless another thread was faster."""
-        kept = scope.sessions.setdefault(name, session)
-        if kept is not session:
-            close_session(session)
-        return kept
 
     def remove(self) -> None:
         """Close and forget all sessions of the current scope."""
@@ -183,5 +189,10 @@ def scope_context() -> t.Any:
     """
     context = current_context()
     if context is None:
-        raise OutsideContext(f"'db.session' {OUTSIDE}")
+        raise outside()
     return context
+
+
+def outside() -> OutsideContext:
+    """Return the error of a use without an application context."""
+    return OutsideContext(f"'db.session' {OUTSIDE}")
