@@ -183,5 +183,5 @@ def test_threshold_without_number(value: str) -> None:
 @pytest.mark.parametrize("text", ["waiting=1", "=1", "USED_PCT=1"])
 def test_unknown_metric(text: str) -> None:
     """The known ones are listed."""
-    with pytest.raises(ValueError, match=r"is not a metric\. There are used_pct, pen"):
+    with pytest.raises(ValueError, match=r"is not a metric\. Use used_pct, pen"):
         parse_thresholds(text)

@@ -207,7 +207,7 @@ def test_help_of_db_ping(invoke: Invoke) -> None:
     output = invoke("db-ping", "--help").output
     for column in ("BIND", "LATENCY", "VERSION", "DATABASE"):
         assert re.search(rf"^  {column} ", output, re.MULTILINE)
-    assert "Exits with 0 when all have answered, else with 4." in output
+    assert "Exits with 0 if all databases answered, else with 4." in output
 
 
 def test_help_of_pool_advise(invoke: Invoke) -> None:
@@ -247,7 +247,7 @@ def test_no_worker(name: str, invoke: Invoke, short_tmp: Path) -> None:
     )
     assert "  does not exist\n" in result.output
     assert "db.serve_control()" in result.output
-    assert "Pools as they are configured" in result.output
+    assert "Configured pools" in result.output
     assert "audit" in result.output
     assert invoke(name, "--check").exit_code == 69
 
@@ -321,7 +321,7 @@ def test_unknown_bind(name: str, invoke: Invoke) -> None:
     """A usage error that lists the known ones."""
     result = invoke(name, "--bind", "nil")
     assert result.exit_code == 2
-    assert "There is no bind 'nil'; there are audit, default." in result.stderr
+    assert "There is no bind 'nil'. Binds: audit, default." in result.stderr
 
 
 def test_unknown_bind_of_a_directory(
@@ -335,7 +335,7 @@ def test_unknown_bind_of_a_directory(
     with serving(flask_app, db):
         result = invoke(*args)
     assert result.exit_code == 2
-    assert "there are audit, default." in result.stderr
+    assert "Binds: audit, default." in result.stderr
 
 
 def test_pid(invoke: Invoke, surveyed: Any) -> None:
@@ -356,7 +356,7 @@ def test_pid_of_nobody(invoke: Invoke, surveyed: Any) -> None:
     surveyed(a_worker(1), a_worker(2))
     result = invoke("pool-status", "--pid", "7")
     assert result.exit_code == 0
-    assert "No worker of pid 7 has answered. There are: 1, 2.\n" in result.output
+    assert "No worker with PID 7 answered. Live workers: 1, 2.\n" in result.output
     assert invoke("pool-status", "--pid", "7", "--check").exit_code == 69
 
 
@@ -497,7 +497,7 @@ def failing(error: Exception) -> Any:
 
 
 RAISED = r"""Error: The application could not be loaded: RuntimeError \(in .*\.py, line \d+\)
-The workers can be asked without it: root {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
+To ask the workers without it: root {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
 """  # noqa: E501
 
 

@@ -14,7 +14,7 @@ from flask_scopedsession._terminal.charts import bar
 from flask_scopedsession._terminal.charts import Charts
 from flask_scopedsession._terminal.charts import History
 from flask_scopedsession._terminal.charts import MOST
-from flask_scopedsession._terminal.charts import Reading
+from flask_scopedsession._terminal.charts import Sample
 from flask_scopedsession._terminal.charts import Shape
 from flask_scopedsession._terminal.charts import sparkline
 from flask_scopedsession._terminal.charts import style_of
@@ -23,8 +23,8 @@ from flask_scopedsession.snapshot import Survey
 SHAPE = Shape(8, 2, 12)
 
 
-def readings(*used: int | None) -> list[Reading | None]:
-    return [None if n is None else Reading(n, False) for n in used]
+def samples(*used: int | None) -> list[Sample | None]:
+    return [None if n is None else Sample(n, False) for n in used]
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_bar(used: int | None, most: int | None, pending: int, drawn: str) -> No
 )
 def test_sparkline(used: tuple[int, ...], most: int | None, drawn: str) -> None:
     """The newest is on the right, and a look without an answer is a gap."""
-    assert sparkline(readings(*used), most, 6) == drawn
+    assert sparkline(samples(*used), most, 6) == drawn
 
 
 def test_waiters_in_the_past() -> None:
     """They are marked, in a character and not only by a colour."""
-    past = [Reading(15, False), Reading(15, True), Reading(3, False)]
+    past = [Sample(15, False), Sample(15, True), Sample(3, False)]
     assert sparkline(past, 15, 3) == "█!▂"
 
 
@@ -93,7 +93,7 @@ def test_style(chart: str, style: str) -> None:
 
 
 def history(seconds: float = 2.0) -> History:
-    return History(lambda survey: survey, seconds)
+    return History(seconds)
 
 
 def chart(seen: History, survey: Survey, number: int = 0, width: int = 80) -> str:
@@ -144,21 +144,12 @@ def test_history_is_bounded() -> None:
     seen = history()
     for pid in range(3 * MOST):
         seen.add(a_survey(a_worker(pid)))
-    workers = {key for key in seen._readings if isinstance(key, tuple)}
+    workers = {key for key in seen._samples if isinstance(key, tuple)}
     assert len(workers) == MOST
-    assert max(len(readings) for readings in seen._readings.values()) == MOST
+    assert max(len(readings) for readings in seen._samples.values()) == MOST
     for _ in range(MOST):
         seen.add(a_survey())
-    assert seen._readings == {}
-
-
-def test_history_of_what_was_asked_for() -> None:
-    """With --pid, the other workers do not count for the database."""
-    survey = a_survey(a_worker(1, [a_pool(used=15)]), a_worker(2, [a_pool(used=0)]))
-    only = a_survey(survey.workers[0])
-    seen = History(lambda _: only, 2.0)
-    seen.add(survey)
-    assert seen.charts(80).total(only.totals[0]).endswith("█")
+    assert seen._samples == {}
 
 
 @pytest.mark.parametrize(

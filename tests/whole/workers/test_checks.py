@@ -32,7 +32,7 @@ Start = Callable[..., Prefork]
 Cli = Callable[..., Result]
 Plugin = Callable[..., Result]
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "check_flask_pool.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "check_flask_pool.py"
 STATUS = ["-m", "flask_scopedsession", "--app", "live_app", "pool-status"]
 
 

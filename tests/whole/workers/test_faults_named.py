@@ -138,7 +138,7 @@ def end_statements(url: str) -> None:
 def test_a_view_that_waits_for_itself(
     prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """Both places: where it waits, and where it took what it has."""
+    """Both places: where it waits, and where it checked out its connection."""
     small(live_env, 1)
     group = prefork()
     guilty = group.visit_all("/ok")[0]
@@ -146,8 +146,9 @@ def test_a_view_that_waits_for_itself(
     here = f"live_app.py:{line_of('with db.engine.connect()', 'nested')} nested"
     there = f"live_app.py:{line_of('db.session.scalar', 'nested')} nested"
     said = (
-        rf"1× nested {re.escape(here)}, for [\d.]+ m?s, while its own thread holds one"
-        rf" from {re.escape(there)}: a self-deadlock · bind default · pid {guilty}\n"
+        rf"1× nested {re.escape(here)}, for [\d.]+ m?s, self-deadlock: its own thread"
+        rf" holds a connection, checked out at {re.escape(there)} · bind default"
+        rf" · pid {guilty}\n"
     )
     wait_until(lambda: re.search(said, pool_status(run_cli)), what="the deadlock")
 
@@ -170,12 +171,12 @@ def test_a_pool_too_small_for_the_traffic(
     assert "Waiting for a connection" not in shown
     assert re.search(
         r"Bind default, last minute: up to 1/1 in use and \d waiting in one worker,"
-        r" 95 % of those served waited at most [\d.]+ m?s, the longest wait [\d.]+ m?s,"
-        r" 95 % of holds at most",
+        r" 95 % of checkouts waited at most [\d.]+ m?s, longest wait [\d.]+ m?s,"
+        r" 95 % of holds lasted at most",
         shown,
     )
-    assert re.search(r"Most of its time went to (9\d|100)% hold", shown)
-    assert re.search(r"It should have \d+ connections, in place of 1: pool_size", shown)
+    assert re.search(r"Hold time by view: (9\d|100)% hold", shown)
+    assert re.search(r"Recommended: \d+ connections, instead of 1: pool_size", shown)
 
 
 def test_checkouts_that_gave_up(
@@ -191,8 +192,8 @@ def test_checkouts_that_gave_up(
     gates.open()
     assert blocked.result(10).status == 200
     said = (
-        r"ok gave up after 2\d\d ms; held then by 1× block live_app\.py:\d+"
-        r" wait_for_gate, longest"
+        r"ok timed out after 2\d\d ms; connections were held by 1× block"
+        r" live_app\.py:\d+ wait_for_gate, longest"
     )
     assert re.search(said, pool_status(run_cli))
     assert re.search(
@@ -245,7 +246,7 @@ def test_a_job_that_never_removes_its_session(prefork: Start, run_cli: Cli) -> N
     shown = session_status(run_cli)
     row = r"{} +thread nightly{} +default +[\d.]+ m?s +idle in transaction +\d"
     assert re.search(row.format(alive, ""), shown)
-    assert re.search(row.format(dead, ", its thread is dead"), shown)
+    assert re.search(row.format(dead, ", its thread has ended"), shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -280,7 +281,9 @@ def test_a_worker_that_froze_or_was_killed(
         rf" \({state}\)\n",
         shown,
     )
-    assert re.search(rf"1 worker is {state}, .*: pid {guilty} \(as of .* ago\)", shown)
+    assert re.search(
+        rf"1 worker is {state} \(.*\): pid {guilty} \(as of .* ago\)", shown
+    )
 
 
 def test_connections_that_die_in_the_pool(
@@ -301,7 +304,7 @@ def test_connections_that_die_in_the_pool(
         )
     assert group.get("/ok", on=guilty).status == 200
     assert re.search(
-        rf"1 connection died in the last minute · bind default · at an age of at most"
-        rf" .* · pid {guilty}\n",
+        rf"1 connection invalidated in the last minute · bind default · at most .* old"
+        rf" · pid {guilty}\n",
         pool_status(run_cli),
     )

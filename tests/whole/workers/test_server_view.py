@@ -53,7 +53,7 @@ def test_who_waits_for_whose_lock(prefork: Start, run_cli: Cli, gates: Gates) ->
         rf"  pid {waiting} want live_app.py:{line_in('take_row')} take_row"
         rf" \(backend \d+\) waits for a lock held by"
         rf" pid {holding} lock live_app.py:\d+ wait_for_gate \(backend \d+\),"
-        r" idle in transaction for [\d.]+ m?s \(its statement began .* ago\)",
+        r" idle in transaction for [\d.]+ m?s \(the waiting statement began .* ago\)",
         line,
     ), line
 
@@ -91,8 +91,9 @@ def test_too_many_workers_for_the_server(
     assert limit["left"] == left < 105
     shown = run_cli(["pool-status", "--server"]).check().stdout
     assert (
-        f"3 workers may open 105, the server has {limit['limit'] - limit['reserved']}"
-        f" - {limit['others']} used by others = {left} left: lower pool_size,"
+        f"3 workers may open 105; {left} of the server's"
+        f" {limit['limit'] - limit['reserved']} connections are left"
+        f" ({limit['others']} used by others): lower pool_size,"
         f" max_overflow or the number of workers (at most {left // 3} for each worker"
         " fit)"
     ) in shown
