@@ -25,7 +25,7 @@ Opens no database connection, except with --server.
 \b
 PID      process ID of the worker
 STATE    ok; saturated: all connections are checked out; wedged: threads
-         wait, and no connection was returned for as long; stopped by a
+         wait, and no connection was returned meanwhile; stopped by a
          signal; unresponsive; gone: killed, this is its last snapshot
 BIND     name of the database bind
 POOL     class of the pool
@@ -116,12 +116,7 @@ Exits with 0 if all databases answered, else with 4.
 class _Thresholds(click.ParamType):  # type: ignore[type-arg]
     name = "metric=number,..."
 
-    def convert(
-        self,
-        value: t.Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> t.Any:
+    def convert(self, value: t.Any, param: t.Any, ctx: t.Any) -> t.Any:
         try:
             return parse_thresholds(value) if isinstance(value, str) else value
         except ValueError as error:
@@ -131,12 +126,7 @@ class _Thresholds(click.ParamType):  # type: ignore[type-arg]
 class _Range(click.FloatRange):
     """A range that excludes NaN."""
 
-    def convert(
-        self,
-        value: t.Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> t.Any:
+    def convert(self, value: t.Any, param: t.Any, ctx: t.Any) -> t.Any:
         number = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value} is not a number.", param, ctx)
