@@ -1,4 +1,4 @@
-"""``--watch``: how a page becomes a screen, and looks that fail."""
+"""``--watch``: how a page is fitted to a screen, and refreshes that fail."""
 
 from __future__ import annotations
 
@@ -230,11 +230,11 @@ def test_folded_lines_keep_their_indent_and_style() -> None:
     assert [line.plain for line in fold("  12345678", 6)] == ["  1234", "  5678"]
 
 
-# Looks that fail
+# Refreshes that fail
 
 
-def looks(*found: Any) -> Callable[[], Refresh]:
-    """Ask what gives these, or raises them; then Ctrl-C."""
+def answers(*found: Any) -> Callable[[], Refresh]:
+    """Return what gives or raises these in turn, and then Ctrl-C."""
     left: Iterator[Any] = iter((*found, KeyboardInterrupt()))
 
     def ask() -> Refresh:
@@ -248,14 +248,14 @@ def looks(*found: Any) -> Callable[[], Refresh]:
 
 def watch(*found: Any, as_json: bool = False) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _screen.watch(looks(*found), lambda *_: "shown\n", 0.0, as_json=as_json)
+        _screen.watch(answers(*found), lambda *_: "shown\n", 0.0, as_json=as_json)
 
 
 @pytest.mark.parametrize(("as_json", "between"), [(False, "\n"), (True, "")])
-def test_a_failed_look_is_not_the_last(
+def test_after_a_failed_refresh(
     as_json: bool, between: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is told on stderr, where a reader of JSON does not look."""
+    """The error goes to stderr, apart from the JSON, and the next refresh comes."""
     gone = FileNotFoundError(2, "No such file or directory")
     watch(gone, a_survey(), gone, a_survey(), as_json=as_json)
     shown = capsys.readouterr()
@@ -272,16 +272,16 @@ def test_a_failed_look_is_not_the_last(
         (click.UsageError("There is no bind 'x'"), "UsageError: There is no bind 'x'"),
     ],
 )
-def test_why_a_look_failed(
+def test_why_a_refresh_failed(
     error: Exception, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the words of errors that are known to hold no secret."""
+    """Only texts of errors that contain no secret are shown."""
     watch(a_survey(), error)
     assert capsys.readouterr().err == f"Refresh failed: {said}\n"
 
 
-def test_the_first_look_may_refuse() -> None:
-    """Bad usage does not become better by waiting."""
-    ask = looks(click.UsageError("There is no bind 'x'"))
+def test_the_first_refresh_may_be_refused() -> None:
+    """Wrong usage ends the command at once."""
+    ask = answers(click.UsageError("There is no bind 'x'"))
     with pytest.raises(click.UsageError):
         _screen.watch(ask, lambda *_: "", 0.0, as_json=True)
