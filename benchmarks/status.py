@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flask_scopedsession._live.worker import survey_directory
+from flask_scopedsession._live.survey import survey_directory
 
 from .runner import Plan
 from .runner import ROOT

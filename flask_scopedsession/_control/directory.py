@@ -1,9 +1,9 @@
-"""The directory of the control sockets: who may be in it, and what lies there.
+"""The directory of the control sockets: whether it is safe, and the files in it.
 
-``<pid>-<random>.sock`` listens, ``.lock`` is locked for as long as its process
-lives and says which deployment that belongs to, ``.json`` is a last snapshot,
-``.new`` and ``.tmp`` are on their way to become one of these. The random part keeps
-apart processes of different pid namespaces that share a volume.
+``<pid>-<random>.sock`` is the socket. ``.lock`` is locked as long as its process lives,
+and contains the ID of the deployment. ``.json`` is a last snapshot. ``.new`` and
+``.tmp`` are unfinished and will be renamed to one of these. The random part tells apart
+processes of different PID namespaces that share a volume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: Whether this platform has the locks that tell the living from the dead.
+#: Whether this platform has the locks that tell live workers from dead ones.
 LOCKS = fcntl is not None
 
 #: A socket's path may have this many bytes: 104 on macOS with the final NUL.
@@ -34,25 +34,29 @@ PATH_LIMIT = 103
 #: Seconds for which the last snapshot of a killed worker is kept.
 KEEP_LAST = 3600.0
 
-#: Bytes that a last snapshot may have.
+#: Most bytes of a last snapshot.
 LAST_LIMIT = 64 * 1024
 
-#: Seconds after which files of a start that never finished are swept.
+#: Seconds after which the files of a start that never finished are removed.
 _UNFINISHED = 60.0
 
-#: All endings, in the order in which a worker removes its own.
+#: How many live workers a sweep passes. Two, so that one that is stopped by a signal
+#: does not keep the files of the dead workers after it.
+_NEIGHBORS = 2
+
+#: All file name endings, in the order in which a worker removes its own files.
 KINDS = ("sock", "json", "tmp", "new", "lock")
 
 _NAME = re.compile(rf"([0-9]{{1,10}}-[0-9a-f]{{8}})\.({'|'.join(KINDS)})")
 _BASE = re.compile("flask-scopedsession-(0|[1-9][0-9]{0,9})")
 _REMEDY = "Set SCOPEDSESSION_CONTROL_DIR to a directory of the worker's own user."
 
-# Absent on Windows. The second: who opens a pipe must not wait for its other end.
+# Absent on Windows. O_NONBLOCK, because opening a named pipe waits for its other end.
 _SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def deployment_id(name: str) -> str:
-    """Return the twelve hex digits that stand for a deployment's name."""
+    """Return the ID of a deployment: twelve hex digits, from its name."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
@@ -64,7 +68,7 @@ def base_path(uid: int | None = None) -> str:
     owner = os.geteuid() if uid is None else uid
     try:
         parent = tempfile.gettempdir()
-    except OSError:  # all of them are on a read-only file system, for one
+    except OSError:  # all of them may be on a read-only file system
         raise ControlError(
             f"uid {os.geteuid()} can write to no directory for temporary files,"
             f" neither to TMPDIR nor to /tmp. {_REMEDY}"
@@ -81,7 +85,7 @@ def default_path(name: str, uid: int | None = None) -> str:
 
 
 def other_users() -> list[int]:
-    """Return the other users of whom there may be directories, by uid."""
+    """Return the user IDs of the other users who may have such a directory."""
     try:
         names = os.listdir(tempfile.gettempdir())
     except OSError:
@@ -90,7 +94,7 @@ def other_users() -> list[int]:
     return sorted({int(each[1]) for each in found if each} - {os.geteuid()})
 
 
-# -- is it safe ----------------------------------------------------------------
+# -- safety --------------------------------------------------------------------
 
 
 class Place(t.NamedTuple):
@@ -98,12 +102,12 @@ class Place(t.NamedTuple):
 
     path: str
     uid: int | None
-    """Whose default directory this is; ``None`` if somebody has chosen it."""
+    """The user whose default directory this is; ``None`` if it was configured."""
 
     def examine(self) -> int:
-        """Make sure that workers would use it; return the uid they run as.
+        """Check that workers would use it; return the user ID that they run as.
 
-        :raises OSError: It is not there, or nobody may look.
+        :raises OSError: It does not exist, or must not be read.
         :raises ControlError: No worker would use it; the message says why.
         """
         _check_length(self.path)
@@ -111,15 +115,12 @@ class Place(t.NamedTuple):
         if owner is None:
             owner = os.geteuid() or os.lstat(self.path).st_uid
         parent = os.path.dirname(self.path)
-        if self.uid is None:
-            _check_parent(parent, owner)
-        else:
-            check(parent, owner)
+        (_check_parent if self.uid is None else check)(parent, owner)
         check(self.path, owner)
         return owner
 
     def obstacle(self) -> str:
-        """Return why a directory that is not there cannot be made, if so."""
+        """Return why a directory that does not exist cannot be created, if so."""
         parent = os.path.dirname(self.path)
         while not os.path.lexists(parent):
             parent = os.path.dirname(parent)
@@ -129,11 +130,12 @@ class Place(t.NamedTuple):
 
 
 def prepare(path: str | None, name: str) -> str:
-    """Make the directory safe to put a socket in, and return it.
+    """Create the directory if need be, check that it is safe, and return it.
 
     :param path: The configured directory, or ``None`` for the default.
+    :param name: The name of the deployment.
     :raises UnsafeDirectory: It exists, but others own it or may enter it.
-    :raises ControlError: It cannot be made, or is too long for a socket.
+    :raises ControlError: It cannot be created, or its path is too long for a socket.
     """
     levels = _levels(path, name)
     _check_length(levels[-1])
@@ -152,10 +154,10 @@ def prepare(path: str | None, name: str) -> str:
 
 
 def check(path: str, uid: int) -> None:
-    """Make sure that a directory is `uid`'s alone.
+    """Check that only the user `uid` can use a directory.
 
-    :raises UnsafeDirectory: It is a link, somebody else's, or open to others.
-    :raises FileNotFoundError: It is not there.
+    :raises UnsafeDirectory: It is a link, another user's, or open to others.
+    :raises FileNotFoundError: It does not exist.
     """
     found = os.lstat(path)
     owner = f"belongs to uid {found.st_uid}"
@@ -174,9 +176,9 @@ def check(path: str, uid: int) -> None:
 
 
 def _levels(path: str | None, name: str) -> list[str]:
-    """Return the directories that must be the worker's own, the outermost first.
+    """Return the directories to create and check, the outermost first.
 
-    Of a configured one these are the last, and what is missing above it.
+    For a configured path: its last level, and the levels above it that are missing.
     """
     if path is None:
         return [base_path(), default_path(name)]
@@ -187,10 +189,10 @@ def _levels(path: str | None, name: str) -> list[str]:
 
 
 def _make(level: str) -> None:
-    # Level by level: makedirs() would give parents the umask's mode.
+    # One level at a time, because makedirs() gives parents the umask's mode.
     try:
         os.mkdir(level, 0o700)
-        os.chmod(level, 0o700)  # whatever the umask has left of it
+        os.chmod(level, 0o700)  # mkdir() has applied the umask
     except FileExistsError:
         return
     except OSError as error:
@@ -227,18 +229,19 @@ def _belongs(path: str) -> str:
     try:
         return f"belongs to uid {os.lstat(path).st_uid}"
     except OSError as error:
-        return f"cannot be looked at ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
 
 
 # -- files ---------------------------------------------------------------------
 
 
 class Found(t.NamedTuple):
-    """The files of one process, by their ending."""
+    """The files of one process."""
 
     id: str
     pid: int
     kinds: frozenset[str]
+    """Their endings, of :data:`KINDS`."""
 
 
 def file(path: str, id: str, kind: str) -> str:
@@ -247,7 +250,7 @@ def file(path: str, id: str, kind: str) -> str:
 
 
 def listing(path: str) -> list[Found]:
-    """Return the processes that have files in a directory, by id."""
+    """Return the processes that have files in a directory, sorted by id."""
     kinds: dict[str, set[str]] = {}
     for name in os.listdir(path):
         match = _NAME.fullmatch(name)
@@ -262,15 +265,16 @@ def listing(path: str) -> list[Found]:
 def take_lock(path: str, id: str, deployment: str) -> int:
     """Create and lock the lock file of this process; return its descriptor.
 
-    It must not be opened again in this process: closing any descriptor of a file
-    drops the process's POSIX locks on it.
+    This process must not open the file again: closing any descriptor of a file drops
+    the process's POSIX locks on it.
     """
     unfinished = file(path, id, "new")
     descriptor = _create(unfinished)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, deployment.encode())
-        # Renamed when locked, so that nobody sees it unlocked and sweeps it.
+        # Renamed once it is locked. An unlocked lock file is a dead worker's, and
+        # another worker would remove it.
         os.rename(unfinished, file(path, id, "lock"))
     except BaseException:
         os.close(descriptor)
@@ -280,29 +284,24 @@ def take_lock(path: str, id: str, deployment: str) -> int:
 
 
 def deployment_of(path: str, id: str) -> str | None:
-    """Return which deployment a process belongs to. Not for one's own id."""
+    """Return the deployment of another process, if its lock file says it."""
     try:
-        descriptor = os.open(file(path, id, "lock"), os.O_RDONLY | _SAFELY)
+        with open(file(path, id, "lock"), "rb", 0, opener=_open_safely) as lock:
+            return (lock.read(64) or b"").decode("ascii", "replace") or None
     except OSError:
         return None
-    try:
-        return os.read(descriptor, 64).decode("ascii", "replace") or None
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def alive(path: str, id: str) -> bool:
-    """Whether the process of a lock file holds it. Not for one's own id."""
+    """Whether another process lives, which means that it holds its lock."""
     try:
-        # A pid proves nothing: it is reused, and differs between pid namespaces.
-        # Shared, so that two who ask do not take each other for the owner.
+        # A PID proves nothing: it is reused, and differs between PID namespaces. The
+        # lock is shared, so that two commands do not take each other for the owner.
         descriptor = _lock_of_the_dead(path, id, os.O_RDONLY, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # nobody can tell
+        return True  # unknown
     if descriptor is None:
         return True
     os.close(descriptor)
@@ -311,7 +310,7 @@ def alive(path: str, id: str) -> bool:
 
 def _lock_of_the_dead(path: str, id: str, mode: int, how: int) -> int | None:
     """Return the descriptor of a lock that was free, ``None`` if it is held."""
-    descriptor = os.open(file(path, id, "lock"), mode | _SAFELY)
+    descriptor = _open_safely(file(path, id, "lock"), mode)
     try:
         fcntl.lockf(descriptor, how | fcntl.LOCK_NB)
     except OSError as error:
@@ -322,41 +321,60 @@ def _lock_of_the_dead(path: str, id: str, mode: int, how: int) -> int | None:
     return descriptor
 
 
-def sweep(path: str, own: t.Collection[str]) -> None:
-    """Remove what dead processes left behind; for workers only.
+def sweep(path: str, id: str, own: t.Collection[str]) -> None:
+    """Remove the files of the dead workers that follow a live one; for workers only.
 
+    The order is that of the ids, and the first follows the last. As each live worker
+    opens only the locks up to its next live neighbors, the work of all workers together
+    grows with their number instead of its square.
+
+    :param id: The worker that sweeps.
     :param own: The ids of this process, whose lock files must not be opened.
     """
-    for found in listing(path):
-        if found.id in own:
-            continue
-        names = {kind: file(path, found.id, kind) for kind in found.kinds}
-        last = names.pop("json", None)
-        if "lock" in names:
-            try:
-                held = _lock_of_the_dead(path, found.id, os.O_RDWR, fcntl.LOCK_EX)
-            except OSError:
-                continue  # somebody else swept it, or it is no lock file
-            if held is not None:
-                remove(names.values())
-                os.close(held)
-        else:
-            remove(names.values(), older_than=_UNFINISHED)
-            remove([last] if last is not None else [], older_than=KEEP_LAST)
+    found = listing(path)
+    start = sum(each.id <= id for each in found)
+    passed = 0
+    for each in found[start:] + found[:start]:
+        if each.id not in own and not _swept(path, each):
+            passed += 1
+            if passed == _NEIGHBORS:
+                return
+
+
+def _swept(path: str, found: Found) -> bool:
+    """Remove the files of a process if it is dead; whether it is."""
+    names = {kind: file(path, found.id, kind) for kind in found.kinds}
+    last = names.pop("json", None)
+    if "lock" not in names:
+        remove(names.values(), older_than=_UNFINISHED)
+        remove([last] if last is not None else [], older_than=KEEP_LAST)
+        return True
+    try:
+        held = _lock_of_the_dead(path, found.id, os.O_RDWR, fcntl.LOCK_EX)
+    except OSError:
+        return True  # another worker has removed it, or it is no lock file
+    if held is None:
+        return False
+    remove(names.values())
+    os.close(held)
+    return True
 
 
 def remove(paths: t.Iterable[str], *, older_than: float = 0.0) -> None:
-    """Remove files that are there and old enough, in seconds."""
+    """Remove files that exist and are old enough.
+
+    :param older_than: Seconds since their last modification; 0 for any age.
+    """
     for path in paths:
         try:
             if older_than <= 0 or time.time() - os.lstat(path).st_mtime > older_than:
                 os.unlink(path)
         except OSError:
-            continue  # somebody else swept it, or it is theirs
+            continue  # another worker has removed it, or it is another user's
 
 
 def write_last(path: str, id: str, content: bytes) -> None:
-    """Replace this process's last snapshot in one step; mode 0600."""
+    """Replace this process's last snapshot atomically; mode 0600."""
     unfinished = file(path, id, "tmp")
     remove([unfinished])
     try:
@@ -369,27 +387,26 @@ def write_last(path: str, id: str, content: bytes) -> None:
 
 
 def read_last(path: str, id: str, uid: int) -> bytes | None:
-    """Return the last snapshot that a process of `uid` left, if there is one."""
+    """Return the last snapshot that a process of the user `uid` left, if any."""
     try:
-        descriptor = os.open(file(path, id, "json"), os.O_RDONLY | _SAFELY)
+        with open(file(path, id, "json"), "rb", 0, opener=_open_safely) as last:
+            found = os.fstat(last.fileno())
+            # Root reads the files of all users, who may have put a link or a pipe here.
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != uid:
+                return None
+            if found.st_size > LAST_LIMIT or time.time() - found.st_mtime > KEEP_LAST:
+                return None
+            return last.read(LAST_LIMIT)
     except OSError:
         return None
-    try:
-        found = os.fstat(descriptor)
-        # Root reads everybody's, and so must not follow what they lay out for it.
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != uid:
-            return None
-        if found.st_size > LAST_LIMIT or time.time() - found.st_mtime > KEEP_LAST:
-            return None
-        return os.read(descriptor, LAST_LIMIT)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+
+
+def _open_safely(path: str, flags: int) -> int:
+    return os.open(path, flags | _SAFELY)
 
 
 def _create(path: str) -> int:
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags, 0o600)
-    os.fchmod(descriptor, 0o600)  # whatever the umask has left of it
+    os.fchmod(descriptor, 0o600)  # open() has applied the umask
     return descriptor

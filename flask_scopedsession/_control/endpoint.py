@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import _socket
 import os
+import platform
 import socket
 import time
 import typing as t
 from collections.abc import Callable
 from contextlib import suppress
 
+from .._runtime import native
 from ..errors import ControlError
 from . import directory
+from .protocol import CREDENTIALS
 from .protocol import frame
 from .protocol import peer_credentials
 from .protocol import REPLY_LIMIT
 
-#: Seconds for which one snapshot answers everybody who asks.
+#: Seconds for which one snapshot answers all clients.
 _FRESH = 0.1
 
 #: Seconds between two last snapshots, and between two sweeps.
@@ -24,20 +26,28 @@ _SNAPSHOT_EVERY = 30.0
 _HOUSEKEEPING_EVERY = 60.0
 
 
+def unsupported() -> str | None:
+    """Return why this platform has no control sockets, ``None`` if it has them."""
+    if hasattr(socket, "AF_UNIX") and directory.LOCKS and CREDENTIALS:
+        return None
+    system = platform.system() or "this system"
+    return f"there is no live view on {system}, which lacks the Unix sockets for it"
+
+
 class Source(t.NamedTuple):
-    """What an application lets its endpoint say and do."""
+    """What an application provides for its endpoint."""
 
     prepare: Callable[[], str]
-    """Makes the directory if need be, makes sure it is safe, and returns it."""
+    """Creates the directory if need be, checks that it is safe, and returns it."""
     deployment: str
     reply: Callable[[str, int], bytes]
-    """The reply of the worker of this id, in at most so many bytes."""
+    """Returns the reply of the worker with this id, of at most so many bytes."""
     last_snapshot: Callable[[str, int], bytes | None] | None
-    """A last snapshot of at most so many bytes if there is trouble, else none."""
+    """Returns a last snapshot of at most so many bytes if there is trouble."""
     paused: Callable[[], None]
-    """The thread was stopped for a fork: call :meth:`Server.resume` some time."""
+    """Asks the application to call :meth:`Server.resume` soon."""
     gone: Callable[[], bool] = bool
-    """Whether the application was dropped, and nobody disposed of it."""
+    """Whether the application was dropped without being disposed of."""
 
 
 class Endpoint:
@@ -49,12 +59,12 @@ class Endpoint:
         self.source = source
         self.path = ""
         self.keep_last = False
-        """Let the last snapshot stay when this ends: the process is being aborted."""
+        """Leave the last snapshot on the disk: the process is being aborted."""
         self._cached: tuple[float, bytes] = (0.0, b"")
         self._next_snapshot = 0.0
         self._next_housekeeping = 0.0
         self._lock: int | None = None
-        self._listener: t.Any = None
+        self._listener: socket.socket | None = None
         self._closed = False
         try:
             self._open()
@@ -66,9 +76,9 @@ class Endpoint:
         return directory.file(self.path, self.id, kind)
 
     def _open(self) -> None:
-        """Make the lock and the socket, as far as they are not there."""
+        """Make the lock and the socket, unless they are there."""
         if self._closed:
-            return  # by somebody who could not wait for the thread to end
+            return  # by a thread that gave up waiting for the control thread to end
         self.path = self.source.prepare()
         try:
             if self._lock is None or not os.path.lexists(self._file("lock")):
@@ -87,18 +97,23 @@ class Endpoint:
                 " directory that it owns and may write to."
             ) from None
 
-    def _listen(self) -> t.Any:
-        # The C class: that of the socket module may be gevent's.
-        listener = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def _listen(self) -> socket.socket:
+        listener: socket.socket = native.original("socket", "socket")(
+            socket.AF_UNIX, socket.SOCK_STREAM
+        )
         unfinished = self._file("new")
         directory.remove([unfinished])
         try:
+            if not native.can_accept(listener):
+                raise ControlError(
+                    "This version of Python offers no sockets beside gevent's."
+                    " Set SCOPEDSESSION_CONTROL=0, and report it to the project."
+                )
             listener.setblocking(False)
             listener.bind(unfinished)
-            # It was made with the umask's mode.
-            os.chmod(unfinished, 0o600)
+            os.chmod(unfinished, 0o600)  # bind() has applied the umask
             listener.listen(128)
-            # Renamed last: whoever sees it finds somebody listening.
+            # Renamed last, so that a client that sees the file can connect to it.
             os.rename(unfinished, self._file("sock"))
         except BaseException:
             listener.close()
@@ -108,27 +123,26 @@ class Endpoint:
 
     def fileno(self) -> int:
         """Return the listening socket's descriptor, -1 if there is none."""
-        return -1 if self._listener is None else t.cast(int, self._listener.fileno())
+        return -1 if self._listener is None else self._listener.fileno()
 
-    def accept(self) -> t.Any:
-        """Return the next connection; ``None`` for one that may not ask.
+    def accept(self) -> socket.socket | None:
+        """Return the next connection, ``None`` if its peer may not ask.
 
-        :raises OSError: There is none (any more), or no room for it.
+        :raises OSError: There is no connection, or no descriptor for it.
         """
-        descriptor, _ = self._listener._accept()
-        connection = _socket.socket(fileno=descriptor)
+        connection = native.accept(t.cast(socket.socket, self._listener))
         try:
             connection.setblocking(False)
             peer = peer_credentials(connection)
             if peer is not None and peer[1] in (0, os.geteuid()):
                 return connection
         except OSError:
-            pass  # it is gone already
+            pass  # the client has hung up
         connection.close()
         return None
 
     def answer(self) -> bytes:
-        """Return the reply to a request, made afresh if the last one is stale."""
+        """Return the reply to a request, read afresh if the last one is stale."""
         made, reply = self._cached
         if not reply or time.monotonic() - made > _FRESH:
             reply = frame(self.source.reply(self.id, REPLY_LIMIT))
@@ -136,40 +150,38 @@ class Endpoint:
         return reply
 
     def tick(self, now: float, own: t.Collection[str]) -> None:
-        """Keep the house, and write the last snapshot when there is trouble.
+        """Do the housekeeping, and write the last snapshot if there is trouble.
 
-        :param own: The ids of this process, whose files are not to be swept.
+        :param now: :func:`time.monotonic`, in seconds.
+        :param own: The ids of this process's endpoints.
         """
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_EVERY
-            self._keep_house(own)
+            for kind in ("sock", "lock", "json"):
+                # Cleaners of temporary directories go by the time of last use.
+                with suppress(FileNotFoundError):
+                    os.utime(self._file(kind), follow_symlinks=False)
+            # A cleaner may have removed them all the same, or the whole directory.
+            self._open()
+            directory.sweep(self.path, self.id, own)
         if self.source.last_snapshot is not None and now >= self._next_snapshot:
             content = self.source.last_snapshot(self.id, directory.LAST_LIMIT)
             if content is not None:
                 self._next_snapshot = now + _SNAPSHOT_EVERY
                 directory.write_last(self.path, self.id, content)
 
-    def _keep_house(self, own: t.Collection[str]) -> None:
-        for kind in ("sock", "lock", "json"):
-            # Cleaners of temporary directories go by the time of last use.
-            with suppress(FileNotFoundError):
-                os.utime(self._file(kind), follow_symlinks=False)
-        # Removed all the same, and the directory maybe with it.
-        self._open()
-        directory.sweep(self.path, own)
-
     def close(self) -> None:
-        """Stop listening; remove the files, unless they are a parent's."""
+        """Stop listening; remove the files, unless they are a parent process's."""
         self._closed = True
         if self.pid == os.getpid() and self._lock is not None:
-            kinds = set(directory.KINDS) - ({"json"} if self.keep_last else set())
-            directory.remove(self._file(kind) for kind in kinds)
+            kept = {"json"} if self.keep_last else set()
+            directory.remove(self._file(k) for k in directory.KINDS if k not in kept)
         if self._listener is not None:
             self._listener.close()
         self._unlock()
 
     def _unlock(self) -> None:
-        # Locks are not inherited: closing this in a fork frees nothing.
+        # A fork does not inherit locks, so closing its copy frees nothing.
         descriptor, self._lock = self._lock, None
         if descriptor is not None:
             with suppress(OSError):

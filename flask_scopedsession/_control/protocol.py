@@ -12,8 +12,6 @@ import socket
 import struct
 import sys
 import typing as t
-from collections.abc import Callable
-from collections.abc import Iterator
 
 PROTOCOL = 1
 REQUEST = {"protocol": PROTOCOL, "want": "snapshot"}
@@ -23,10 +21,6 @@ DEADLINE = 5.0
 
 REQUEST_LIMIT = 64 * 1024
 REPLY_LIMIT = 16 * 1024 * 1024
-
-#: Without spaces; and so many items of a list are encoded in one step.
-_COMPACT = (",", ":")
-_AT_ONCE = 20
 
 _LENGTH = struct.Struct("!I")
 
@@ -60,45 +54,7 @@ def pack(message: object) -> bytes:
 
 def encode(message: object) -> bytes:
     """Return `message` as compact JSON."""
-    return json.dumps(message, separators=_COMPACT).encode()
-
-
-def encode_at(pace: Callable[[], None], message: t.Any) -> bytes:
-    """Return `message` as :func:`encode` does, but in small steps.
-
-    :param pace: Called between them: encoding lets no other thread run.
-    """
-    parts: list[str] = []
-    for part in _parts(message):
-        parts.append(part)
-        pace()
-    text = "".join(parts)
-    pace()
-    return text.encode()
-
-
-def _parts(value: t.Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        before = "{"
-        for key, item in value.items():
-            yield f"{before}{json.dumps(key)}:"
-            yield from _parts(item)
-            before = ","
-        yield "}" if value else "{}"
-    elif isinstance(value, list) and len(value) > _AT_ONCE:
-        for start in range(0, len(value), _AT_ONCE):
-            items = json.dumps(value[start : start + _AT_ONCE], separators=_COMPACT)
-            yield ("," if start else "[") + items[1:-1]
-        yield "]"
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        before = "["
-        for item in value:
-            yield before
-            yield from _parts(item)
-            before = ","
-        yield "]"
-    else:
-        yield json.dumps(value, separators=_COMPACT)
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 def frame(body: bytes) -> bytes:

@@ -1,17 +1,21 @@
 """The thread that answers: one per process, for all its applications.
 
-It starts at the end of the first request, never by import, by a command, or in
-an arbiter. It stops and is joined before a fork, and goes on after it. It logs
-nothing: under gevent, logging's lock belongs to the event loop.
+It starts at the end of the first request, never by import, by a command, or in an
+arbiter. It stops and is joined before a fork, and the next piece of work starts it
+again. It logs nothing itself, because under gevent logging's locks belong to the event
+loop: it remembers an unexpected error, and the next piece of work logs it.
 """
 
 from __future__ import annotations
 
-import _socket
 import atexit
+import io
+import logging
 import os
 import select
+import socket
 import time
+import traceback
 import typing as t
 from contextlib import suppress
 
@@ -31,68 +35,63 @@ from .protocol import REQUEST
 from .protocol import REQUEST_LIMIT
 from .protocol import unpack
 
-#: Clients that are served at a time; more wait in the kernel's queue.
+log = logging.getLogger("flask_scopedsession")
+
+#: Clients served at a time. More wait in the kernel's queue.
 _MOST_CLIENTS = 64
 
-#: Seconds that a conversation may take while others have to wait for its place.
+#: Seconds that a conversation may take while others wait for its place.
 _CROWDED = 0.5
 
-#: Seconds between two looks for trouble.
+#: Seconds between two checks for trouble, and at most between two for slow clients.
 _TICK = 2.0
+_EXPIRE = 0.1
 
-#: Seconds to wait when something failed that will likely fail again.
+#: Seconds to wait after an error that is likely to happen again.
 _PAUSE = 0.5
 
 
 class _Client:
     """One conversation: read a request, write a reply."""
 
-    __slots__ = ("began", "endpoint", "out", "received", "socket")
-
-    def __init__(self, connection: t.Any, endpoint: Endpoint) -> None:
+    def __init__(self, connection: socket.socket, endpoint: Endpoint) -> None:
         self.socket = connection
         self.endpoint = endpoint
         self.began = time.monotonic()
         self.received = bytearray()
         self.out: memoryview | None = None
 
-    def step(self) -> bool:
-        """Go on as far as the socket allows; whether there is more to do."""
-        if self.out is None:
-            chunk = self.socket.recv(REQUEST_LIMIT)
-            if not chunk:
-                return False
-            self.received += chunk
-            request = unpack(self.received, REQUEST_LIMIT)
-            if request is None:
-                return True
-            self.out = memoryview(self._reply_to(request))
-        self.out = self.out[self.socket.send(self.out) :]
-        return bool(self.out)
+    def request(self) -> dict[str, t.Any] | None:
+        """Receive what has arrived; return the request once it is complete."""
+        chunk = self.socket.recv(REQUEST_LIMIT)
+        if not chunk:
+            raise ConnectionResetError
+        self.received += chunk
+        return unpack(self.received, REQUEST_LIMIT)
 
-    def _reply_to(self, request: dict[str, t.Any]) -> bytes:
-        if any(request.get(key) != value for key, value in REQUEST.items()):
-            return pack({"protocol": PROTOCOL, "error": "unknown request"})
-        try:
-            return self.endpoint.answer()
-        except Exception as error:  # noqa: BLE001  # rather than look dead
-            return pack({"protocol": PROTOCOL, "error": type(error).__name__})
+    def send(self, reply: bytes | memoryview) -> bool:
+        """Send as much as the socket takes; whether that was all."""
+        self.out = memoryview(reply)
+        self.out = self.out[self.socket.send(self.out) :]
+        return not self.out
 
 
 class _Loop:
     """One run of the thread.
 
-    What it waits for and whom it serves are its own: one that does not end in time
-    does no harm to the next.
+    Its pipe and its clients are its own, so a run that does not stop in time does no
+    harm to the next one.
     """
 
-    def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
+    def __init__(self, server: Server, endpoints: tuple[Endpoint, ...]) -> None:
+        self._server = server
         self._endpoints = endpoints
         self._clients: dict[int, _Client] = {}  # the oldest first
         self._stopping = False
         self._next_tick = 0.0
-        self._deaf_until = 0.0
-        self._ear, self._bell = _socket.socketpair()
+        stop_reader, stop_writer = os.pipe()
+        self._stop_reader = io.FileIO(stop_reader)
+        self._stop_writer = io.FileIO(stop_writer, "w")
         try:
             self._thread = NativeThread(self._run, "scopedsession-control")
         except BaseException:
@@ -102,99 +101,100 @@ class _Loop:
     def stop(self) -> None:
         """End the thread, and wait for it."""
         self._stopping = True
-        # Both: a fork may have a copy of the other end, or have emptied it.
-        with suppress(OSError):
-            self._bell.send(b".")
-        self._bell.close()
+        # Both: a forked process may have a copy of the writing end, so that closing
+        # this one is not seen, or may have read the byte.
+        with suppress(OSError, ValueError):
+            self._stop_writer.write(b".")
+        self._stop_writer.close()
         self._thread.join(DEADLINE)
 
     def abandon(self) -> None:
-        """Close everything: when the thread ends, and in a fork, where it is not."""
+        """Close everything: at the thread's end, or in a fork, which lacks it."""
         for client in self._clients.values():
             client.socket.close()
         self._clients.clear()
-        self._ear.close()
-        self._bell.close()
+        self._stop_reader.close()
+        self._stop_writer.close()
 
     def _run(self) -> None:
         try:
             while not self._stopping:
                 try:
                     self._round()
-                except Exception:  # noqa: BLE001  # who asks next shall be answered
-                    original("time", "sleep")(_PAUSE)
+                except Exception:  # noqa: BLE001  # later clients must be answered
+                    # A thread that does not stop in time finds its sockets closed.
+                    if not self._stopping:
+                        self._server.failed()
+                        original("time", "sleep")(_PAUSE)
         finally:
             self.abandon()
 
     def _round(self) -> None:
-        now = time.monotonic()
         poll = original("select", "poll")()
-        poll.register(self._ear, select.POLLIN)
+        poll.register(self._stop_reader, select.POLLIN)
         listening: dict[int, Endpoint] = {}
-        if len(self._clients) < _MOST_CLIENTS and now >= self._deaf_until:
+        if len(self._clients) < _MOST_CLIENTS:
             listening = {e.fileno(): e for e in self._endpoints if e.fileno() >= 0}
         for descriptor in listening:
             poll.register(descriptor, select.POLLIN)
         for descriptor, client in self._clients.items():
             wanted = select.POLLIN if client.out is None else select.POLLOUT
             poll.register(descriptor, wanted)
-        for descriptor, _ in poll.poll(self._wait_for(now) * 1000):
-            if descriptor in self._clients:
-                self._serve(descriptor)
-            elif descriptor in listening:
-                self._accept(listening[descriptor])
-            else:
-                self._stopping = True  # the bell
+        wait = max(0.0, self._next_tick - time.monotonic())
+        # A little late rather than early, which would be a second wait for nothing.
+        wait = min(wait, _EXPIRE) if self._clients else wait + 0.001
+        ready = [descriptor for descriptor, _ in poll.poll(wait * 1000)]
+        self._stopping = self._stopping or self._stop_reader.fileno() in ready
+        for descriptor in self._clients.keys() & ready:
+            self._serve(descriptor)
         self._expire()
         self._tick()
-
-    def _patience(self) -> float:
-        return DEADLINE if len(self._clients) < _MOST_CLIENTS else _CROWDED
-
-    def _wait_for(self, now: float) -> float:
-        """Return the seconds until something is due, though nothing happens."""
-        due = [self._next_tick - now]
-        if self._clients:
-            due.append(
-                next(iter(self._clients.values())).began + self._patience() - now
-            )
-        if self._deaf_until > now:
-            due.append(self._deaf_until - now)
-        # A little late rather than early, which would be a second wait for nothing.
-        return max(0.0, min(due)) + 0.001
+        # Last, because this fails while the process has no descriptor to spare.
+        for descriptor in listening.keys() & ready:
+            self._accept(listening[descriptor])
 
     def _accept(self, endpoint: Endpoint) -> None:
-        try:
+        if endpoint.fileno() < 0:
+            return  # retired a moment ago
+        # A client may have given up while it waited in the queue.
+        with suppress(BlockingIOError, ConnectionAbortedError):
             connection = endpoint.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # it gave up while it waited in the queue
-        except OSError:
-            # No descriptor is left for it: it stays in the queue, where poll()
-            # would find it at once.
-            self._deaf_until = time.monotonic() + _PAUSE
-            return
-        if connection is not None:
-            self._clients[connection.fileno()] = _Client(connection, endpoint)
+            if connection is not None:
+                self._clients[connection.fileno()] = _Client(connection, endpoint)
 
     def _serve(self, descriptor: int) -> None:
         client = self._clients[descriptor]
         try:
-            more = client.step()
+            reply: bytes | memoryview | None = client.out
+            if reply is None and (request := client.request()) is not None:
+                reply = self._reply_to(request, client.endpoint)
+            done = reply is not None and client.send(reply)
         except BlockingIOError:
-            more = True
+            done = False
         except (OSError, Malformed):
-            more = False
-        if not more:
-            del self._clients[descriptor]
-            client.socket.close()
+            done = True
+        if done:
+            self._hang_up(descriptor)
+
+    def _reply_to(self, request: dict[str, t.Any], endpoint: Endpoint) -> bytes:
+        if any(request.get(key) != value for key, value in REQUEST.items()):
+            return pack({"protocol": PROTOCOL, "error": "unknown request"})
+        try:
+            return endpoint.answer()
+        except Exception as error:  # noqa: BLE001  # rather than seem unresponsive
+            self._server.failed()
+            return pack({"protocol": PROTOCOL, "error": type(error).__name__})
+
+    def _hang_up(self, descriptor: int) -> None:
+        self._clients.pop(descriptor).socket.close()
 
     def _expire(self) -> None:
-        latest = time.monotonic() - self._patience()
+        patience = DEADLINE if len(self._clients) < _MOST_CLIENTS else _CROWDED
+        latest = time.monotonic() - patience
         for descriptor, client in list(self._clients.items()):
             if client.began > latest:
                 break
-            del self._clients[descriptor]
-            client.socket.close()
+            self._hang_up(descriptor)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -202,14 +202,17 @@ class _Loop:
             return
         self._next_tick = now + _TICK
         gone = [endpoint for endpoint in self._endpoints if endpoint.source.gone()]
-        if gone and SERVER.retire(gone):
+        if gone and self._server.retire(gone):
             self._endpoints = tuple(e for e in self._endpoints if e not in gone)
             self._stopping = not self._endpoints
         own = frozenset(endpoint.id for endpoint in self._endpoints)
         for endpoint in self._endpoints:
-            # A full disk, or the directory is somebody else's now.
-            with suppress(Exception):
+            try:
                 endpoint.tick(now, own)
+            except (OSError, ControlError):
+                pass  # the disk is full, or the directory is another user's now
+            except Exception:  # noqa: BLE001  # the other endpoints are due, too
+                self._server.failed()
 
 
 class Server:
@@ -221,8 +224,10 @@ class Server:
         self._forking: int | None = None
         self._endpoints: tuple[Endpoint, ...] = ()
         self._loop: _Loop | None = None
+        self._failure: str | None = None
+        self._has_failed = False
         self.paused = False
-        """Stopped for a fork; the next piece of work starts it again."""
+        """The next piece of work must call :meth:`resume`."""
 
     def ids(self) -> frozenset[str]:
         """Return the ids of this process's endpoints."""
@@ -231,17 +236,17 @@ class Server:
     def open(self, source: Source) -> Endpoint:
         """Answer for one more application.
 
-        :raises ControlError: It has no safe directory, or there is no thread left.
+        :raises ControlError: It has no safe directory, or no thread can be started.
         """
         with self._lock:
             self._stop()
             try:
-                # Under the lock, so that no fork sees a half-made one.
+                # Under the lock, so that no fork inherits a half-made one.
                 endpoint = Endpoint(source)
                 self._endpoints += (endpoint,)
             finally:
-                self.paused = not self._start()
-            if self.paused:
+                self._start()
+            if self._loop is None:
                 self._endpoints = self._endpoints[:-1]
                 endpoint.close()
                 raise ControlError(
@@ -257,12 +262,14 @@ class Server:
             if endpoint in self._endpoints:
                 self._endpoints = tuple(e for e in self._endpoints if e is not endpoint)
                 endpoint.close()
-            self.paused = not self._start()
+            self._start()
 
     def retire(self, gone: t.Collection[Endpoint]) -> bool:
         """Drop endpoints on behalf of the thread; whether that was possible now."""
+        # Another thread may hold the lock while it waits for this one to end. Waiting
+        # for the lock here would be a deadlock until that thread gives up.
         if not self._lock.acquire(False):
-            return False  # somebody waits for the thread to end
+            return False
         try:
             self._endpoints = tuple(e for e in self._endpoints if e not in gone)
             if not self._endpoints:
@@ -276,22 +283,49 @@ class Server:
     def close(self) -> None:
         """Stop answering at all."""
         if self._pid != os.getpid():
-            return  # a fork that nobody announced: all of this is the parent's
+            return  # a fork that ran no hook: all of this is the parent's
         with self._lock:
             self._stop()
             self._close_endpoints()
+        self._report()
 
     def resume(self) -> None:
-        """Go on after a fork."""
+        """Start the thread again after a fork, and log an error that it has met."""
         with self._lock:
-            self.paused = not self._start()
+            self._start()
+        self._report()
+
+    # -- errors ----------------------------------------------------------------
+
+    def failed(self) -> None:
+        """Remember the error that the thread is handling; only the first is logged."""
+        if not self._has_failed:
+            self._has_failed = True
+            # As text: a traceback would keep the locals of what it passed alive.
+            self._failure = traceback.format_exc()
+            self._ask_to_resume()
+
+    def _report(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            log.error(
+                "the control thread met an unexpected error; status commands may not"
+                " see this process\n%s",
+                failure,
+                extra={"scopedsession_pid": os.getpid()},
+            )
+
+    def _ask_to_resume(self) -> None:
+        self.paused = True
+        for endpoint in self._endpoints:
+            endpoint.source.paused()
 
     # -- forks -----------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Stop the thread, and keep everybody else from starting it."""
-        # Bounded, for one who forks in the midst of what we do, as a signal's
-        # handler might. The child gets a lock of its own in any case.
+        """Stop the thread, and keep others from starting it."""
+        # A signal handler may fork while this thread holds the lock, so the wait has a
+        # limit. The child gets a new lock in any case.
         if not self._lock.acquire(True, DEADLINE):
             return
         self._forking = native_thread_id()
@@ -300,41 +334,36 @@ class Server:
             self._stop()
 
     def after_fork_in_parent(self) -> None:
-        """Let the next piece of work start the thread again; also if fork() failed.
+        """Let the next piece of work start the thread again, also if fork() failed.
 
-        Not here: Python looks for threads right after this, and would warn.
+        Not here: Python counts the threads right after this, and would warn.
         """
         if self._forking != native_thread_id():
             return
         self._forking = None
         self._lock.release()
         if self.paused:
-            for endpoint in self._endpoints:
-                endpoint.source.paused()
+            self._ask_to_resume()
 
     def after_fork_in_child(self) -> None:
         """Drop what belongs to the parent."""
         if self._pid == os.getpid():
             return
-        self._pid = os.getpid()
-        self._lock = allocate_lock()
-        self._forking = None
-        self.paused = False
-        loop, self._loop = self._loop, None
+        loop, endpoints = self._loop, self._endpoints
+        Server.__init__(self)
         if loop is not None:
             loop.abandon()
-        self._close_endpoints()
+        for endpoint in endpoints:
+            endpoint.close()
 
     # -- the thread, under the lock --------------------------------------------
 
-    def _start(self) -> bool:
-        """Start the thread if it is needed; whether that was possible."""
+    def _start(self) -> None:
+        """Start the thread if it is needed; ask for another try if that fails."""
         if self._loop is None and self._endpoints:
-            try:
-                self._loop = _Loop(self._endpoints)
-            except (OSError, RuntimeError):
-                return False
-        return True
+            with suppress(OSError, RuntimeError):
+                self._loop = _Loop(self, self._endpoints)
+        self.paused = self._loop is None and bool(self._endpoints)
 
     def _stop(self) -> None:
         loop, self._loop = self._loop, None

@@ -24,7 +24,6 @@ from .._pools.account import Waiting
 from .._pools.fair_queue import FairPool
 from .._pools.tracked_pool import base_class
 from .._pools.tracked_pool import limits
-from .._runtime.native import Pace
 from .._runtime.places import Places
 from .._runtime.stacks import RawStack
 from .._scopes.scope import Owner
@@ -56,8 +55,9 @@ Stacks = Mapping[int, RawStack]
 #: A worker is wedged when a wait has lasted this long and nothing came back.
 WEDGED_AFTER = 2.0
 
-#: At most so many holders per pool, and sessions per worker, are told.
-MOST = 1000
+#: Most holders per pool and sessions per worker in a snapshot. Encoding that many as
+#: JSON takes less than the interpreter's switch interval, so other threads can run.
+MOST = 250
 
 
 class Reader:
@@ -76,8 +76,6 @@ class Reader:
         self._ledger = ledger
         self._engines = engines
         self._held_long_after = held_long_after
-        self.pace = Pace()
-        """Called between the steps of what may be long."""
 
     def configured(self) -> tuple[ConfiguredPool, ...]:
         """Return the pools as configured, without a word on their use."""
@@ -114,30 +112,20 @@ class Reader:
         pool = engine.pool
         bounds = limits(pool)
         live = account.live()
-        self.pace()
         waiting = self._blocked(account, live)
         stacks = self._stacks([*live, *waiting])
         now = perf_counter()
-        self.pace()
-        found: list[tuple[Hold, Holder]] = []
-        for hold in live:
-            found.append((hold, self._holder(account, hold, stacks, now)))
-            self.pace()
+        found = [(hold, self._holder(account, hold, stacks, now)) for hold in live]
         # Who has returned it meanwhile may have shown us another request's line.
         found = [(hold, holder) for hold, holder in found if hold.out]
-        self.pace()
         holders = tuple(holder for _, holder in found)
         holding = {id(h.owner.thread): h for h, _ in found if not h.owner.over}
-        self.pace()
         waiters = tuple(
             self._waiter(waiter, stacks, now, holding) for waiter in waiting
         )
         used = len(holders)
-        self.pace()
         opened = account.connections()
-        self.pace()
         in_pool = len({hold.slot for hold, _ in found if hold.slot is not None})
-        self.pace()
         longest = max((w.waited_s for w in waiters), default=0.0)
         blind = account.listens_only
         queue = isinstance(pool, QueuePool)
@@ -168,7 +156,7 @@ class Reader:
                 self._timeout(timeout) for timeout in list(account.recent_timeouts)
             ),
             **measured(account, bounds, used, len(waiters)),
-            views=views(account.meters, live, now, self.pace),
+            views=views(account.meters, live, now),
             backend_pids=account.backend_pids()[:MOST],
         )
 
@@ -208,7 +196,6 @@ class Reader:
             key = owner.native_id, owner.greenlet
             if key not in read:
                 read[key] = stack_of(owner)
-                self.pace()
             found[id(owner)] = read[key]
         return found
 
@@ -308,13 +295,9 @@ class Reader:
             return ()  # tracking is off
         holds: dict[int, list[tuple[PoolAccount, Hold]]] = {}
         for account in self._ledger.pools.values():
-            self.pace()
-            live = account.live()
-            self.pace()
-            for hold in live:
+            for hold in account.live():
                 if hold.session is not None:
                     holds.setdefault(id(hold.session), []).append((account, hold))
-        self.pace()
         waiting = {
             id(waiting.owner)
             for account in self._ledger.pools.values()
@@ -322,13 +305,11 @@ class Reader:
         }
         now = perf_counter()
         entries = sorted(self._ledger.sessions.copy().values(), key=lambda e: e.since)
-        self.pace()
         found: list[SessionSnapshot] = []
         for entry in entries[:MOST]:
             session = self._session(entry, holds.get(id(entry), []), waiting, now)
             if session is not None:
                 found.append(session)
-            self.pace()
         return tuple(found)
 
     def _session(

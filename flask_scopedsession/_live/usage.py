@@ -12,7 +12,6 @@ from .._pools.meters import Meters
 from .._pools.meters import Use
 from .._pools.meters import use_of
 from .._pools.tracked_pool import Limits
-from .._runtime.native import Pace
 from .._scopes.scope import Responsible
 from .._scopes.scope import responsible
 from ..snapshot import BusyMinute
@@ -66,9 +65,7 @@ def _busiest(found: Busiest | None) -> BusyMinute | None:
     )
 
 
-def views(
-    meters: Meters, live: Iterable[Hold], now: float, pace: Pace
-) -> tuple[ViewUse, ...]:
+def views(meters: Meters, live: Iterable[Hold], now: float) -> tuple[ViewUse, ...]:
     """Return the views that had most of the pool's time; who holds now, too."""
     with meters.at_rest() as window:
         ever, minute = meters.held.uses(), meters.held.uses_minute()
@@ -76,7 +73,6 @@ def views(
         holder, held = responsible(hold.owner), now - hold.since
         for uses in (ever, minute):
             use_of(uses, holder).add(1, held, min(held, window))
-        pace()
     whole = sum(use.seconds for use in ever.values())
     whole_60s = sum(use.lately for use in minute.values())
     found: list[ViewUse] = []

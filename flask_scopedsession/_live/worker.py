@@ -1,10 +1,13 @@
-"""One application's part in the live view: it answers, and it asks the others."""
+"""What this process answers, and when it starts to answer.
+
+The modules that read the ledger and ask other workers are imported on first use. They
+bring half of the package along, and most processes neither answer nor ask.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import platform
 import socket
 import sys
 import time
@@ -19,8 +22,8 @@ from flask import request_tearing_down
 from .._control import directory
 from .._control.endpoint import Endpoint
 from .._control.endpoint import Source
-from .._control.protocol import CREDENTIALS
-from .._control.protocol import encode_at
+from .._control.endpoint import unsupported
+from .._control.protocol import encode
 from .._control.protocol import PROTOCOL
 from .._control.server import SERVER
 from .._runtime.native import allocate_lock
@@ -29,7 +32,6 @@ from ..errors import ControlError
 if t.TYPE_CHECKING:
     from flask import Flask
 
-    from .._control import client
     from .._pools.account import PoolAccount
     from .._settings.config import Settings
     from ..snapshot import Holder
@@ -41,9 +43,6 @@ if t.TYPE_CHECKING:
     from .reader import Reader
 
 log = logging.getLogger("flask_scopedsession")
-
-#: Whether this platform has what the control socket is made of.
-SUPPORTED = hasattr(socket, "AF_UNIX") and directory.LOCKS and CREDENTIALS
 
 
 class LiveView:
@@ -57,21 +56,21 @@ class LiveView:
         started: float,
         make_own: t.Callable[[], object],
     ) -> None:
-        """Answer from the first request on.
+        """Answer from the end of the first request on.
 
-        :param make_reader: Makes what reads the ledger. Not before somebody asks, as
-            it brings half of the package along, and most processes are not asked.
-        :param make_own: Makes what a fork inherited its own, if it is not yet.
+        :param make_reader: Returns the reader of the ledger; called on first use.
+        :param started: When the process started, as :func:`time.time`.
+        :param make_own: Resets what a fork has inherited, if that was not done yet.
         """
         self._make_own = make_own
         self._app = weakref.ref(app)
         self._app_name = app.name
         self._settings = settings
-        # As relative SQLite paths: from wherever the process or command is started.
+        # Relative to the instance folder, as the paths of SQLite files are, so that
+        # the working directory does not matter.
         self._control_dir = settings.control_dir and os.path.join(
             os.path.realpath(app.instance_path), settings.control_dir
         )
-        self._deployment = directory.deployment_id(settings.name)
         self._make_reader = make_reader
         self._reader: Reader | None = None
         self._started = started
@@ -84,13 +83,13 @@ class LiveView:
 
     @property
     def reader(self) -> Reader:
-        """What reads this process."""
+        """The reader of this process's ledger."""
         if self._reader is None:
             self._reader = self._make_reader()
         return self._reader
 
     def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
-        """Return who holds a pool's connections."""
+        """Return the holders of a pool's connections."""
         return self.reader.describe(account)
 
     # -- answering -------------------------------------------------------------
@@ -102,26 +101,26 @@ class LiveView:
             request_tearing_down.connect(self._first_request, app)
 
     def problem(self) -> str | None:
-        """Return why this process does not answer, as far as configuration says."""
+        """Return why this process is never going to answer, ``None`` if it may."""
         if not self._settings.tracking:
             return "SCOPEDSESSION_TRACKING is off"
         if self._settings.control is False:
             return "SCOPEDSESSION_CONTROL is off"
-        return None if SUPPORTED else _unsupported()
+        return unsupported()
 
     def _first_request(self, sender: Flask, **_: t.Any) -> None:
         if self._settings.control is None and sender.testing:
             return
-        # Without the hook, a request that used no session has not noticed the fork.
+        # Where the server forks without Python's hooks (uWSGI), a request that used no
+        # session has not noticed the fork.
         self._make_own()
         request_tearing_down.disconnect(self._first_request)
         self.start("web", _server_software(request.environ))
 
     def start(self, role: Role, server: str | None = None) -> None:
-        """Answer from now on; a failure is one warning, and the app goes on."""
+        """Answer from now on; a failure is one warning, and the app serves on."""
         problem: Exception | None = None
-        # Here, so that the thread that answers imports nothing.
-        self.reader  # noqa: B018
+        self.reader  # noqa: B018  # so that the control thread imports nothing
         with self._lock:
             if self._endpoint is not None or self.problem() is not None:
                 return
@@ -131,15 +130,20 @@ class LiveView:
                 self._endpoint = SERVER.open(self._source())
             except (ControlError, OSError) as error:
                 problem = error
-        # Outside of the lock: under gevent, logging lets other greenlets run.
+        # After the lock is released: under gevent, logging lets other greenlets run,
+        # and one that waits for this lock would block all of them.
         if problem is not None and not self._warned:
             self._warned = True
-            log.warning("the live view is off in this process: %s", problem)
+            log.warning(
+                "the live view is off in this process: %s",
+                problem,
+                extra={"scopedsession_pid": os.getpid()},
+            )
 
     def _source(self) -> Source:
         return Source(
             prepare=partial(directory.prepare, self._control_dir, self._settings.name),
-            deployment=self._deployment,
+            deployment=directory.deployment_id(self._settings.name),
             reply=self.reply,
             last_snapshot=self.last_snapshot if self._settings.snapshot_file else None,
             gone=lambda: self._app() is None,
@@ -147,16 +151,16 @@ class LiveView:
         )
 
     def aborted(self) -> None:
-        """Let the last snapshot outlive this process, which is killed in a request.
+        """Leave the last snapshot on the disk: the server ends this process.
 
-        gunicorn aborts a sync worker that hangs, at the very moment when the pool's
-        timeout would have told why: both are 30 seconds by default.
+        gunicorn aborts a sync worker that hangs just when the pool's timeout would
+        have named the holders: both are 30 seconds by default.
         """
         if self._endpoint is not None:
             self._endpoint.keep_last = True
 
     def _paused(self) -> None:
-        """Go on at the end of the next request, if no other work comes first."""
+        """Resume at the end of the next request, unless a session is created first."""
         app = self._app()
         if app is not None:
             request_tearing_down.connect(self._next_request, app)
@@ -174,7 +178,7 @@ class LiveView:
                 SERVER.discard(endpoint)
 
     def after_fork(self) -> None:
-        """Wait for the child's own first request."""
+        """Wait for the first request of the child process."""
         self._lock = allocate_lock()
         self._endpoint = None
         self._started = time.time()
@@ -183,7 +187,10 @@ class LiveView:
         self._arm()
 
     def worker(self, id: str | None = None) -> WorkerSnapshot:
-        """Read this process."""
+        """Take a snapshot of this process.
+
+        :param id: The endpoint's id, if the caller knows it.
+        """
         from ..snapshot import WorkerSnapshot
         from ..snapshot._json import timestamp
         from .reader import MOST
@@ -212,22 +219,18 @@ class LiveView:
         )
 
     def reply(self, id: str, limit: int) -> bytes:
-        """Return what goes over the socket, cut down to at most `limit` bytes."""
+        """Return the reply to a request, cut down to at most `limit` bytes."""
         worker = self.worker(id)
-        content = self._envelope(worker, limit) or self._fitting(worker, limit)
-        # To free it takes long, too, where it is of a thousand sessions.
-        del worker
-        self.reader.pace()
-        return content
+        return self._envelope(worker, limit) or self._fitting(worker, limit)
 
     def last_snapshot(self, id: str, limit: int) -> bytes | None:
-        """Return what is to survive this process if there is trouble, without SQL."""
+        """Return a snapshot without SQL, to outlive this process, if in trouble."""
         if not self.reader.in_trouble():
             return None
         return self._fitting(self.worker(id), limit)
 
     def _fitting(self, worker: WorkerSnapshot, limit: int) -> bytes:
-        """Return as much as fits of a worker, the longest first."""
+        """Return as much of a snapshot as fits; the longest holds come first."""
         from .reader import MOST
 
         keep = MOST
@@ -239,127 +242,40 @@ class LiveView:
         return t.cast(bytes, self._envelope(_shortened(worker, 0), sys.maxsize))
 
     def _envelope(self, worker: WorkerSnapshot, limit: int) -> bytes | None:
-        pace = self.reader.pace
         message = {
             "protocol": PROTOCOL,
-            "deployment": self._deployment,
+            "deployment": directory.deployment_id(self._settings.name),
             "app": self._app_name,
-            "worker": worker.to_dict(pace),
+            "worker": worker.to_dict(),
         }
-        pace()
-        content = encode_at(pace, message)
-        pace()
-        del message
-        pace()
+        content = encode(message)
         return content if len(content) <= limit else None
 
-    # -- asking ----------------------------------------------------------------
+    # -- the other workers -----------------------------------------------------
 
     def survey(self, timeout: float) -> Survey:
-        """Ask every live worker of this deployment on this host."""
-        from .._control import client
-        from ..snapshot import SearchedDirectory
+        """Ask every live worker of this deployment on this host.
 
-        if not SUPPORTED:
-            answers = client.Answers(
-                searched=[SearchedDirectory("", self.problem() or _unsupported())]
-            )
-        else:
-            try:
-                places = _places(self._control_dir, self._settings.name)
-            except ControlError as error:
-                nowhere = SearchedDirectory("", str(error))
-                answers = client.Answers(searched=[nowhere])
-            else:
-                answers = client.ask(
-                    places,
-                    timeout,
-                    deployment=self._deployment,
-                    own=SERVER.ids(),
-                    host=socket.gethostname(),
-                )
-            problem = self.problem()
-            if problem is not None and not answers.workers:
-                answers.searched.append(SearchedDirectory("", problem))
-        configured = () if answers.workers else self.reader.configured()
-        return replace(make_survey(self._app_name, answers), configured=configured)
+        :param timeout: Seconds to wait for each worker.
+        """
+        from .survey import survey_deployment
 
-
-def _unsupported() -> str:
-    system = platform.system() or "this system"
-    return (
-        f"there is no live view on {system}, which lacks what it needs of unix sockets"
-    )
-
-
-def survey_directory(path: str, timeout: float) -> Survey:
-    """Ask every worker in a directory, whatever its application."""
-    from .._control import client
-    from ..snapshot import SearchedDirectory
-
-    host = socket.gethostname()
-    if not SUPPORTED:
-        where = SearchedDirectory(path, _unsupported())
-        return make_survey("", client.Answers(searched=[where]))
-    place = directory.Place(os.path.abspath(path), None)
-    answers = client.ask([place], timeout, own=SERVER.ids(), host=host)
-    return make_survey(", ".join(sorted(answers.apps)), answers)
-
-
-def _places(control_dir: str | None, name: str) -> list[directory.Place]:
-    """Return where a deployment's sockets may be: one's own; for root, everybody's."""
-    if control_dir:
-        return [directory.Place(control_dir, None)]
-    me = os.geteuid()
-    places = [directory.Place(directory.default_path(name), me)]
-    if me == 0:
-        for uid in directory.other_users():
-            path = directory.default_path(name, uid)
-            if os.path.lexists(path):
-                places.append(directory.Place(path, uid))
-    return places
-
-
-def make_survey(app: str, answers: client.Answers) -> Survey:
-    """Return the survey of what came back."""
-    from ..snapshot import Survey
-    from ..snapshot._json import timestamp
-
-    return Survey(
-        app=app,
-        host=socket.gethostname(),
-        collected_at=timestamp(),
-        versions=versions(),
-        searched=tuple(answers.searched),
-        workers=tuple(sorted(answers.workers, key=lambda w: (w.uid or 0, w.pid))),
-        silent=tuple(sorted(answers.silent, key=lambda s: s.pid)),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what takes part."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version
-
-    found = {}
-    for name, package in (
-        ("flask_scopedsession", "Flask-ScopedSession"),
-        ("sqlalchemy", "SQLAlchemy"),
-        ("flask", "Flask"),
-    ):
-        try:
-            found[name] = version(package)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    found["python"] = ".".join(str(part) for part in sys.version_info[:3])
-    return found
+        found = survey_deployment(
+            self._app_name,
+            self._settings.name,
+            self._control_dir,
+            timeout,
+            self.problem(),
+        )
+        configured = () if found.workers else self.reader.configured()
+        return replace(found, configured=configured)
 
 
 def _server_software(environ: t.Mapping[str, t.Any]) -> str | None:
-    """Return the name and version of the server that made a WSGI environment."""
+    """Return the name and version of the server, from a WSGI environment."""
     software: str | None = environ.get("SERVER_SOFTWARE")
     if software is None and "uwsgi.version" in environ:
-        # uWSGI says who it is in its own way, and in bytes.
+        # uWSGI has a key of its own, whose value is in bytes.
         return f"uWSGI/{environ['uwsgi.version'].decode('ascii', 'replace')}"
     return software
 

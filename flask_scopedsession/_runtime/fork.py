@@ -17,13 +17,13 @@ log = logging.getLogger("flask_scopedsession")
 
 
 class ForkAware(t.Protocol):
-    """What is shared by all applications of a process, such as the control thread."""
+    """What all applications of a process share, such as the control thread."""
 
     def before_fork(self) -> None:
         """Prepare, in the process that is about to fork."""
 
     def after_fork_in_parent(self) -> None:
-        """Continue in the parent; also after a fork that failed."""
+        """Continue in the parent, also after a fork that failed."""
 
     def after_fork_in_child(self) -> None:
         """Forget what belongs to the parent."""
@@ -46,7 +46,7 @@ def watch(application: t.Any) -> None:
 
 
 def register(resource: ForkAware) -> None:
-    """Tell `resource` of every fork of this process."""
+    """Call the methods of `resource` around every fork of this process."""
     _process_wide.append(resource)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
@@ -69,7 +69,12 @@ def after_fork_in_child() -> None:
             try:
                 application.after_fork()
             except Exception:
-                log.warning("%r: reset after fork failed", application, exc_info=True)
+                log.warning(
+                    "%r: reset after fork failed",
+                    application,
+                    exc_info=True,
+                    extra={"scopedsession_pid": os.getpid()},
+                )
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,13 +1,14 @@
 """Threads, locks and sockets of the operating system, also under gevent.
 
-gevent's monkey patching replaces them by cooperative ones. The control thread
-must answer when the event loop is stuck, and a lock of the ledger may be taken
-by both sides, so these are looked up unpatched, at the moment of use.
+gevent's monkey patching replaces them by cooperative ones. The control thread must
+answer while the event loop is blocked, and both sides may take a lock of the ledger,
+so each name is looked up unpatched when it is used.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -22,6 +23,30 @@ def original(module: str, name: str) -> t.Any:
     return getattr(__import__(module), name)
 
 
+def is_patched(module: str) -> bool:
+    """Whether gevent has replaced what is in a module of the standard library."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched(module))
+
+
+def can_accept(listener: socket.socket) -> bool:
+    """Whether :func:`accept` works for a listening socket."""
+    return not is_patched("socket") or hasattr(listener, "_accept")
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """Return the next connection of a listening socket, as an unpatched socket.
+
+    :raises OSError: As :meth:`socket.socket.accept`.
+    """
+    if not is_patched("socket"):
+        return listener.accept()[0]
+    # The public method would return gevent's socket, which needs an event loop in
+    # the calling thread. gevent's own accept() calls this private one, too.
+    descriptor, _ = listener._accept()  # type: ignore[attr-defined]
+    return t.cast(socket.socket, original("socket", "socket")(fileno=descriptor))
+
+
 def allocate_lock() -> t.Any:
     """Return a new unlocked lock of the operating system."""
     return original("_thread", "allocate_lock")()
@@ -34,31 +59,9 @@ def native_thread_id() -> int:
 
 def current_greenlet() -> object | None:
     """Return the running greenlet when gevent serves the threads, else ``None``."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("threading"):
+    if not is_patched("threading"):
         return None
     return t.cast(object, sys.modules["greenlet"].getcurrent())
-
-
-class Pace:
-    """Lets other threads run in the midst of long work, whenever it is called.
-
-    Who computes gives up the interpreter's lock when somebody has asked for it for
-    5 ms; and who only offers it takes it again before anybody has woken up. So this
-    sleeps, for a moment, where it was not called for a while.
-    """
-
-    #: Seconds of work between two rests, and of a rest.
-    WORK, REST = 0.0002, 0.0001
-
-    def __init__(self) -> None:
-        self._sleep = original("time", "sleep")
-        self._since = time.perf_counter()
-
-    def __call__(self) -> None:
-        if time.perf_counter() - self._since > self.WORK:
-            self._sleep(self.REST)
-            self._since = time.perf_counter()
 
 
 class NativeThread:
@@ -66,12 +69,11 @@ class NativeThread:
 
     def __init__(self, target: t.Callable[[], None], name: str) -> None:
         self._target = target
-        self._done = allocate_lock()
-        self._done.acquire()
+        self._ended = allocate_lock()
+        self._ended.acquire()
         self._id: int | None = None
         self._thread: threading.Thread | None = None
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is not None and monkey.is_module_patched("threading"):
+        if is_patched("threading"):
             original("_thread", "start_new_thread")(self._run, ())
         else:
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -82,20 +84,22 @@ class NativeThread:
         try:
             self._target()
         finally:
-            self._done.release()
+            self._ended.release()
 
     def join(self, timeout: float) -> bool:
-        """Wait until the thread has ended, for the operating system too."""
+        """Wait until the operating system, too, has ended the thread.
+
+        :param timeout: Seconds to wait.
+        :return: Whether it has ended.
+        """
         deadline = time.monotonic() + timeout
-        if not self._done.acquire(True, timeout):
+        if not self._ended.acquire(True, timeout):
             return False
         if self._thread is not None:
             self._thread.join(timeout)
-        # Python 3.12 and newer warn when a process forks while it has threads,
-        # and count them in /proc, where one may stay for a moment after its end.
-        while (
-            os.path.exists(f"/proc/self/task/{self._id}")
-            and time.monotonic() < deadline
-        ):
+        # Python 3.12 and newer warn when a process with threads forks. They count
+        # the threads in /proc, where a thread may stay for a moment after its end.
+        task = f"/proc/self/task/{self._id}"
+        while os.path.exists(task) and time.monotonic() < deadline:
             original("time", "sleep")(0.0005)
         return True

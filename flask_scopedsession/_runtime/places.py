@@ -1,11 +1,10 @@
-"""Which line of the application's own code a thread is at. No locals, no source."""
+"""Frames as ``path:line function`` of the application's code. No locals, no source."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import sysconfig
-import types
 import typing as t
 
 from .stacks import RawFrame
@@ -30,37 +29,33 @@ class Places:
         self._labels: dict[str, str | None] = {}
 
     def innermost(self, raw: t.Iterable[RawFrame]) -> str | None:
-        """Return the innermost of the app's own places in a stack."""
-        places = (self._place(code, line) for code, line in raw)
-        return next((place for place in places if place is not None), None)
+        """Return the innermost place of the app's own code in a stack."""
+        return next(self._places(raw), None)
 
     def stack(self, raw: t.Iterable[RawFrame]) -> tuple[str, ...]:
-        """Return the app's own places of a recorded stack, innermost first."""
-        places = (self._place(code, line) for code, line in raw)
-        return tuple(place for place in places if place is not None)
+        """Return all places of the app's own code in a stack, innermost first."""
+        return tuple(self._places(raw))
 
     def definition(self, view: t.Callable[..., t.Any] | None) -> str | None:
-        """Return where a view is defined."""
+        """Return where a view function is defined, or a view class its first method."""
         view = getattr(view, "view_class", view)
         if view is None:
             return None
         view = inspect.unwrap(view)
-        code = getattr(view, "__code__", None)
-        if code is not None:
-            return self._place(code, code.co_firstlineno)
-        # A class-based view: its dispatching method is the nearest thing.
-        for name in ("dispatch_request", "get", "post"):
-            code = getattr(vars(view).get(name), "__code__", None)
-            if code is not None:
-                return self._place(code, code.co_firstlineno)
-        return None
+        methods = (vars(view).get(n) for n in ("dispatch_request", "get", "post"))
+        codes = (getattr(each, "__code__", None) for each in (view, *methods))
+        code = next((each for each in codes if each is not None), None)
+        return None if code is None else self.innermost([(code, None)])
 
-    def _place(self, code: types.CodeType, line: int | None) -> str | None:
-        filename = code.co_filename
-        if filename not in self._labels:
-            self._labels[filename] = self._label(filename)
-        label = self._labels[filename]
-        return None if label is None else f"{label}:{line} {code.co_name}"
+    def _places(self, raw: t.Iterable[RawFrame]) -> t.Iterator[str]:
+        for code, line in raw:
+            filename = code.co_filename
+            if filename not in self._labels:
+                self._labels[filename] = self._label(filename)
+            label = self._labels[filename]
+            if label is not None:
+                # A frame that has just ended may have no line any more.
+                yield f"{label}:{line or code.co_firstlineno} {code.co_name}"
 
     def _label(self, filename: str) -> str | None:
         path = os.path.realpath(filename)
@@ -69,7 +64,7 @@ class Places:
         if path.startswith(self._root):
             inside = path[len(self._root) - 1 :]
             if any(mark in inside for mark in _PACKAGES):
-                return None  # a virtual environment inside the application's folder
+                return None  # a virtual environment in the application's folder
             return path[len(self._root) :]
         if not path.startswith(self._project) or path.startswith(_LIBRARIES):
             return None

@@ -1,10 +1,9 @@
-"""Where threads are: their stacks as code and lines, without a frame of theirs.
+"""Where threads are: their stacks as code and lines, without holding their frames.
 
-A frame keeps its locals alive. Were one held here while its thread goes on, they would
-be freed here, in another thread than the one that uses them: sqlite3 of Python 3.10
-crashes then, and whoever else counts on its own thread is betrayed. Between any two
-instructions of a loop in Python that thread may be let go on; within one call of C code
-it is not. So a stack is read in one.
+Holding a frame of another thread keeps its locals alive. If that thread leaves the
+frame meanwhile, they are destroyed in *this* thread, which crashes sqlite3 on Python
+3.10. A loop in Python may release the GIL between any two bytecodes, so the walk is
+composed of C iterators and runs in one call.
 """
 
 from __future__ import annotations
@@ -21,19 +20,27 @@ from itertools import repeat
 from itertools import starmap
 from itertools import takewhile
 
-#: A frame as it is cheap and safe to keep: resolved to text only when somebody asks.
-RawFrame = tuple[types.CodeType, int]
+#: A frame's code and line: cheap and safe to keep. Made text only on request.
+RawFrame = tuple[types.CodeType, int | None]
 RawStack = tuple[RawFrame, ...]
 
+#: Most frames of another thread's stack, and of the calling thread's.
 _MOST = 200
 _MOST_OF_OURS = 30
+
+# CPython's. Without them, no lines are reported.
+_current_frames: t.Any = getattr(sys, "_current_frames", dict)
+_get_frame: t.Any = getattr(sys, "_getframe", None)
 _line: t.Callable[[object], RawFrame] = operator.attrgetter("f_code", "f_lineno")
 
 
 def own_stack(depth: int = 2) -> RawStack:
-    """Return the caller's stack, innermost first."""
+    """Return the calling thread's stack, innermost first.
+
+    :param depth: How many frames to leave out; 1 leaves out this function's.
+    """
     found: list[RawFrame] = []
-    frame: types.FrameType | None = sys._getframe(depth)
+    frame = None if _get_frame is None else _get_frame(depth)
     while frame is not None and len(found) < _MOST_OF_OURS:
         found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
@@ -41,40 +48,37 @@ def own_stack(depth: int = 2) -> RawStack:
 
 
 def stack_of_thread(ident: int) -> RawStack:
-    """Return where a thread is, innermost first, or nothing where there is no such.
+    """Return where a thread is, innermost first; nothing if it has ended.
 
     :param ident: Its key in :func:`sys._current_frames`.
     """
-    return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
+    return _read(map(dict.get, starmap(_current_frames, [()]), [ident]))
 
 
 def stack_of_greenlet(greenlet: object | None) -> RawStack:
-    """Return where a suspended greenlet is, or nothing where it runs or is gone."""
-    if greenlet is None:
-        return ()
-    return _read(map(getattr, [greenlet], ["gr_frame"]))
+    """Return where a suspended greenlet is; nothing if it runs or has ended."""
+    return _read(map(getattr, [greenlet], ["gr_frame"], [None]))
 
 
 def _read(top: t.Iterator[object]) -> RawStack:
-    """Follow what `top` gives to the end of its stack, in one call of C code.
+    """Follow what `top` yields to the end of its stack, in one call of C code.
 
-    The collector is off for as long: it would come in between, with finalizers that are
-    Python, or let others go on.
+    The collector is off meanwhile: it would run finalizers in Python, and so let
+    other threads run. Returns nothing if the stack cannot be read, as when an audit
+    hook of the application forbids it.
     """
     found: collections.deque[RawFrame] = collections.deque()
     collects = gc.isenabled()
     off, on = starmap(gc.disable, [()]), starmap(gc.enable, [()] * collects)
     links: t.Iterator[t.Any] = chain(top, repeat("f_back", _MOST - 1))
+    frames = takewhile(bool, accumulate(links, getattr))
     try:
         # As a loop: while frame: found.append(_line(frame)); frame = frame.f_back
-        found.extend(
-            filter(
-                None,
-                chain(off, map(_line, takewhile(bool, accumulate(links, getattr))), on),
-            )
-        )
-    except BaseException:
+        found.extend(filter(None, chain(off, map(_line, frames), on)))
+    except BaseException as error:
         if collects:
             gc.enable()
-        raise
+        if not isinstance(error, Exception):
+            raise
+        return ()
     return tuple(found)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .._advice.recommend import advise
-from .._advice.recommend import Aims
+from .._advice.report import Aims
 from .._format import duration
 from .._format import number
 from ..snapshot import Histogram

@@ -47,7 +47,7 @@ def inquirer(
     :raises click.UsageError: There is no such bind, or no application.
     """
     if control_dir is not None:
-        from .._live.worker import survey_directory
+        from .._live.survey import survey_directory
 
         def ask_directory() -> Survey:
             survey = survey_directory(control_dir, timeout)

@@ -11,7 +11,6 @@ import re
 import time
 import types
 import typing as t
-from collections.abc import Callable
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -22,25 +21,15 @@ if t.TYPE_CHECKING:
     from typing_extensions import Self
 
 
-Pace = Callable[[], None]
-
-
-def at_once() -> None:
-    """Let nobody else run in between."""
-
-
 class Reading:
     """What all readings can: become JSON-ready, and be made from it."""
 
     __slots__ = ()
 
-    def to_dict(self, pace: Pace = at_once) -> dict[str, t.Any]:
-        """Return plain dicts, lists and scalars, ready for :func:`json.dumps`.
-
-        :param pace: Called again and again, to let other threads run.
-        """
+    def to_dict(self) -> dict[str, t.Any]:
+        """Return plain dicts, lists and scalars, ready for :func:`json.dumps`."""
         return {
-            field.name: _plain(getattr(self, field.name), pace)
+            field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(t.cast(t.Any, self))
         }
 
@@ -61,12 +50,11 @@ class Reading:
         return cls(**values)
 
 
-def _plain(value: t.Any, pace: Pace = at_once) -> t.Any:
+def _plain(value: t.Any) -> t.Any:
     if isinstance(value, Reading):
-        pace()
-        return value.to_dict(pace)
+        return value.to_dict()
     if isinstance(value, tuple):
-        return [_plain(item, pace) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, float):

@@ -29,6 +29,7 @@ from environment import child_environ
 from environment import WORKERS
 from flask import Flask
 from flask.cli import FlaskGroup
+from inside import Refresh
 from readings import a_full_pool
 from readings import a_last_worker
 from readings import a_pool
@@ -41,7 +42,6 @@ from sqlalchemy import text
 from flask_scopedsession import cli
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.__main__ import main
-from flask_scopedsession._terminal.charts import Refresh
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import Survey

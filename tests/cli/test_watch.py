@@ -9,6 +9,11 @@ from typing import Any
 
 import click
 import pytest
+from inside import fold
+from inside import History
+from inside import Refresh
+from inside import render_pools
+from inside import render_sessions
 from readings import a_full_pool
 from readings import a_holder
 from readings import a_last_worker
@@ -21,11 +26,6 @@ from readings import AUDIT
 from rich.cells import cell_len
 from rich.text import Text
 
-from flask_scopedsession._terminal.charts import History
-from flask_scopedsession._terminal.charts import Refresh
-from flask_scopedsession._terminal.page import fold
-from flask_scopedsession._terminal.pools import render_pools
-from flask_scopedsession._terminal.sessions import render_sessions
 from flask_scopedsession.cli import watch as _screen
 from flask_scopedsession.cli.watch import fitting
 from flask_scopedsession.errors import ScopedSessionError

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -416,18 +417,71 @@ def test_the_dead_are_swept_at_once_and_their_last_snapshot_after_an_hour(
     with a_process_with_a_lock(home) as (id, process):
         for kind in ("json", "tmp", "new"):
             (home / f"{id}.{kind}").touch()
-        directory.sweep(str(home), ())
+        directory.sweep(str(home), "", ())
         assert len(list(home.iterdir())) == 5, "a living worker's files"
         process.kill()
         process.wait(10)
-        directory.sweep(str(home), ())
+        directory.sweep(str(home), "", ())
         assert names(home) == [f"{id}.json"]
         age(home / f"{id}.json", directory.KEEP_LAST - 10)
-        directory.sweep(str(home), ())
+        directory.sweep(str(home), "", ())
         assert names(home) == [f"{id}.json"]
         age(home / f"{id}.json", directory.KEEP_LAST + 10)
-        directory.sweep(str(home), ())
+        directory.sweep(str(home), "", ())
         assert names(home) == []
+
+
+def in_another_process(do: Callable[[], object]) -> None:
+    """In this very process, each of its own locks would count as free."""
+    pid = os.fork()
+    if pid == 0:
+        do()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def opened_by_a_sweep(home: Path, after: str) -> list[str]:
+    """Return whose lock files a sweep opens."""
+    opened: list[str] = []
+    original = directory._lock_of_the_dead
+
+    def counted(path: str, id: str, mode: int, how: int) -> int | None:
+        opened.append(id)
+        return original(path, id, mode, how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "_lock_of_the_dead", counted)
+        directory.sweep(str(home), after, ())
+    return opened
+
+
+def test_a_sweep_opens_the_locks_up_to_its_second_live_neighbor(home: Path) -> None:
+    """However many workers live, all of them together open two locks each."""
+    with ExitStack() as stack:
+        lives = [stack.enter_context(a_process_with_a_lock(home)) for _ in range(4)]
+        ids = sorted(id for id, _ in lives)
+        for number, id in enumerate(ids):
+            following = [*ids[number + 1 :], *ids[: number + 1]]
+            assert opened_by_a_sweep(home, id) == following[:2]
+
+
+def test_the_dead_between_live_workers_are_swept_by_those_before_them(
+    home: Path,
+) -> None:
+    """By two, so that one of them may be stopped; the first id follows the last."""
+    with ExitStack() as stack:
+        lives = dict(stack.enter_context(a_process_with_a_lock(home)) for _ in range(5))
+        first, second, third, fourth, fifth = ids = sorted(lives)
+        dead = {second, fifth}
+        for id in dead:
+            lives[id].kill()
+            lives[id].wait(10)
+        assert opened_by_a_sweep(home, second) == [third, fourth]
+        assert {each.id for each in directory.listing(str(home))} == set(ids)
+        assert opened_by_a_sweep(home, third) == [fourth, fifth, first]
+        assert {each.id for each in directory.listing(str(home))} == {*ids} - {fifth}
+        directory.sweep(str(home), fourth, ())
+        assert {each.id for each in directory.listing(str(home))} == {*ids} - dead
 
 
 @pytest.mark.parametrize("kind", ["new", "tmp", "sock"])
@@ -436,10 +490,10 @@ def test_what_never_became_a_worker_is_swept_after_a_minute(
 ) -> None:
     path = home / f"{id_of(1)}.{kind}"
     path.touch()
-    directory.sweep(str(home), ())
+    directory.sweep(str(home), "", ())
     assert path.exists(), "it may be starting"
     age(path, 61)
-    directory.sweep(str(home), ())
+    directory.sweep(str(home), "", ())
     assert not path.exists()
 
 
@@ -452,13 +506,11 @@ def test_no_worker_is_seen_with_a_lock_it_does_not_hold(
     original = getattr(module, step)
 
     def sweep() -> None:
-        # Another process, as in this very one each lock would count as free.
-        pid = os.fork()
-        if pid == 0:
+        def do() -> None:
             monkeypatch.undo()
-            directory.sweep(str(home), ())
-            os._exit(0)
-        os.waitpid(pid, 0)
+            directory.sweep(str(home), "", ())
+
+        in_another_process(do)
 
     def sweep_around(*args: object) -> None:
         sweep()
@@ -475,7 +527,7 @@ def test_ones_own_lock_is_never_opened_by_a_sweep(home: Path) -> None:
     """Closing any descriptor of it would free it."""
     lock = directory.take_lock(str(home), id_of(1), "abc")
     try:
-        directory.sweep(str(home), {id_of(1)})
+        directory.sweep(str(home), id_of(1), {id_of(1)})
         pid = os.fork()
         if pid == 0:
             os._exit(0 if directory.alive(str(home), id_of(1)) else 1)
@@ -501,7 +553,7 @@ def test_an_odd_lock_stops_neither_sweep_nor_question(home: Path, odd: str) -> N
     def visit() -> None:
         directory.alive(str(home), id_of(1))
         directory.deployment_of(str(home), id_of(1))
-        directory.sweep(str(home), ())
+        directory.sweep(str(home), "", ())
         done.set()
 
     thread = threading.Thread(target=visit, daemon=True)

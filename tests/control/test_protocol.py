@@ -6,14 +6,11 @@ import json
 import os
 import socket
 import struct
-from typing import Any
 
 import pytest
 
 from flask_scopedsession._control import protocol
 from flask_scopedsession._control.protocol import decode
-from flask_scopedsession._control.protocol import encode
-from flask_scopedsession._control.protocol import encode_at
 from flask_scopedsession._control.protocol import Malformed
 from flask_scopedsession._control.protocol import pack
 from flask_scopedsession._control.protocol import peer_credentials
@@ -112,20 +109,3 @@ def test_a_platform_that_tells_nothing_gets_no_service(
 
 def test_the_request_asks_and_never_orders() -> None:
     assert json.loads(pack(protocol.REQUEST)[4:]) == {"protocol": 1, "want": "snapshot"}
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {},
-        {"a": [], "b": {}, "c": None, "d": 'ü"\\'},
-        {"numbers": list(range(101)), "more": [[1, 2]] * 41},
-        {"workers": [{"pools": [{"holders": [{"at": f"x:{n}"} for n in range(57)]}]}]},
-    ],
-)
-def test_encoded_in_small_steps(message: dict[str, Any]) -> None:
-    """The very same text, and others may run in between."""
-    calls: list[None] = []
-    assert encode_at(lambda: calls.append(None), message) == encode(message)
-    items = sum(isinstance(v, list) and len(v) for v in message.values())
-    assert len(calls) >= items / 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _socket
 import errno
 import itertools
 import json
@@ -204,7 +203,7 @@ def test_a_start_that_fails_halfway_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         Path(str(args[0])).replace(str(args[1]))
 
-    class Failing(_socket.socket):
+    class Failing(socket.socket):
         pass
 
     if step == "take_lock":
@@ -213,7 +212,7 @@ def test_a_start_that_fails_halfway_leaves_nothing(
         monkeypatch.setattr(os, step, fail)
     else:
         setattr(Failing, step, fail)
-        monkeypatch.setattr(endpoint_module._socket, "socket", Failing)
+        monkeypatch.setattr(socket, "socket", Failing)
     before = descriptors()
     with pytest.raises(ControlError, match="No space left"):
         server.open(source)
@@ -355,15 +354,26 @@ def test_a_directory_that_somebody_else_made_again_is_not_used(
     assert names(home) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "logged"), [(RuntimeError("on purpose"), 1), (OSError("disk full"), 0)]
+)
 def test_an_endpoint_in_trouble_does_not_hinder_the_others(
-    server: Server, source: Source, home: Path, busy_house: None
+    server: Server,
+    source: Source,
+    home: Path,
+    busy_house: None,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    logged: int,
 ) -> None:
     def fail(id: str, limit: int) -> bytes | None:
-        raise RuntimeError("on purpose")
+        raise error
 
     server.open(source._replace(last_snapshot=fail))
     other = server.open(source._replace(last_snapshot=lambda id, limit: b"{}"))
     wait_until(lambda: f"{other.id}.json" in names(home))
+    server.resume()
+    assert len(caplog.records) == logged
 
 
 # Last snapshots
@@ -632,13 +642,16 @@ def test_out_of_descriptors_it_waits_rather_than_spins(
     assert min(gaps) >= 0.1
 
 
-def test_whatever_goes_wrong_the_thread_goes_on(
+def test_whatever_goes_wrong_the_thread_goes_on_and_it_is_logged_once(
     server: Server,
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
     connect: Callable[[Endpoint], socket.socket],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    endpoint = server.open(source)
+    """By the next piece of work: the thread itself logs nothing."""
+    asked_to_resume: list[int] = []
+    endpoint = server.open(source._replace(paused=lambda: asked_to_resume.append(1)))
     failures = iter([RuntimeError("on purpose"), MemoryError()])
     serve = server_module._Loop._serve
 
@@ -651,6 +664,44 @@ def test_whatever_goes_wrong_the_thread_goes_on(
     monkeypatch.setattr(server_module._Loop, "_serve", failing)
     monkeypatch.setattr(server_module, "_PAUSE", 0.01)
     assert asked(connect(endpoint)) == json.loads(REPLY)
+    assert caplog.records == []
+    assert server.paused
+    assert asked_to_resume == [1]
+    server.resume()
+    server.resume()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "RuntimeError: on purpose" in record.getMessage()
+    assert vars(record)["scopedsession_pid"] == os.getpid()
+    assert not server.paused
+
+
+def test_an_error_that_no_work_has_logged_is_logged_at_the_end(
+    server: Server,
+    source: Source,
+    connect: Callable[[Endpoint], socket.socket],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(id: str, limit: int) -> bytes:
+        raise RuntimeError("on purpose")
+
+    asked(connect(server.open(source._replace(reply=fail))))
+    server.close()
+    assert [r.getMessage().count("on purpose") for r in caplog.records] == [2]
+
+
+def test_python_has_what_accepts_connections_beside_gevent() -> None:
+    """gevent calls the same private method; without it there is one warning."""
+    assert callable(vars(socket.SocketType).get("_accept"))
+
+
+def test_without_it_the_live_view_is_refused(
+    server: Server, source: Source, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module.native, "can_accept", lambda _: False)
+    with pytest.raises(ControlError, match="SCOPEDSESSION_CONTROL=0"):
+        server.open(source)
+    assert names(home) == []
 
 
 def test_memory_is_bounded_whatever_clients_send(
@@ -756,14 +807,14 @@ def test_a_thread_that_does_not_stop_in_time_does_no_harm(
     loop = server._loop
     assert loop is not None
     server.discard(endpoint)
-    assert loop._ear.fileno() >= 0, "closed under a thread that still waits on it"
+    assert not loop._stop_reader.closed, "closed under a thread that still waits on it"
     monkeypatch.setattr(server_module, "DEADLINE", 5.0)
     other = server.open(source)
     assert asked(connect(other)) == json.loads(REPLY)
     go_on.set()
     assert receive(connection) in (json.loads(REPLY), None)
     assert loop._thread.join(5)
-    assert loop._ear.fileno() < 0
+    assert loop._stop_reader.closed
     assert asked(connect(other)) == json.loads(REPLY)
     assert names(home) == [f"{other.id}.lock", f"{other.id}.sock"]
 

@@ -6,7 +6,9 @@ import errno
 import json
 import logging
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +17,16 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.globals import app_ctx
+from inside import directory
+from inside import encode
+from inside import endpoint as endpoint_module
+from inside import SERVER
 from sqlalchemy import select
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._control import directory
-from flask_scopedsession._control import endpoint as endpoint_module
-from flask_scopedsession._control.server import SERVER
-from flask_scopedsession._live import worker as _live
+from flask_scopedsession._live.reader import MOST
+from flask_scopedsession._live.survey import survey_directory
 from flask_scopedsession.cli import COMMANDS
 from flask_scopedsession.errors import ConfigError
 
@@ -237,7 +241,7 @@ def test_two_apps_in_one_directory_do_not_see_each_other(
             (worker,) = db.workers().workers
             seen.append(worker.id)
     assert set(seen) == SERVER.ids()
-    everybody = _live.survey_directory(str(home), 2.0)
+    everybody = survey_directory(str(home), 2.0)
     assert {worker.id for worker in everybody.workers} == SERVER.ids()
 
 
@@ -468,24 +472,29 @@ def test_without_what_unix_has_all_works_but_the_live_view(
     """).check()
 
 
-def test_a_long_answer_lets_others_run(make_app: Callable[..., Flask]) -> None:
-    """Between any two of a thousand sessions, and while it is encoded."""
+def test_a_snapshot_has_at_most_250_sessions(make_app: Callable[..., Flask]) -> None:
+    """It says that it left some out, and encodes within one switch interval.
+
+    The one call that encodes it keeps the interpreter's lock throughout.
+    """
     db = ScopedSession()
     app = make_app(db)
     sessions = []
     with app.app_context():
-        for _ in range(200):
-            context = app.app_context()
-            context.push()
+        for _ in range(MOST + 1):
+            app.app_context().push()
             sessions.append(db.session())
-        live = db._states[app].live
-        calls: list[int] = []
-        live.reader.pace = lambda: calls.append(1)  # type: ignore[assignment]
-        assert len(live.reader.sessions()) == 200
-        assert len(calls) >= 200
-        calls.clear()
-        live.reply("1-00000000", 1 << 20)
-        assert len(calls) >= 200 + 200 + 200 / 20
-        for _ in range(200):
+        worker = db.snapshot()
+        for _ in range(MOST + 1):
             db.session.remove()
             app_ctx._get_current_object().pop()
+    assert len(worker.sessions) == MOST == 250
+    assert worker.truncated
+    message = worker.to_dict()
+    assert min(_seconds_to_encode(message) for _ in range(20)) < sys.getswitchinterval()
+
+
+def _seconds_to_encode(message: object) -> float:
+    began = time.thread_time()
+    encode(message)
+    return time.thread_time() - began

@@ -6,12 +6,16 @@ import gc
 import sys
 import threading
 import typing as t
+import weakref
+from collections.abc import Callable
 from collections.abc import Iterator
+from pathlib import Path
 
 import greenlet
 import pytest
 
 from flask_scopedsession._runtime import stacks as _stacks
+from flask_scopedsession._runtime.places import Places
 from flask_scopedsession._runtime.stacks import own_stack
 from flask_scopedsession._runtime.stacks import stack_of_greenlet
 from flask_scopedsession._runtime.stacks import stack_of_thread
@@ -151,13 +155,155 @@ def test_the_collector_does_not_come_in_between(enabled: bool) -> None:
     assert seen == [False]
 
 
-def test_a_reading_that_fails_leaves_the_collector_on() -> None:
-    """As when an audit hook of the application forbids it."""
+def test_a_stack_that_may_not_be_read_is_empty_and_leaves_the_collector_on() -> None:
+    """An audit hook of the application may forbid the reading."""
 
     def top() -> Iterator[object]:
         yield from ()
         raise RuntimeError("forbidden")
 
-    with pytest.raises(RuntimeError):
+    assert _stacks._read(top()) == ()
+    assert gc.isenabled()
+
+
+def test_an_interrupt_of_a_reading_is_not_swallowed() -> None:
+    def top() -> Iterator[object]:
+        yield from ()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
         _stacks._read(top())
     assert gc.isenabled()
+
+
+# Owners that are gone
+
+
+def test_the_interpreter_has_the_names_that_stacks_are_read_with() -> None:
+    """Without them, every table is without lines."""
+    assert _stacks._current_frames is sys._current_frames
+    assert _stacks._get_frame is sys._getframe
+
+
+def test_without_those_names_stacks_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_stacks, "_current_frames", dict)
+    monkeypatch.setattr(_stacks, "_get_frame", None)
+    assert stack_of_thread(threading.get_ident()) == own_stack() == ()
+
+
+def test_greenlets_that_are_gone_have_no_stack() -> None:
+    """Not started, ended, killed, collected, or left by a thread that has ended."""
+
+    def pause() -> None:
+        greenlet.getcurrent().parent.switch()
+
+    never = greenlet.greenlet(pause)
+    killed = greenlet.greenlet(pause)
+    killed.switch()
+    assert names(stack_of_greenlet(killed)) == ["pause"]
+    killed.throw()
+    left: list[greenlet.greenlet] = []
+
+    def start_and_leave() -> None:
+        left.append(greenlet.greenlet(pause))
+        left[0].switch()
+
+    thread = threading.Thread(target=start_and_leave)
+    thread.start()
+    thread.join(10)
+    collected = weakref.ref(greenlet.greenlet(pause))
+    gc.collect()
+    assert collected() is None
+    for gone in (never, killed, collected(), object()):
+        assert stack_of_greenlet(gone) == ()
+    # Its frames are still there until the greenlet is collected.
+    assert names(stack_of_greenlet(left[0])) in ([], ["pause"])
+
+
+def test_a_thread_may_end_at_any_moment_of_a_reading() -> None:
+    def work() -> None:
+        idents.append(threading.get_ident())
+
+    idents: list[int] = [0]
+    done = threading.Event()
+
+    def start_again_and_again() -> None:
+        while not done.is_set():
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join(10)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    starter = threading.Thread(target=start_again_and_again)
+    starter.start()
+    try:
+        stacks = [stack_of_thread(idents[-1]) for _ in range(5_000)]
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        starter.join(10)
+    assert () in stacks
+
+
+def test_a_frame_that_has_ended() -> None:
+    """What is left of it is its code, and perhaps a line."""
+    frames = [sys._getframe()]
+
+    def leave_a_frame() -> None:
+        frames.append(sys._getframe())
+
+    leave_a_frame()
+    assert names(_stacks._read(iter(frames[1:])))[0] == "leave_a_frame"
+    code = leave_a_frame.__code__
+    place = Places(str(Path(__file__).parent)).innermost([(code, None)])
+    assert place == f"test_stacks.py:{code.co_firstlineno} leave_a_frame"
+
+
+@pytest.mark.subprocess
+def test_greenlets_of_gevent_that_end_while_their_stacks_are_read(
+    run_script: Callable[..., t.Any],
+) -> None:
+    """The reader is a native thread, as the control thread is."""
+    pytest.importorskip("gevent")
+    result = run_script("""
+        import gevent.monkey
+        gevent.monkey.patch_all()
+        import sys, weakref
+        import gevent
+        from flask_scopedsession._runtime.native import NativeThread, original
+        from flask_scopedsession._runtime.stacks import stack_of_greenlet
+
+        sys.setswitchinterval(1e-6)
+        current, found, failures = [lambda: None], [], []
+        ended = []
+
+        def read():
+            try:
+                while not ended:
+                    found.append(len(stack_of_greenlet(current[0]())))
+            except BaseException as error:
+                failures.append(error)
+
+        def live():
+            for _ in range(3):
+                gevent.sleep(0)
+
+        reader = NativeThread(read, "reader")
+        for number in range(3000):
+            one = gevent.spawn(live)
+            current[0] = weakref.ref(one)
+            gevent.sleep(0)
+            if number % 3 == 0:
+                one.kill()
+            else:
+                one.join()
+            assert stack_of_greenlet(one) == ()
+            del one
+        ended.append(True)
+        assert reader.join(10)
+        assert not failures, failures
+        assert 0 in found and any(found), "the test itself: no overlap"
+        print("content")
+    """)
+    assert result.check().stdout == "content\n"

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from inside import duration
+from inside import PingResult
+from inside import some
 from readings import a_full_pool
 from readings import a_holder
 from readings import a_last_worker
@@ -25,9 +28,6 @@ from readings import a_worker
 from readings import AUDIT
 from readings import lost_work
 
-from flask_scopedsession._format import duration
-from flask_scopedsession._format import some
-from flask_scopedsession._pools.engine import PingResult
 from flask_scopedsession._terminal.page import Page
 from flask_scopedsession._terminal.ping import render_pings
 from flask_scopedsession._terminal.pools import render_pools

@@ -140,7 +140,7 @@ def test_no_permission(plugin: Plugin) -> None:
     # Import everything first: the user "nobody" may not read this Python.
     as_nobody = """if True:
         import os
-        import flask_scopedsession.cli.check, flask_scopedsession._live.worker
+        import flask_scopedsession.cli.check, flask_scopedsession._live.survey
         from flask_scopedsession import __main__, cli
         if os.geteuid() == 0:
             os.setgroups([])
