@@ -95,23 +95,21 @@ class Page:
         plain = [[self._plain(cell) for cell in row] for row in (names, *rows)]
         widths = [max(map(cell_len, column)) for column in zip(*plain, strict=True)]
         shown, gap = self._choose(names, widths, spare, below)
-        moved = names.index(below) if below in names else None
-        if moved in shown:
-            moved = None
+        moved = None
+        if below in names and names.index(below) not in shown:
+            moved = names.index(below)
         for original, row in zip((None, *rows), plain, strict=True):
-            looks = ["bold"] * len(names)
+            cell_styles = ["bold"] * len(names)
             if original is not None:
-                looks = [(styles or {}).get(cell, "") for cell in original]
-            cells = []
-            for i in shown:
-                space = " " * (widths[i] - cell_len(row[i]))
-                around = (space, "") if right[i] else ("", space)
-                cells.append(Text.assemble(around[0], (row[i], looks[i]), around[1]))
+                cell_styles = [(styles or {}).get(cell, "") for cell in original]
+            cells = [Text.styled(row[i], cell_styles[i]) for i in shown]
+            for i, cell in zip(shown, cells, strict=True):
+                cell.align("right" if right[i] else "left", widths[i])
             self._print(Text(" " * gap).join(cells))
             if moved is not None and original is not None:
                 before, arrow, after = original[moved].rpartition(" → ")
                 parts = [before, f"→ {after}"] if arrow else [after]
-                self.parts(parts, indent=widths[0] + gap, style=looks[moved])
+                self.parts(parts, indent=widths[0] + gap, style=cell_styles[moved])
 
     def _choose(
         self,

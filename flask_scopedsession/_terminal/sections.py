@@ -17,14 +17,11 @@ from .page import Page
 
 _CONFIGURED = ("BIND", "POOL", ">SIZE", ">MAX", ">TIMEOUT", "DATABASE")
 
-#: Why a worker did not answer: of one worker, and of several.
+#: Why a worker did not answer, with a gap for "is" or "are".
 _REASONS = {
-    "gone": ("is gone (killed)", "are gone (killed)"),
-    "stopped": (
-        "is stopped (by SIGSTOP or a debugger)",
-        "are stopped (by SIGSTOP or a debugger)",
-    ),
-    "unresponsive": ("did not answer in time", "did not answer in time"),
+    "gone": "{} gone (killed)",
+    "stopped": "{} stopped (by SIGSTOP or a debugger)",
+    "unresponsive": "did not answer in time",
 }
 
 
@@ -103,10 +100,12 @@ def absent_workers(page: Page, survey: Survey) -> None:
         pid = f"{silent.pid}{ages.get(silent.id, '')}"
         groups.setdefault(silent.reason, []).append(pid)
     for reason, pids in groups.items():
-        said = _REASONS.get(reason, (reason, reason))[len(pids) > 1]
-        page.parts(
-            [f"{count(len(pids), 'worker')} {said}:", f"pid {some(pids)}"], style="red"
-        )
+        if known := _REASONS.get(reason):
+            said = known.format("is" if len(pids) == 1 else "are")
+        else:
+            said = reason  # another process wrote it
+        parts = [f"{count(len(pids), 'worker')} {said}:", f"pid {some(pids)}"]
+        page.parts(parts, style="red")
         if reason == "unresponsive":
             page.line("  'py-spy dump --pid PID' shows what such a worker is doing.")
 

@@ -51,7 +51,7 @@ def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
 @click.command(
     "session-status",
     help=SESSION_HELP,
-    short_help="Show all open database sessions, and whose they are.",
+    short_help="Show all open database sessions, and what each belongs to.",
 )
 @status_options
 @click.pass_context

@@ -116,7 +116,7 @@ def test_app_cli(flask_app: Flask) -> None:
 
 HELP = {
     "pool-status": "Show all database pools, and who holds connections.",
-    "session-status": "Show all open database sessions, and whose they are.",
+    "session-status": "Show all open database sessions, and what each belongs to.",
     "pool-advise": "Say how large each database pool should be, and why.",
     "db-ping": "Test whether every database answers, and how fast.",
 }
