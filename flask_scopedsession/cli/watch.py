@@ -193,8 +193,10 @@ class _Screen:
         self.open()
 
     def open(self) -> None:
-        """Switch to the alternate screen, without cursor and echo."""
-        self._console.set_alt_screen(True)
+        """Use the alternate screen, without cursor and echo."""
+        # Some terminals lose the old cursor position if they have to switch twice.
+        if not self._console.is_alt_screen:
+            self._console.set_alt_screen(True)
         self._console.show_cursor(False)
         click.echo(_NO_WRAP, nl=False)
         if termios is None:

@@ -116,6 +116,8 @@ def test_resize(command: str, busy: Prefork, watch: Watch) -> None:
         assert set(re.findall(r"live_app\.py:\d+ \w+", it.text)) == places
     it.resize(80, 40)
     it.wait_for(lambda: it.lines == before)
+    # Some terminals lose the old cursor position if they have to switch twice.
+    assert it.sent.count(b"\x1b[?1049h") == 1
 
 
 def is_drawn_for(columns: int, it: Terminal) -> bool:
