@@ -59,21 +59,30 @@ class _Client:
         self.endpoint = endpoint
         self.began = time.monotonic()
         self.received = bytearray()
-        self.out: memoryview | None = None
+        self.reply: memoryview | None = None
 
-    def request(self) -> dict[str, t.Any] | None:
-        """Receive what has arrived; return the request once it is complete."""
-        chunk = self.socket.recv(REQUEST_LIMIT)
-        if not chunk:
-            raise ConnectionResetError
-        self.received += chunk
-        return unpack(self.received, REQUEST_LIMIT)
+    def go_on(self, server: Server) -> bool:
+        """Receive or send as much as possible; whether the conversation is over."""
+        if self.reply is None:
+            chunk = self.socket.recv(REQUEST_LIMIT)
+            if not chunk:
+                return True
+            self.received += chunk
+            request = unpack(self.received, REQUEST_LIMIT)
+            if request is None:
+                return False
+            self.reply = memoryview(self._reply_to(request, server))
+        self.reply = self.reply[self.socket.send(self.reply) :]
+        return not self.reply
 
-    def send(self, reply: bytes | memoryview) -> bool:
-        """Send as much as the socket takes; whether that was all."""
-        self.out = memoryview(reply)
-        self.out = self.out[self.socket.send(self.out) :]
-        return not self.out
+    def _reply_to(self, request: dict[str, t.Any], server: Server) -> bytes:
+        if any(request.get(key) != value for key, value in REQUEST.items()):
+            return pack({"protocol": PROTOCOL, "error": "unknown request"})
+        try:
+            return self.endpoint.answer()
+        except Exception as error:  # noqa: BLE001  # rather than seem unresponsive
+            server.failed()
+            return pack({"protocol": PROTOCOL, "error": type(error).__name__})
 
 
 class _Loop:
@@ -138,13 +147,14 @@ class _Loop:
         for descriptor in listening:
             poll.register(descriptor, select.POLLIN)
         for descriptor, client in self._clients.items():
-            wanted = select.POLLIN if client.out is None else select.POLLOUT
+            wanted = select.POLLIN if client.reply is None else select.POLLOUT
             poll.register(descriptor, wanted)
         wait = max(0.0, self._next_tick - time.monotonic())
         # A little late rather than early, which would be a second wait for nothing.
         wait = min(wait, _EXPIRE) if self._clients else wait + 0.001
         ready = [descriptor for descriptor, _ in poll.poll(wait * 1000)]
-        self._stopping = self._stopping or self._stop_reader.fileno() in ready
+        if self._stop_reader.fileno() in ready:
+            self._stopping = True
         for descriptor in self._clients.keys() & ready:
             self._serve(descriptor)
         self._expire()
@@ -163,30 +173,14 @@ class _Loop:
                 self._clients[connection.fileno()] = _Client(connection, endpoint)
 
     def _serve(self, descriptor: int) -> None:
-        client = self._clients[descriptor]
         try:
-            reply: bytes | memoryview | None = client.out
-            if reply is None and (request := client.request()) is not None:
-                reply = self._reply_to(request, client.endpoint)
-            done = reply is not None and client.send(reply)
+            is_over = self._clients[descriptor].go_on(self._server)
         except BlockingIOError:
-            done = False
+            is_over = False
         except (OSError, Malformed):
-            done = True
-        if done:
-            self._hang_up(descriptor)
-
-    def _reply_to(self, request: dict[str, t.Any], endpoint: Endpoint) -> bytes:
-        if any(request.get(key) != value for key, value in REQUEST.items()):
-            return pack({"protocol": PROTOCOL, "error": "unknown request"})
-        try:
-            return endpoint.answer()
-        except Exception as error:  # noqa: BLE001  # rather than seem unresponsive
-            self._server.failed()
-            return pack({"protocol": PROTOCOL, "error": type(error).__name__})
-
-    def _hang_up(self, descriptor: int) -> None:
-        self._clients.pop(descriptor).socket.close()
+            is_over = True
+        if is_over:
+            self._clients.pop(descriptor).socket.close()
 
     def _expire(self) -> None:
         patience = DEADLINE if len(self._clients) < _MOST_CLIENTS else _CROWDED
@@ -194,7 +188,7 @@ class _Loop:
         for descriptor, client in list(self._clients.items()):
             if client.began > latest:
                 break
-            self._hang_up(descriptor)
+            self._clients.pop(descriptor).socket.close()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -204,7 +198,8 @@ class _Loop:
         gone = [endpoint for endpoint in self._endpoints if endpoint.source.gone()]
         if gone and self._server.retire(gone):
             self._endpoints = tuple(e for e in self._endpoints if e not in gone)
-            self._stopping = not self._endpoints
+            if not self._endpoints:
+                self._stopping = True
         own = frozenset(endpoint.id for endpoint in self._endpoints)
         for endpoint in self._endpoints:
             try:
@@ -286,7 +281,9 @@ class Server:
             return  # a fork that ran no hook: all of this is the parent's
         with self._lock:
             self._stop()
-            self._close_endpoints()
+            endpoints, self._endpoints = self._endpoints, ()
+            for endpoint in endpoints:
+                endpoint.close()
         self._report()
 
     def resume(self) -> None:
@@ -369,11 +366,6 @@ class Server:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.stop()
-
-    def _close_endpoints(self) -> None:
-        endpoints, self._endpoints = self._endpoints, ()
-        for endpoint in endpoints:
-            endpoint.close()
 
 
 #: The server of this process.
