@@ -17,6 +17,7 @@ import socket
 import time
 import traceback
 import typing as t
+from collections import deque
 from contextlib import suppress
 
 from .._runtime import fork
@@ -81,7 +82,7 @@ class _Client:
         try:
             return self.endpoint.answer()
         except Exception as error:  # noqa: BLE001  # rather than seem unresponsive
-            server.failed()
+            server.failed(error)
             return pack({"protocol": PROTOCOL, "error": type(error).__name__})
 
 
@@ -130,10 +131,10 @@ class _Loop:
             while not self._stopping:
                 try:
                     self._round()
-                except Exception:  # noqa: BLE001  # later clients must be answered
+                except Exception as error:  # noqa: BLE001  # others must be answered
                     # A thread that does not stop in time finds its sockets closed.
                     if not self._stopping:
-                        self._server.failed()
+                        self._server.failed(error)
                         original("time", "sleep")(_PAUSE)
         finally:
             self.abandon()
@@ -206,8 +207,8 @@ class _Loop:
                 endpoint.tick(now, own)
             except (OSError, ControlError):
                 pass  # the disk is full, or the directory is another user's now
-            except Exception:  # noqa: BLE001  # the other endpoints are due, too
-                self._server.failed()
+            except Exception as error:  # noqa: BLE001  # the others are due, too
+                self._server.failed(error)
 
 
 class Server:
@@ -219,8 +220,8 @@ class Server:
         self._forking: int | None = None
         self._endpoints: tuple[Endpoint, ...] = ()
         self._loop: _Loop | None = None
-        self._failure: str | None = None
-        self._has_failed = False
+        self._failures: deque[str] = deque()
+        self._failed: set[type[Exception]] = set()
         self.paused = False
         """The next piece of work must call :meth:`resume`."""
 
@@ -294,21 +295,20 @@ class Server:
 
     # -- errors ----------------------------------------------------------------
 
-    def failed(self) -> None:
-        """Remember the error that the thread is handling; only the first is logged."""
-        if not self._has_failed:
-            self._has_failed = True
-            # As text: a traceback would keep the locals of what it passed alive.
-            self._failure = traceback.format_exc()
+    def failed(self, error: Exception) -> None:
+        """Remember an error that the thread handles, the first of each type."""
+        if type(error) not in self._failed:
+            self._failed.add(type(error))
+            # As text, because a traceback would keep the locals of its frames alive.
+            self._failures.append(traceback.format_exc())
             self._ask_to_resume()
 
     def _report(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
+        while self._failures:
             log.error(
-                "the control thread met an unexpected error; status commands may not"
-                " see this process\n%s",
-                failure,
+                "the control thread met an unexpected error, so status commands may"
+                " not see this process\n%s",
+                self._failures.popleft(),
                 extra={"scopedsession_pid": os.getpid()},
             )
 

@@ -204,3 +204,36 @@ def test_a_warning_of_one_greenlet_does_not_block_the_others(run: Run) -> None:
         assert len(said) == 1, said
         print("content")
     """)
+
+
+def test_an_error_of_the_control_thread_is_logged_by_the_next_request(run: Run) -> None:
+    """Not by the thread itself, as the locks of logging belong to the event loop."""
+    run("""
+        import logging
+        from flask_scopedsession._control import server
+
+        class Notes(logging.Handler):
+            def emit(self, record):
+                get_ident = gevent.monkey.get_original("_thread", "get_ident")
+                said.append((get_ident(), record.getMessage()))
+
+        def fail(self, endpoint):
+            failures.append(1)
+            server._Loop._accept = accept  # from now on as before
+            raise RuntimeError("on purpose")
+
+        said, failures = [], []
+        logging.getLogger("flask_scopedsession").addHandler(Notes())
+        observer = Observer()
+        serve()
+        accept, server._Loop._accept = server._Loop._accept, fail
+        assert set(observer.look()["live"]) == {os.getpid()}
+        assert failures == [1] and said == []
+        serve("/idle")
+        serve("/idle")
+        ((thread, message),) = said
+        assert thread == gevent.monkey.get_original("_thread", "get_ident")()
+        assert "RuntimeError: on purpose" in message
+        observer.close()
+        print("content")
+    """)
