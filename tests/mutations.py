@@ -431,13 +431,13 @@ current_context()
 """,
         ),
         tests="""
-        runtime/test_stacks.py test_what_a_thread_holds_is_freed_by_that_thread
+        runtime/test_stacks.py test_the_locals_of_a_thread_are_freed_in_that_thread
         """,
     ),
     mutation(
         "stacks: garbage is collected while frames are held",
         Change("_stacks", "chain(off, map", "chain(map"),
-        tests="runtime/test_stacks.py test_the_collector_does_not_come_in_between",
+        tests="runtime/test_stacks.py test_the_collector_is_off_during_a_reading",
     ),
     mutation(
         "ledger: one hold is timed twice",

@@ -281,7 +281,7 @@ def nonsense() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", [k for k in nonsense() if k != "no length"])
-def test_nonsense_is_named(
+def test_a_worker_that_answers_nonsense_is_named(
     fakes: Fakes, ask: Callable[..., Answers], kind: str
 ) -> None:
     reply = nonsense()[kind]
@@ -292,14 +292,14 @@ def test_nonsense_is_named(
     assert states(answers) == {good: "ok"}
 
 
-def test_too_much_is_named_before_it_is_read(
+def test_a_worker_that_answers_too_much_is_named(
     fakes: Fakes, ask: Callable[..., Answers]
 ) -> None:
     bad = fakes.add(lambda c: send(c, TOO_MUCH + b"x" * 1_000_000))
     assert reasons(ask()) == {bad: "answered too much"}
 
 
-def test_too_much_together_is_named(
+def test_workers_that_together_answer_too_much_are_named(
     fakes: Fakes,
     ask: Callable[..., Answers],
     home: Path,
@@ -333,7 +333,7 @@ def test_too_much_together_is_named(
         ({"protocol": 1, "error": "\x1b[2J"}, "could not read its ledger"),
     ],
 )
-def test_what_is_no_reading_is_named(
+def test_a_worker_whose_answer_is_no_snapshot_is_named(
     fakes: Fakes, ask: Callable[..., Answers], reply: dict[str, Any], reason: str
 ) -> None:
     bad = fakes.replying(reply)
@@ -405,7 +405,7 @@ def test_a_server_of_another_user_is_not_believed(
 # Comings and goings
 
 
-def test_one_that_comes_while_we_look_is_asked_again(
+def test_a_worker_that_starts_meanwhile_is_asked_again(
     fakes: Fakes, locks: Locks, ask: Callable[..., Answers]
 ) -> None:
     """Its lock is there, its socket not yet."""
@@ -422,7 +422,7 @@ def test_one_that_comes_while_we_look_is_asked_again(
     assert answers.silent == []
 
 
-def test_one_that_goes_while_we_look_leaves_no_trace(
+def test_a_worker_that_ends_meanwhile_is_not_listed(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
     def leave(connection: socket.socket) -> None:
@@ -437,7 +437,7 @@ def test_one_that_goes_while_we_look_leaves_no_trace(
     assert answers.silent == []
 
 
-def test_one_that_hangs_up_is_asked_again_once_and_then_named(
+def test_a_worker_that_hangs_up_is_asked_once_more_and_then_named(
     fakes: Fakes, ask: Callable[..., Answers]
 ) -> None:
     asked: list[int] = []
@@ -446,7 +446,7 @@ def test_one_that_hangs_up_is_asked_again_once_and_then_named(
     assert len(asked) == 2
 
 
-def test_one_that_hung_up_once_is_not_silent(
+def test_a_worker_that_hung_up_once_is_not_silent(
     fakes: Fakes, ask: Callable[..., Answers]
 ) -> None:
     asked: list[int] = []
@@ -461,7 +461,9 @@ def test_one_that_hung_up_once_is_not_silent(
     assert states(ask()) == {id: "ok"}
 
 
-def test_others_are_not_asked_again(fakes: Fakes, ask: Callable[..., Answers]) -> None:
+def test_other_workers_are_not_asked_again(
+    fakes: Fakes, ask: Callable[..., Answers]
+) -> None:
     asked: list[int] = []
     id = fakes.id()
 
@@ -483,7 +485,7 @@ def test_a_worker_without_its_socket_is_named(
     assert reasons(ask()) == {id: "unresponsive"}
 
 
-def test_a_directory_that_goes_while_we_look_is_no_error(
+def test_a_directory_that_vanishes_meanwhile_is_no_error(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
     def leave(connection: socket.socket) -> None:
@@ -535,7 +537,7 @@ def test_a_killed_worker_whose_fork_still_has_its_socket_is_gone(
 
 
 @pytest.mark.parametrize("files", [("json",), ("json", "lock"), ("json", "sock")])
-def test_a_last_snapshot_counts_whatever_else_is_left(
+def test_a_last_snapshot_is_shown_with_any_other_files_left(
     ask: Callable[..., Answers], home: Path, files: tuple[str, ...]
 ) -> None:
     id = "7-0000000a"
@@ -570,7 +572,7 @@ def test_a_last_snapshot_is_shown_for_an_hour(
         json.dumps(envelope("7-0000000a", more="x" * 65_536)).encode(),
     ],
 )
-def test_a_last_snapshot_that_makes_no_sense_is_ignored(
+def test_a_malformed_last_snapshot_is_ignored(
     ask: Callable[..., Answers], home: Path, content: bytes
 ) -> None:
     leave_last(home, "7-0000000a", content)
@@ -578,7 +580,7 @@ def test_a_last_snapshot_that_makes_no_sense_is_ignored(
     assert answers.workers == answers.silent == []
 
 
-def test_a_last_snapshot_that_is_none_of_ours_is_not_even_opened(
+def test_a_last_snapshot_that_is_a_link_or_a_pipe_is_not_read(
     ask: Callable[..., Answers], home: Path
 ) -> None:
     os.mkfifo(home / "7-0000000a.json")
@@ -619,7 +621,7 @@ def test_a_stopped_worker_is_told_from_one_that_is_stuck(
             process.kill()
 
 
-def test_a_full_queue_is_waited_for(
+def test_a_worker_with_a_full_queue_is_asked_again(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
     """Many ask at once; each gets its answer, though some have to knock twice."""
@@ -682,7 +684,9 @@ def test_with_few_descriptors_all_are_asked_in_turn(
     assert states(ask()).keys() == good
 
 
-def test_ones_own_lock_is_not_opened(home: Path, ask: Callable[..., Answers]) -> None:
+def test_the_lock_of_this_process_is_not_opened(
+    home: Path, ask: Callable[..., Answers]
+) -> None:
     """Closing it would free it, and others would take this process for dead."""
     id = f"{os.getpid()}-0000000a"
     lock = directory.take_lock(str(home), id, DEPLOYMENT)
@@ -705,11 +709,11 @@ def why(path: Path | str, uid: int | None = None) -> tuple[str | None, bool]:
     return searched.error, searched.denied
 
 
-def test_a_missing_directory_says_so(short_tmp: Path) -> None:
+def test_a_missing_directory_is_reported(short_tmp: Path) -> None:
     assert why(short_tmp / "a" / "b") == ("does not exist", False)
 
 
-def test_a_directory_that_cannot_be_made_says_so(short_tmp: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported(short_tmp: Path) -> None:
     (short_tmp / "file").touch()
     error, denied = why(short_tmp / "file" / "run")
     assert error is not None
@@ -717,7 +721,7 @@ def test_a_directory_that_cannot_be_made_says_so(short_tmp: Path) -> None:
     assert not denied
 
 
-def test_an_unsafe_directory_says_so(home: Path) -> None:
+def test_an_unsafe_directory_is_reported(home: Path) -> None:
     home.chmod(0o777)
     error, denied = why(home)
     assert error is not None
@@ -725,14 +729,14 @@ def test_an_unsafe_directory_says_so(home: Path) -> None:
     assert not denied
 
 
-def test_a_path_too_long_says_so(short_tmp: Path) -> None:
+def test_a_path_too_long_is_reported(short_tmp: Path) -> None:
     error, _ = why(short_tmp / ("x" * 100))
     assert error is not None
     assert "too long" in error
 
 
 @as_root
-def test_a_strangers_directory_is_denied_and_root_sees_it(
+def test_another_users_directory_is_denied_except_to_root(
     home: Path, fakes: Fakes
 ) -> None:
     fakes.healthy()
@@ -749,7 +753,7 @@ def test_a_strangers_directory_is_denied_and_root_sees_it(
 
 
 @as_root
-def test_root_is_told_whose_an_empty_directory_is(home: Path) -> None:
+def test_root_learns_the_owner_of_an_empty_directory(home: Path) -> None:
     """Root's own workers would not use it, and say so only in their log."""
     os.chown(home, 65534, -1)
     error, denied = why(home)

@@ -75,7 +75,7 @@ def test_the_calling_thread() -> None:
     assert names(own_stack(1))[0] == "test_the_calling_thread"
 
 
-def test_a_thread_that_is_gone() -> None:
+def test_a_thread_that_has_ended() -> None:
     with Waiting() as ident:
         pass
     assert stack_of_thread(ident) == ()
@@ -108,7 +108,7 @@ class Mine:
         self.freed_in.add(threading.get_ident())
 
 
-def test_what_a_thread_holds_is_freed_by_that_thread() -> None:
+def test_the_locals_of_a_thread_are_freed_in_that_thread() -> None:
     """A frame that is held while its thread goes on takes its locals along."""
 
     def innermost() -> None:
@@ -136,7 +136,7 @@ def test_what_a_thread_holds_is_freed_by_that_thread() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_does_not_come_in_between(enabled: bool) -> None:
+def test_the_collector_is_off_during_a_reading(enabled: bool) -> None:
     """It runs finalizers, which let others go on. Afterwards it is as it was."""
 
     def top() -> Iterator[object]:
@@ -191,7 +191,7 @@ def test_without_those_names_stacks_are_empty(monkeypatch: pytest.MonkeyPatch) -
     assert stack_of_thread(threading.get_ident()) == own_stack() == ()
 
 
-def test_greenlets_that_are_gone_have_no_stack() -> None:
+def test_greenlets_that_have_ended_have_no_stack() -> None:
     """Not started, ended, killed, collected, or left by a thread that has ended."""
 
     def pause() -> None:

@@ -138,7 +138,7 @@ def test_a_child_that_serves_nothing_is_not_seen(run: Run) -> None:
     """)
 
 
-def test_nothing_starts_before_the_fork_of_an_arbiter(run: Run) -> None:
+def test_an_arbiter_starts_nothing(run: Run) -> None:
     """As under --preload: the parent loads, even queries, and never serves."""
     run("""
         observer = Observer()
@@ -375,7 +375,7 @@ def test_forks_while_other_threads_are_at_work(run: Run) -> None:
     )
 
 
-def test_the_interpreter_exits_in_silence_while_somebody_asks(run: Run) -> None:
+def test_the_interpreter_exits_silently_while_a_client_asks(run: Run) -> None:
     run("""
         import socket
 

@@ -39,7 +39,7 @@ def run(run_script: Run) -> Run:
     return run
 
 
-def test_it_answers_while_the_hub_is_blocked(run: Run) -> None:
+def test_the_control_thread_answers_while_the_hub_is_blocked(run: Run) -> None:
     run("""
         observer = Observer()
         serve()
@@ -54,7 +54,7 @@ def test_it_answers_while_the_hub_is_blocked(run: Run) -> None:
     """)
 
 
-def test_it_meets_no_hub_and_no_green_lock(run: Run) -> None:
+def test_the_control_thread_has_no_hub_and_takes_no_green_lock(run: Run) -> None:
     run("""
         import gevent._hub_local, gevent.lock, gevent.thread, threading
 

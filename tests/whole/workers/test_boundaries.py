@@ -157,7 +157,7 @@ def mode(path: Path) -> int:
 # Files
 
 
-def test_every_file_its_mode_and_what_is_in_it(
+def test_every_file_with_its_mode_and_content(
     prefork: Start,
     run_cli: Cli,
     gates: Gates,
@@ -204,7 +204,7 @@ def test_every_file_its_mode_and_what_is_in_it(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_a_user_without_a_name_is_served_like_any_other(
+def test_a_user_without_a_name(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
     """By its number alone: it has no entry in the passwd file, and no home."""
@@ -224,7 +224,7 @@ def test_a_user_without_a_name_is_served_like_any_other(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_what_another_user_can_do(
+def test_another_user_can_do_nothing(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
     """See that there is a directory, and nothing else."""
@@ -275,7 +275,7 @@ def test_what_another_user_can_do(
 
 
 @pytest.mark.parametrize("own", [None, "shop-web"])
-def test_what_a_database_server_is_told(
+def test_what_a_database_server_learns(
     make_app: Callable[..., Flask], pg_url: str, own: str | None
 ) -> None:
     """App, host and process, or the name that one gives; other roles see that."""
@@ -314,7 +314,7 @@ def read_only(path: str) -> str:
 
 @in_namespaces
 @pytest.mark.parametrize("chosen", [False, True])
-def test_where_nothing_can_be_written_it_is_one_warning_and_the_app_serves(
+def test_a_read_only_file_system_is_one_warning_and_the_app_serves(
     resident: Callable[..., Resident], short_tmp: Path, chosen: bool
 ) -> None:
     everywhere = mounted(read_only("/tmp"), read_only("/var/tmp"))
@@ -334,7 +334,7 @@ def test_where_nothing_can_be_written_it_is_one_warning_and_the_app_serves(
 
 @in_namespaces
 @pytest.mark.parametrize("target", ["live_app:create_app", "live_app:nonesuch"])
-def test_a_command_where_nothing_can_be_written(
+def test_a_command_on_a_read_only_file_system(
     live_env: dict[str, str], target: str
 ) -> None:
     """It says why it sees nobody, also when the application does not load."""
@@ -361,7 +361,7 @@ def test_a_command_where_nothing_can_be_written(
 
 
 @in_namespaces
-def test_a_tmpfs_that_everybody_may_write_to_as_of_kubernetes(
+def test_a_world_writable_tmpfs_as_in_kubernetes(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
     """As the temporary directory it is fine; a directory chosen in it is not."""
