@@ -1,4 +1,4 @@
-"""The control directory is the worker's alone, and nobody's files get lost in it."""
+"""The control directory is private, and no live worker's files are removed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def leaf(base: Path) -> Path:
     return base / deployment_id(NAME)
 
 
-# Who may be in it
+# Safety
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o277])
@@ -161,7 +161,7 @@ def test_a_directory_below_a_world_writable_one_is_refused(short_tmp: Path) -> N
     (short_tmp / "p").mkdir()
     (short_tmp / "p").chmod(0o777)
     assert "written by others" in refused(str(short_tmp / "p" / "run"))
-    (short_tmp / "p").chmod(0o1777)  # as /tmp: nobody renames what is another's
+    (short_tmp / "p").chmod(0o1777)  # as /tmp: only the owner renames a file
     prepare(str(short_tmp / "p" / "run"), NAME)
 
 
@@ -206,7 +206,7 @@ def test_the_longest_accepted_path_can_be_bound(short_tmp: Path) -> None:
     failed(str(short_tmp / ("x" * (room + 1))))
 
 
-# What the command may say
+# Commands
 
 
 def test_a_command_creates_nothing(leaf: Path, base: Path) -> None:
@@ -234,7 +234,7 @@ def test_root_does_not_use_another_users_directory_as_its_own(
     with pytest.raises(UnsafeDirectory):
         Place(str(leaf), 0).examine()
     assert Place(str(leaf), STRANGER).examine() == STRANGER
-    assert Place(str(leaf), None).examine() == STRANGER  # somebody has chosen it
+    assert Place(str(leaf), None).examine() == STRANGER  # it is configured
 
 
 def test_other_users_are_found_by_well_formed_names(short_tmp: Path) -> None:
@@ -264,7 +264,7 @@ def id_of(pid: int, end: str = "00000001") -> str:
 
 @contextmanager
 def a_process_with_a_lock(home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Another process that holds a lock, beside a socket nobody listens on."""
+    """Another process that holds a lock; its socket does not listen."""
     code = (
         "import sys, os\n"
         "from flask_scopedsession._control import directory\n"
@@ -377,7 +377,9 @@ def test_a_failed_snapshot_leaves_nothing(
 
 def test_a_snapshot_replaces_the_last_one_atomically(home: Path) -> None:
     directory.write_last(str(home), id_of(1), b"1")
-    (home / f"{id_of(1)}.tmp").symlink_to("/etc/passwd")  # left, or laid, there
+    (home / f"{id_of(1)}.tmp").symlink_to(
+        "/etc/passwd"
+    )  # left there, or put there on purpose
     directory.write_last(str(home), id_of(1), b"2")
     assert directory.read_last(str(home), id_of(1), os.geteuid()) == b"2"
     assert names(home) == [f"{id_of(1)}.json"]
@@ -401,7 +403,7 @@ def test_a_snapshot_is_read_only_from_a_small_file_of_its_owner(home: Path) -> N
     path.symlink_to(home / "elsewhere")
     assert read(str(home), id_of(1), me) is None
     path.unlink()
-    os.mkfifo(path)  # who opens it waits for a writer
+    os.mkfifo(path)  # opening it would wait for a writer
     assert read(str(home), id_of(1), me) is None
     path.unlink()
     path.mkdir()
@@ -432,7 +434,7 @@ def test_files_of_dead_workers_are_removed_and_their_last_snapshot_after_an_hour
 
 
 def in_another_process(do: Callable[[], object]) -> None:
-    """In this very process, each of its own locks would count as free."""
+    """A process finds each of its own locks free."""
     pid = os.fork()
     if pid == 0:
         do()
@@ -441,7 +443,7 @@ def in_another_process(do: Callable[[], object]) -> None:
 
 
 def opened_by_a_sweep(home: Path, after: str) -> list[str]:
-    """Return whose lock files a sweep opens."""
+    """Return the ids of the workers whose lock files a sweep opens."""
     opened: list[str] = []
     original = directory._lock_of_the_dead
 
@@ -456,7 +458,7 @@ def opened_by_a_sweep(home: Path, after: str) -> list[str]:
 
 
 def test_a_sweep_opens_the_locks_up_to_its_second_live_neighbor(home: Path) -> None:
-    """However many workers live, all of them together open two locks each."""
+    """So each worker opens two locks, however many workers there are."""
     with ExitStack() as stack:
         lives = [stack.enter_context(a_process_with_a_lock(home)) for _ in range(4)]
         ids = sorted(id for id, _ in lives)
@@ -468,7 +470,7 @@ def test_a_sweep_opens_the_locks_up_to_its_second_live_neighbor(home: Path) -> N
 def test_files_of_dead_workers_are_removed_by_the_two_live_ones_before_them(
     home: Path,
 ) -> None:
-    """By two, so that one of them may be stopped; the first id follows the last."""
+    """There are two, because one may be stopped. The first id follows the last."""
     with ExitStack() as stack:
         lives = dict(stack.enter_context(a_process_with_a_lock(home)) for _ in range(5))
         first, second, third, fourth, fifth = ids = sorted(lives)

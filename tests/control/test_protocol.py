@@ -1,4 +1,4 @@
-"""One request, one reply: bounded, JSON, nothing that surprises who reads it."""
+"""One request and one reply in JSON, of limited size, without surprises."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_peer_credentials_are_the_process_and_the_user() -> None:
 
 
 class Xucred:
-    """A socket of macOS, as its header files describe the answer."""
+    """A socket that answers as the header files of macOS describe."""
 
     def __init__(self, version: int) -> None:
         groups = struct.pack("16I", *range(16))
@@ -96,7 +96,7 @@ def test_peer_credentials_on_macos_are_the_user(
     monkeypatch.setattr(protocol, "_LINUX", False)
     monkeypatch.setattr(protocol, "_BSD", True)
     assert peer_credentials(Xucred(0)) == (None, 501)
-    assert peer_credentials(Xucred(1)) is None  # a layout that nobody knows yet
+    assert peer_credentials(Xucred(1)) is None  # an unknown layout
 
 
 def test_a_platform_without_credentials_has_none(

@@ -1,4 +1,4 @@
-"""The control thread: always there, never in the way, not to be worn down."""
+"""The control thread always answers, and disturbs nothing, whatever clients do."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def asked(connection: socket.socket) -> dict[str, Any] | None:
 
 
 def hung_up_on(connection: socket.socket, more: bytes) -> bool:
-    """Send more; whether nobody wants it."""
+    """Send more; whether the server has closed the connection."""
     try:
         connection.send(more)
     except BlockingIOError:
@@ -254,7 +254,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_leaves_nothing(
 
 @pytest.fixture
 def busy_house(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what is due each minute be due all the time."""
+    """Do the housekeeping of each minute all the time."""
     monkeypatch.setattr(server_module, "_TICK", 0.01)
     monkeypatch.setattr(endpoint_module, "_HOUSEKEEPING_EVERY", 0.0)
     monkeypatch.setattr(endpoint_module, "_SNAPSHOT_EVERY", 0.0)
@@ -298,7 +298,7 @@ def test_files_that_a_cleaner_removed_are_created_again(
 ) -> None:
     endpoint = server.open(source)
     if lost == ("all",):
-        # In one step, as a file may come back while we remove the next one.
+        # At once, because a file may be created again while the next one is removed.
         home.rename(home.with_name("moved"))
     else:
         for kind in lost:
@@ -346,7 +346,7 @@ def test_a_directory_that_another_user_created_again_is_not_used(
         try:
             theirs.rename(home)
         except OSError:
-            # It was made again in between, by us: then take that one's place.
+            # The server has created it again meanwhile: replace that one.
             home.rename(home.with_name("moved-too"))
             theirs.rename(home)
         for _ in range(5):
@@ -707,7 +707,7 @@ def test_without_that_method_the_live_view_is_off(
 def test_memory_is_bounded_whatever_clients_send(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
-    """What one client can make it keep is what a request may be, twice."""
+    """One client can make it keep at most twice the size of a request."""
     endpoint = server.open(source)
     connection = connect(endpoint)
     connection.setblocking(False)
@@ -763,7 +763,7 @@ def test_a_peer_without_credentials_is_not_served(
     assert connection.fileno() >= 0
 
 
-# Life
+# Start and stop
 
 
 def test_several_applications_share_one_thread(
@@ -789,7 +789,7 @@ def test_a_thread_that_does_not_stop_in_time_does_no_harm(
     monkeypatch: pytest.MonkeyPatch,
     connect: Callable[[Endpoint], socket.socket],
 ) -> None:
-    """Its descriptors are its own until it ends, and it ends when it can."""
+    """It keeps its descriptors until it ends."""
     monkeypatch.setattr(server_module, "DEADLINE", 0.05)
     stuck, go_on = threading.Event(), threading.Event()
 
@@ -879,12 +879,12 @@ def test_several_threads_that_fork_wait_for_each_other(
 def test_a_fork_while_the_lock_is_held_is_not_a_deadlock(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from the handler of a signal that came while the lock was held."""
+    """A signal handler may fork while the interrupted thread holds the lock."""
     monkeypatch.setattr(server_module, "DEADLINE", 0.1)
     forked = []
 
     def prepare() -> str:
-        if not forked:  # the thread asks again when it keeps the house
+        if not forked:  # the thread calls this again, too
             server.before_fork()
             server.after_fork_in_parent()
             forked.append(1)
@@ -933,7 +933,7 @@ def test_a_thread_that_cannot_be_started_after_a_fork_is_tried_again(
 def test_the_client_understands_the_server(
     server: Server, source: Source, home: Path
 ) -> None:
-    server.open(source)  # whose reply is none that a worker would give
+    server.open(source)  # its reply is not that of a worker
     answers = client.ask(
         [directory.Place(str(home), None)], 5.0, own=server.ids(), host="h"
     )
