@@ -4,6 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 FAULTS ?= 0
 ARGS ?=
+PROCESSES ?= 3
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -17,7 +18,8 @@ help:
 	@echo 'make demo    start the example in three workers, and see who holds the connections'
 	@echo 'make serve   keep the example running at http://127.0.0.1:$(PORT)/'
 	@echo '             (PORT=8001 another port, FAULTS=1 with views that misbehave)'
-	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest)"
+	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest,"
+	@echo '             PROCESSES=0 runs them in one process)'
 	@echo "make bench   measure it beside its peers (ARGS=--quick for a few minutes' run)"
 	@echo 'make clean   remove what the others made: .venv, caches, instance/ with the flight log'
 	@echo
@@ -41,8 +43,12 @@ serve: $(VENV)/.example
 	    --config example_app/gunicorn_conf.py --bind 127.0.0.1:$(PORT) \
 	    'example_app:create_app()'
 
+# Many tests wait for servers, so that three at a time suit two cores.
 test: $(VENV)/.tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about four minutes on two cores).'
+	@echo 'They start servers on this machine (gunicorn, Celery, PostgreSQL and others)'
+	@echo 'and stop them at their end.'
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)

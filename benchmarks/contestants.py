@@ -182,9 +182,9 @@ def ours(**config: t.Any) -> Callable[[], InitApp]:
 
 def knows_fair_pool() -> bool:
     """Whether this version of ours has a switch for its fair queue."""
-    from flask_scopedsession._settings.config import _KEYS
+    from flask_scopedsession._settings.keys import KEYS
 
-    return "SCOPEDSESSION_FAIR_POOL" in _KEYS
+    return "SCOPEDSESSION_FAIR_POOL" in KEYS
 
 
 _OURS = "from flask_scopedsession import ScopedSession"

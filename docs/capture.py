@@ -1,9 +1,9 @@
-"""Make ``docs/captured/``: what commands and logs say when something is wrong.
+"""Generate ``docs/captured/``: the output of commands and logs for typical faults.
 
-``python docs/capture.py`` starts the example application under gunicorn, has it make
-one mistake after the other, and writes down what a person would see. It needs what
-the tests need. Of what it writes, only the names of this machine and its folders are
-changed.
+``python docs/capture.py`` starts the example application under gunicorn, makes one
+mistake after another, and records what a person would see. It has the same
+requirements as the tests. Only the names of this machine and of its folders are
+replaced in the output.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Captured = dict[str, str]
 
 
 def pool_timeout(stage: Stage) -> Captured:
-    """Give no connection back, until a request gives up."""
+    """Keep all connections, until a request times out."""
     with stage.scene(**{f"{OPTIONS}pool_timeout": "1"}) as scene:
         for _ in range(15):
             scene.ask("POST", "/faults/keep-connection")
@@ -54,7 +54,7 @@ def pool_timeout(stage: Stage) -> Captured:
 
 
 def self_deadlock(stage: Stage) -> Captured:
-    """Have a view wait for the connection that it has."""
+    """Let a view wait for the connection that it holds."""
     with stage.scene(**TINY) as scene:
         scene.begin("GET", "/faults/nested")
         scene.until(lambda pool: pool["pending"] and pool["max_wait_s"] > 2)
@@ -62,7 +62,7 @@ def self_deadlock(stage: Stage) -> Captured:
 
 
 def too_small(stage: Stage) -> Captured:
-    """Hold connections briefly, and have many wait for them."""
+    """Hold connections briefly, while many requests wait for them."""
     with stage.scene(**TINY) as scene:
 
         def visit(_: int) -> None:
@@ -78,7 +78,7 @@ def too_small(stage: Stage) -> Captured:
 
 
 def slow_statement(stage: Stage) -> Captured:
-    """Have a view wait for a busy database."""
+    """Let a view wait for a busy database."""
     with stage.scene() as scene:
         scene.begin("GET", "/faults/slow-statement?airports=20000")
         scene.until(lambda pool: pool["held_long"])
@@ -86,7 +86,7 @@ def slow_statement(stage: Stage) -> Captured:
 
 
 def lost_work(stage: Stage) -> Captured:
-    """Forget to commit."""
+    """Write without a commit."""
     with stage.scene() as scene:
         scene.ask("POST", "/faults/forget-commit")
         return {
@@ -96,7 +96,7 @@ def lost_work(stage: Stage) -> Captured:
 
 
 def shared_session(stage: Stage) -> Captured:
-    """Use one session in two threads."""
+    """Use one session in two threads at the same time."""
     with stage.scene() as scene:
         scene.ask("GET", "/faults/share-session")
         return {
@@ -106,7 +106,7 @@ def shared_session(stage: Stage) -> Captured:
 
 
 def kept_for_later(stage: Stage) -> Captured:
-    """Keep a session, and an object, for later requests."""
+    """Keep a session and an object for later requests."""
     with stage.scene() as scene:
         for _ in range(2):
             scene.ask("GET", "/faults/keep-session")
@@ -118,7 +118,7 @@ def kept_for_later(stage: Stage) -> Captured:
 
 
 def swallowed_error(stage: Stage) -> Captured:
-    """Go on after a flush that failed."""
+    """Continue after a failed flush."""
     with stage.scene() as scene:
         scene.ask("POST", "/faults/swallow-error?seconds=0")
         scene.begin("POST", "/faults/swallow-error?seconds=20")
@@ -130,7 +130,7 @@ def swallowed_error(stage: Stage) -> Captured:
 
 
 def database_locked(stage: Stage) -> Captured:
-    """Write while somebody else does."""
+    """Write while another request writes."""
     wait = {"FLASK_SCOPEDSESSION_SQLITE_PRAGMAS__busy_timeout": "500"}
     with stage.scene(**wait) as scene:
         scene.begin("POST", "/faults/lock?icao=EDDF&seconds=30")
@@ -143,7 +143,7 @@ def database_locked(stage: Stage) -> Captured:
 
 
 def worker_timeout(stage: Stage) -> Captured:
-    """Let the server kill a worker that waits for the pool."""
+    """Let the server kill a worker that waits for a connection."""
     arguments = "--worker-class sync --threads 1 --timeout 4"
     with stage.scene(GUNICORN_CMD_ARGS=arguments) as scene:
         for _ in range(15):
@@ -169,7 +169,7 @@ def outside_context(stage: Stage) -> Captured:
 
 
 def idle_in_transaction(stage: Stage) -> Captured:
-    """Hold connections and do nothing with them."""
+    """Hold connections without using them."""
     with stage.scene() as scene:
         scene.begin("GET", "/faults/sleep?seconds=50")
         scene.until(lambda pool: pool["used"] == 1)
@@ -193,7 +193,7 @@ def lock_wait(stage: Stage) -> Captured:
 
 
 def deadlock(stage: Stage) -> Captured:
-    """Have two requests wait for each other's rows."""
+    """Let two requests wait for each other's rows."""
     with stage.scene() as scene:
         one = scene.begin("POST", "/faults/lock?icao=EDDF&icao=KJFK&seconds=1")
         two = scene.begin("POST", "/faults/lock?icao=KJFK&icao=EDDF&seconds=1")
@@ -203,7 +203,7 @@ def deadlock(stage: Stage) -> Captured:
 
 
 def connections_died(stage: Stage, server: PostgreSQL) -> Captured:
-    """Restart the database: one connection is in use, one rests."""
+    """Restart the database while one connection is in use and one is idle."""
     with stage.scene() as scene:
         sleeping = scene.begin("GET", "/faults/sleep?seconds=1")
         working = scene.begin("POST", "/faults/lock?icao=EDDF&icao=KJFK&seconds=3")
@@ -221,7 +221,7 @@ def connections_died(stage: Stage, server: PostgreSQL) -> Captured:
 
 
 def too_many_clients(stage: Stage) -> Captured:
-    """Want more connections, together, than the server has."""
+    """Open more connections in all workers than the server allows."""
     with stage.scene(workers=3) as scene:
         with demo.one_connection_per_worker(scene.server) as workers:
             for connection in workers.values():
@@ -254,7 +254,7 @@ ON_POSTGRESQL = (idle_in_transaction, lock_wait, deadlock)
 
 
 def capture(root: Path) -> Iterator[Captured]:
-    """Play every scene."""
+    """Run every scene, and yield its output by file name."""
     stage = Stage(root / "sqlite")
     for play in ON_SQLITE:
         yield play(stage)
@@ -271,7 +271,7 @@ def capture(root: Path) -> Iterator[Captured]:
 
 
 def tidy(text: str, root: Path) -> str:
-    """Put what every reader's machine has in the place of what this one has."""
+    """Replace the names of this machine and its folders with typical names."""
     text = text.replace(str(root.resolve()), "/srv").replace(str(root), "/srv")
     text = re.sub(r"/srv/pg-\w+", "/srv/postgresql", text)
     text = text.replace(f" on {socket.gethostname()} · ", " on web-1 · ")
@@ -279,11 +279,11 @@ def tidy(text: str, root: Path) -> str:
 
 
 def main(folder: Path = CAPTURED) -> None:
-    """Write all files, and remove those that are no more."""
+    """Write all files, and remove those that are no longer captured."""
     folder.mkdir(exist_ok=True)
     written = set()
-    # In /tmp, since lines are broken by the length of paths. PostgreSQL, which runs as
-    # a user of its own if we are root, has to get through.
+    # Use /tmp, because the length of the path decides where lines are broken. If root
+    # runs this, PostgreSQL runs as another user, and needs access to the directory.
     with tempfile.TemporaryDirectory(prefix="ss-captured-", dir="/tmp") as temporary:
         root = Path(temporary)
         root.chmod(0o755)

@@ -15,8 +15,8 @@ extensions = [
 exclude_patterns = ["_build"]
 default_role = "code"
 nitpicky = True
-# Names of other projects are not looked up: the build needs no network. Nor are
-# private ones, such as those of type variables.
+# References to other projects are not resolved, so the build needs no network.
+# Neither are private names, such as those of type variables.
 nitpick_ignore_regex = [(r"py:.*", r"(?!flask_scopedsession\.[a-zA-Z]).*")]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]

@@ -1,4 +1,4 @@
-"""The stage that ``capture.py`` plays on: a server, and the person who looks at it."""
+"""What ``capture.py`` needs: a running server, and commands run on a terminal."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from typing import Any
 
 from example_app import demo
 
-#: Seconds to wait for what must come.
+#: Seconds to wait for an expected output.
 PATIENCE = 30
 
-#: How wide the terminal is.
+#: The width of the terminal, in characters.
 COLUMNS = 90
 
 
 class Scene:
-    """A running server, one fault, and the person who looks."""
+    """A running server to send requests to, and commands that inspect it."""
 
     def __init__(self, env: Mapping[str, str], server: demo.Server) -> None:
         self._env = env
@@ -37,45 +37,45 @@ class Scene:
         self._open: list[HTTPConnection] = []
 
     def begin(self, method: str, path: str) -> HTTPConnection:
-        """Send a request, and do not wait for the answer."""
+        """Send a request without waiting for the response."""
         connection = self.server.connect()
         self._open.append(connection)
         connection.request(method, path)
         return connection
 
     def ask(self, method: str, path: str) -> int:
-        """Send a request, and return the status of the answer."""
+        """Send a request, and return the status code of the response."""
         response = self.begin(method, path).getresponse()
         response.read()
         return response.status
 
     def close(self) -> None:
-        """Wait for no more answers."""
+        """Close all connections to the server."""
         for connection in self._open:
             connection.close()
 
     def flask(self, *args: str) -> str:
-        """Run a command as a person would; return it with its output."""
+        """Run a Flask command; return the command line and its output."""
         return f"$ flask --app {demo.APP} {' '.join(args)}\n{self._run(*args)}"
 
     def _run(self, *args: str) -> str:
         return on_terminal(self._env, "-m", "flask", "--app", demo.APP, *args)
 
     def pools(self) -> list[dict[str, Any]]:
-        """Return all pools of the default bind, as JSON has them."""
+        """Return all pools of the default bind, as dicts of the JSON report."""
         report = json.loads(demo.flask(self._env, "pool-status", "--json", quiet=True))
         pools = [pool for worker in report["workers"] for pool in worker["pools"]]
         return [pool for pool in pools if pool["bind"] == "default"]
 
     def until(self, what: Callable[[dict[str, Any]], object], pools: int = 1) -> None:
-        """Wait until so many pools are as they should be."""
+        """Wait until *what* is true of at least *pools* pools."""
         deadline = time.monotonic() + PATIENCE
         while sum(bool(what(pool)) for pool in self.pools()) < pools:
             if time.monotonic() > deadline:
                 raise TimeoutError(self._run("pool-status"))
 
     def logged(self, pattern: str) -> str:
-        """Return what matches in the server's log, once it is there; the last."""
+        """Wait until *pattern* matches in the server's log; return the last match."""
         deadline = time.monotonic() + PATIENCE
         compiled = re.compile(pattern, re.MULTILINE)
         while not (found := compiled.findall(self.server.log.read_text())):
@@ -85,12 +85,12 @@ class Scene:
         return f"{found[-1]}\n"
 
     def error(self, name: str) -> str:
-        """Return the end of the last traceback of an error, without its link."""
+        """Return the last message of an error in the log, without SQLAlchemy's link."""
         return self.logged(rf"^(?:[\w.]+\.)?{name}: .*(?:\n(?![\[(]|Traceback).+)*")
 
 
 def on_terminal(env: Mapping[str, str], *args: str) -> str:
-    """Run Python on a terminal of its own, and return all that it says."""
+    """Run Python on a pseudo-terminal, and return its output."""
     ours, theirs = os.openpty()
     with subprocess.Popen(  # noqa: S603
         [sys.executable, *args],
@@ -103,14 +103,14 @@ def on_terminal(env: Mapping[str, str], *args: str) -> str:
         os.close(theirs)
         said = b""
         with os.fdopen(ours, "rb", 0) as screen, suppress(OSError):
-            # At the end, Linux has an error rather than nothing.
+            # At the end of the output, Linux raises an error.
             while chunk := screen.read(1 << 16):
                 said += chunk
     return said.decode().replace("\r\n", "\n")
 
 
 class Stage:
-    """Where the scenes play: one folder, and one database with the airports in it."""
+    """A folder and a database with the airports, which all scenes share."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ class Stage:
 
     @contextmanager
     def scene(self, workers: int = 1, **settings: str) -> Iterator[Scene]:
-        """Run the server, where what it leaves behind is in nobody's way."""
+        """Run the server with its own control directory."""
         run = self._folder / f"run-{next(self._numbers)}"
         where = {"FLASK_SCOPEDSESSION_CONTROL_DIR": str(run)}
         env = {**self.env, **where, **settings}

@@ -1,4 +1,4 @@
-"""Airports of the world and a flight log: Flask-ScopedSession at work."""
+"""The airports of the world and a flight log: how to use Flask-ScopedSession."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["create_app"]
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Make the application.
+    """Create the application.
 
-    Later settings win: the defaults of ``config.py``, the environment's
-    ``FLASK_…`` variables, then *config*.
+    Later settings override earlier ones: the defaults in ``config.py``, the
+    ``FLASK_…`` environment variables, then *config*.
 
-    Nothing here asks a database anything, so the application can be made (and
+    The factory does not use a database, so the application can be created (and
     ``flask pool-status`` can run) while the database is down.
     """
     app = Flask(__name__, instance_path=os.environ.get("EXAMPLE_INSTANCE_PATH"))

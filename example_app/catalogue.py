@@ -1,4 +1,4 @@
-"""Finding airports."""
+"""Queries for airports."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def find_airport(code: str) -> Airport | None:
     """Find an airport by its ICAO code, or by its IATA code."""
     code = code.strip().upper()
 
-    # Anything else cannot be a code; and some of it (a NUL character, for
-    # one) PostgreSQL would refuse to compare.
+    # Other text cannot be a code, and PostgreSQL refuses to compare some of it,
+    # such as a NUL character.
     if re.fullmatch(r"[A-Z0-9_]{4}", code):
         return db.session.get(Airport, code)
 
@@ -34,8 +34,8 @@ def find_airport(code: str) -> Airport | None:
 def search_airports(text: str) -> Select[Any]:
     """Select the airports that contain every word of *text*.
 
-    An airport that has *text* as its code comes first, then those with an
-    IATA code (where the airlines fly), then the rest.
+    The airport whose code is *text* comes first, then airports with an IATA
+    code (the ones that airlines serve), then all others.
     """
     words = fold("".join(c for c in text if c.isprintable())).split()
     code = " ".join(words).upper()

@@ -1,4 +1,4 @@
-"""The application's own command."""
+"""The command ``flask import-airports``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def init_app(app: Flask) -> None:
 def import_airports() -> None:
     """Fill the database with the airports of the world.
 
-    Makes the tables if need be. Run it as often as you like: it adds what is
-    new and corrects what has changed.
+    Creates missing tables. You can repeat this command: it adds new airports
+    and corrects the ones that have changed.
     """
     db.create_all()
     wanted = load_airports()
@@ -45,12 +45,12 @@ def import_airports() -> None:
 
     click.echo(
         f"{len(wanted)} airports: {len(added)} added, {len(changed)} changed,"
-        f" {len(wanted) - len(added) - len(changed)} as they were."
+        f" {len(wanted) - len(added) - len(changed)} unchanged."
     )
 
 
 def store(added: Rows, changed: Rows) -> None:
-    """Write in batches, so that nobody waits long for a commit of ours."""
+    """Write in batches, so that other writers never wait long for a commit."""
     total = len(added) + len(changed)
 
     with click.progressbar(length=total, label="Importing airports") as bar:
@@ -63,20 +63,20 @@ def store(added: Rows, changed: Rows) -> None:
 
 
 def load_airports() -> Rows:
-    """Read the data set and put its fields into ours."""
+    """Read the data set, and convert it to rows of :class:`Airport`."""
     try:
         import airportsdata
     except ImportError:
         raise click.ClickException(
-            "The package 'airportsdata' has the airports, and is not installed."
-            " Run 'pip install airportsdata'."
+            "The package 'airportsdata', which contains the airports, is not"
+            " installed. Run 'pip install airportsdata'."
         ) from None
 
     return [to_row(raw) for raw in airportsdata.load("ICAO").values()]
 
 
 def to_row(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Put one airport's fields into the columns of :class:`Airport`."""
+    """Convert one airport of the data set to the columns of :class:`Airport`."""
     words = (raw[k] for k in ("icao", "iata", "name", "city", "subd", "country"))
     return {
         "icao": raw["icao"],
@@ -94,7 +94,7 @@ def to_row(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_airports() -> dict[str, dict[str, Any]]:
-    """Read what is there already, and end the transaction before we write."""
+    """Read the stored airports, and end the transaction before the writes."""
     rows = db.session.execute(select(*Airport.__table__.columns)).mappings().all()
     db.session.commit()
     return {row["icao"]: dict(row) for row in rows}

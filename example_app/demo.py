@@ -1,7 +1,7 @@
-"""Run the example with its faults on, and watch it from outside: ``make demo``.
+"""Run the example with its faults, and look at it from outside: ``make demo``.
 
-Whatever this starts (gunicorn's workers, their databases, their control sockets)
-lives in a temporary directory of its own, and ends with it.
+The workers, their databases and their control sockets use a temporary directory.
+The demo stops all processes and deletes the directory when it ends.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ FORGETS = "faults.forget_commit"
 
 
 class DemoError(Exception):
-    """The demo did not show what it promises to show."""
+    """The demo did not show what it should show."""
 
 
 def main() -> int:
     """Run the demo, and return the exit code."""
-    # `kill`, or a closed terminal, shall clean up as Ctrl-C does.
+    # `kill` and a closed terminal should clean up as Ctrl-C does.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), interrupt)
@@ -59,33 +59,33 @@ def main() -> int:
         click.secho(f"\nThe demo failed: {error}.", fg="red", err=True)
         return 1
     except KeyboardInterrupt:
-        click.echo("\nInterrupted. Everything is stopped.", err=True)
+        click.echo("\nInterrupted. All processes are stopped.", err=True)
         return 130
 
     return 0
 
 
 def interrupt(*_: object) -> NoReturn:
-    """Turn a signal into what Ctrl-C raises."""
+    """Raise the same exception as Ctrl-C, on another signal."""
     raise KeyboardInterrupt
 
 
 def run(directory: Path) -> None:
-    """Go through the demo, step by step."""
+    """Run the demo from start to end."""
     started = time.monotonic()
     env = environment(directory)
 
     step(
         "Import the airports",
-        "The example is an ordinary Flask application: airports to search, and a\n"
-        "flight log to write to. Its two databases are SQLite files.",
+        "The example is an ordinary Flask application: a search for airports, and a\n"
+        "flight log. Its two databases are SQLite files.",
     )
     flask(env, "import-airports")
 
     step(
         f"Start gunicorn with {WORKERS} workers of 4 threads",
-        "Each worker is a process with connection pools of its own. No other\n"
-        "process can look into them, so from outside they are a black box.",
+        "Each worker is a process with its own connection pools. No other process\n"
+        "can look into them.",
     )
 
     with running_server(env) as server:
@@ -95,16 +95,16 @@ def run(directory: Path) -> None:
 
         step(
             "Send ordinary traffic",
-            "Searches, pages, downloads, new flights, a background job. All of it\n"
-            "gives back what it takes.",
+            "Searches, pages, downloads, new flights and a background job. All of\n"
+            "them return their connections.",
         )
         ordinary_traffic(server)
 
         step(
             "Make every worker misbehave",
-            f"{KEEPS}: puts a connection into a global, and answers.\n"
-            f"{SLEEPS}: queries, then sleeps with the connection in hand.\n"
-            f"{FORGETS}: says that it has saved a flight, and never commits.",
+            f"{KEEPS}: keeps a connection in a global.\n"
+            f"{SLEEPS}: queries, then sleeps while it holds the connection.\n"
+            f"{FORGETS}: reports a saved flight, and never commits it.",
         )
         with one_connection_per_worker(server) as workers:
             misbehave(workers)
@@ -114,17 +114,17 @@ def run(directory: Path) -> None:
 
     step("Done")
     click.echo(
-        f"It took {time.monotonic() - started:.0f} seconds. The server is stopped and"
-        " its files are deleted.\nTo play with it yourself: make serve FAULTS=1"
+        f"The demo took {time.monotonic() - started:.0f} seconds. The server is stopped"
+        " and its files are deleted.\nTo try it yourself: make serve FAULTS=1"
     )
 
 
 def watch(env: Mapping[str, str], pids: list[int]) -> None:
-    """Look at the workers from a process of our own, and check what we see."""
+    """Run the commands in another process, and check their output."""
     step(
         "Which view holds the connections?",
-        "The command asks every worker over a socket that only its own user may\n"
-        "open. The holders come last: which view, at which line, for how long.",
+        "The command asks every worker over a socket that only its own user can\n"
+        "open. The last lines name the holders: view, line and duration.",
     )
     pools = flask(env, "pool-status")
     expect(KEEPS in pools, f"pool-status does not name {KEEPS}")
@@ -132,25 +132,27 @@ def watch(env: Mapping[str, str], pids: list[int]) -> None:
 
     step(
         "Which sessions are open?",
-        "One row for each. The kept connection is not among them: no session has\n"
-        "it, and the request that took it is long over.",
+        "There is one row per session. The connection in the global is not shown,\n"
+        "because it belongs to no session, and its request has ended.",
     )
     sessions = flask(env, "session-status")
     expect(SLEEPS in sessions, f"session-status does not name {SLEEPS}")
 
     step(
-        "Does that hold for each worker?",
-        "The same as JSON, as a program would read it.",
+        "Does each worker report this?",
+        "The same report as JSON, for programs.",
     )
     found = holders(json.loads(flask(env, "pool-status", "--json", quiet=True)))
 
     for pid in pids:
         click.echo(f"worker {pid}: {', '.join(sorted(found.get(pid, [])))}")
-        expect(found.get(pid, set()) >= {KEEPS, SLEEPS}, f"worker {pid} shows less")
+        expect(
+            found.get(pid, set()) >= {KEEPS, SLEEPS}, f"worker {pid} shows fewer views"
+        )
 
 
 def holders(report: Mapping[str, Any]) -> dict[int, set[str]]:
-    """Pick from the JSON report which views hold connections in which worker."""
+    """Return the views that hold connections, by the PID of their worker."""
     return {
         worker["pid"]: {
             holder["endpoint"] for pool in worker["pools"] for holder in pool["holders"]
@@ -163,7 +165,7 @@ def holders(report: Mapping[str, Any]) -> dict[int, set[str]]:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """Return the environment of all that the demo starts."""
+    """Return the environment of the processes that the demo starts."""
     own = ("EXAMPLE_", "FLASK_", "GUNICORN_", "SCOPEDSESSION_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     return {
@@ -172,13 +174,13 @@ def environment(directory: Path) -> dict[str, str]:
         "EXAMPLE_FAULTS": "1",
         "EXAMPLE_INSTANCE_PATH": str(directory),
         "FLASK_SCOPEDSESSION_CONTROL_DIR": str(directory / "run"),
-        # The default of 15 seconds suits a server, but is long for a demo.
+        # The default of 15 seconds suits a server, but is too long for a demo.
         "FLASK_SCOPEDSESSION_HELD_LONG_AFTER": "1",
     }
 
 
 def flask(env: Mapping[str, str], *args: str, quiet: bool = False) -> str:
-    """Run a flask command as a person would; show and return its output."""
+    """Run a flask command; print its output unless *quiet*, and return it."""
     if not quiet:
         click.secho(f"$ flask --app {APP} {' '.join(args)}", fg="cyan")
 
@@ -201,7 +203,7 @@ def flask(env: Mapping[str, str], *args: str, quiet: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Server:
-    """Where the running server is to be found."""
+    """The port and the log file of the running server."""
 
     port: int
     log: Path
@@ -212,17 +214,17 @@ class Server:
         return f"http://127.0.0.1:{self.port}/"
 
     def connect(self) -> HTTPConnection:
-        """Open a connection, which one worker will answer."""
+        """Open a connection. One worker answers all of its requests."""
         return HTTPConnection("127.0.0.1", self.port, timeout=30)
 
 
 @contextmanager
 def running_server(env: Mapping[str, str], workers: int = WORKERS) -> Iterator[Server]:
-    """Run gunicorn on a free port, and stop it whatever happens."""
+    """Run gunicorn on a free port, and always stop it."""
     log = Path(env["EXAMPLE_INSTANCE_PATH"], "gunicorn.log")
 
-    # gunicorn inherits the listening socket, so nobody can take the port
-    # between our choice and its start, and requests wait until it is ready.
+    # gunicorn inherits the listening socket. No other process can take the port
+    # before gunicorn starts, and requests wait until it is ready.
     with socket.create_server(("127.0.0.1", 0)) as listening, log.open("w") as file:
         port = listening.getsockname()[1]
         process = subprocess.Popen(  # noqa: S603
@@ -249,7 +251,7 @@ def running_server(env: Mapping[str, str], workers: int = WORKERS) -> Iterator[S
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End gunicorn, which ends its workers."""
+    """Stop gunicorn, which stops its workers."""
     process.terminate()
 
     try:
@@ -263,7 +265,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def ask(connection: HTTPConnection, method: str, path: str, body: object = None) -> Any:
-    """Send a request, and return the parsed JSON or the text of the answer."""
+    """Send a request, and return the response's parsed JSON or its text."""
     data = None if body is None else json.dumps(body)
 
     try:
@@ -279,7 +281,7 @@ def ask(connection: HTTPConnection, method: str, path: str, body: object = None)
 
 
 def ordinary_traffic(server: Server) -> None:
-    """Send requests from eight clients at once, and sum up how it went."""
+    """Send requests from eight clients at once, and print a summary."""
 
     def send(request: tuple[str, str, object]) -> tuple[str, float]:
         begun = time.monotonic()
@@ -293,8 +295,8 @@ def ordinary_traffic(server: Server) -> None:
     counts = Counter(method for method, _ in done)
     times = [seconds * 1000 for _, seconds in done]
     click.echo(
-        f"{counts['GET']} reads and {counts['POST']} writes, all answered;"
-        f" half of them within {median(times):.0f} ms, all within {max(times):.0f} ms."
+        f"{counts['GET']} reads and {counts['POST']} writes succeeded: half of them"
+        f" within {median(times):.0f} ms, all within {max(times):.0f} ms."
     )
 
     with closing(server.connect()) as connection:
@@ -302,7 +304,7 @@ def ordinary_traffic(server: Server) -> None:
 
 
 def ordinary_requests() -> Iterator[tuple[str, str, object]]:
-    """Make up what people do, in an order that mixes it."""
+    """Generate a mixture of typical requests."""
     codes = ["EDDF", "KJFK", "RJTT", "SBGR", "YSSY", "FACT"]
 
     for number in range(24):
@@ -338,13 +340,13 @@ def recount(connection: HTTPConnection) -> str:
 
 @contextmanager
 def one_connection_per_worker(server: Server) -> Iterator[dict[int, HTTPConnection]]:
-    """Reach each worker: whoever accepts a connection answers all that it brings."""
+    """Open a connection to each worker: one worker answers all requests on it."""
     workers: dict[int, HTTPConnection] = {}
     deadline = time.monotonic() + 30
 
     with ExitStack() as stack:
         while len(workers) < WORKERS:
-            expect(time.monotonic() < deadline, f"only {len(workers)} workers answer")
+            expect(time.monotonic() < deadline, f"only {len(workers)} workers answered")
             connection = stack.enter_context(closing(server.connect()))
             pid = ask(connection, "GET", "/faults/sleep?seconds=0.02")["worker"]
             workers.setdefault(pid, connection)
@@ -353,33 +355,33 @@ def one_connection_per_worker(server: Server) -> Iterator[dict[int, HTTPConnecti
 
 
 def misbehave(workers: Mapping[int, HTTPConnection]) -> None:
-    """Have each fault once in each worker."""
+    """Request each faulty view once in each worker."""
     for pid, connection in workers.items():
         ask(connection, "POST", "/faults/keep-connection")
         ask(connection, "POST", "/faults/forget-commit")
-        # Not waiting for the answer: it sleeps while we look.
+        # Do not wait for the response: the view sleeps while the commands run.
         connection.request("GET", f"/faults/sleep?seconds={SLEEP_S}")
-        click.echo(f"worker {pid} has done all three, and still sleeps")
+        click.echo(f"worker {pid}: all three views ran; {SLEEPS} still sleeps")
 
     time.sleep(2)
 
 
 def show_lost_work(server: Server) -> None:
-    """Show what the log says of the view that forgot to commit."""
+    """Show the log record about the view that did not commit."""
     step(
-        "What became of the flight that was never committed?",
-        "It is not in the flight log. The server's log tells why:",
+        "What happened to the flight that was never committed?",
+        "It is not in the flight log. The server's log says why:",
     )
     lines = [line for line in server.log.read_text().splitlines() if FORGETS in line]
     expect(bool(lines), f"the server's log does not name {FORGETS}")
     click.echo(lines[0])
 
 
-# Talking to the person
+# Output
 
 
 def step(title: str, text: str = "") -> None:
-    """Announce what comes next."""
+    """Print the title of a step, and what it shows."""
     click.echo()
     click.secho(f"== {title}", bold=True)
 
@@ -390,7 +392,7 @@ def step(title: str, text: str = "") -> None:
 
 
 def expect(truth: bool, otherwise: str) -> None:
-    """Fail the demo unless something holds."""
+    """Raise :exc:`DemoError` unless *truth* is true."""
     if not truth:
         raise DemoError(otherwise)
 

@@ -1,4 +1,4 @@
-"""Errors, answered as a page or, below ``/api/``, as JSON."""
+"""Error handlers, which answer with a page or, below ``/api/``, with JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def init_app(app: Flask) -> None:
 def answer(
     status: int, name: str, message: str, fields: dict[str, str] | None = None
 ) -> tuple[str | Response, int]:
-    """Tell what went wrong in the way the client can read."""
+    """Describe the error in the format that the client expects."""
     if not request.path.startswith("/api/"):
         page = render_template("error.html", status=status, name=name, message=message)
         return page, status
@@ -52,7 +52,7 @@ def answer(
 
 
 def http_error(error: HTTPException) -> ResponseReturnValue:
-    """Answer what ``abort`` and the routing raise, with its own headers."""
+    """Answer errors of ``abort`` and of the routing, and keep their headers."""
     if error.code is None or error.code < 400:
         return error  # a redirect
 
@@ -66,22 +66,22 @@ def http_error(error: HTTPException) -> ResponseReturnValue:
 
 
 def invalid(error: InvalidFlightError) -> ResponseReturnValue:
-    """Name each field that is wrong."""
+    """Name each invalid field."""
     return answer(400, "Bad Request", str(error), error.errors)
 
 
 def conflict(error: ConflictError) -> ResponseReturnValue:
-    """Tell what stands in the way."""
+    """Explain the conflict."""
     return answer(409, "Conflict", str(error))
 
 
 def pool_timeout(_error: PoolTimeout) -> ResponseReturnValue:
-    """Every connection of this worker is out: ``flask pool-status`` says where."""
+    """Answer 503: all connections of this worker's pool are checked out."""
     return http_error(ServiceUnavailable(BUSY, retry_after=5))
 
 
 def missing_tables(error: DBAPIError) -> ResponseReturnValue:
-    """Help whoever starts the server before the first import."""
+    """Answer 503 with a hint if the airports were never imported."""
     if sa.inspect(db.engine).has_table(Airport.__tablename__):
         raise error
 

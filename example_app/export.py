@@ -1,4 +1,4 @@
-"""CSV downloads, streamed."""
+"""Streamed CSV downloads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHUNK = 1000
 
 
 def csv_response(filename: str, columns: list[InstrumentedAttribute[Any]]) -> Response:
-    """Stream *columns* of a table, in the order of the first, which is its key.
+    """Stream *columns* of a table, sorted by the first, which must be its key.
 
-    The body is sent after the view has returned, when the request's session is
-    gone. (With ``stream_with_context`` that depends: Flask 3.1.3 tears the
-    context down before the first chunk, others after the last.) So the stream
-    is handed what it needs, the current app's ``sessionmaker``, and uses no
-    context at all.
+    The body is sent after the view has returned, when the request's session has
+    been removed. (With ``stream_with_context`` this depends on the version:
+    Flask 3.1.3 tears the context down before the first chunk, others after the
+    last.) The generator therefore gets the ``sessionmaker`` of the current app,
+    and needs no context.
     """
     return Response(
         csv_lines(db.sessionmaker, columns),
@@ -41,11 +41,11 @@ def csv_response(filename: str, columns: list[InstrumentedAttribute[Any]]) -> Re
 def csv_lines(
     maker: sessionmaker[Session], columns: list[InstrumentedAttribute[Any]]
 ) -> Iterator[str]:
-    """Read and send chunk by chunk, each in a short session of its own.
+    """Read the rows in chunks, each in a short session of its own.
 
-    A client that reads slowly, or never finishes, holds no connection: none is
-    in use while we wait for it. Rows are found again by the key of the last
-    one sent, so each is sent once, though others write meanwhile.
+    No connection is checked out while the generator waits for the client, which
+    may read slowly or never finish. The next chunk begins after the last key that
+    was sent, so each row is sent once, even if other requests write meanwhile.
     """
     key = columns[0]
     statement: Select[Any] = select(*columns).order_by(key).limit(CHUNK)
@@ -71,14 +71,14 @@ def fetch(maker: sessionmaker[Session], statement: Select[Any]) -> Sequence[Row[
 
 
 def to_csv(rows: Iterable[Iterable[object]]) -> str:
-    """Write *rows* as lines of CSV."""
+    """Format *rows* as lines of CSV."""
     buffer = io.StringIO()
     csv.writer(buffer).writerows([cell(value) for value in row] for row in rows)
     return buffer.getvalue()
 
 
 def cell(value: object) -> object:
-    """Keep text text: a spreadsheet would run ``=…`` in a remark as a formula."""
+    """Quote text that a spreadsheet would run as a formula, such as ``=…``."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
 

@@ -1,4 +1,4 @@
-"""Extensions, made once; the factory binds them to an application."""
+"""The extensions, which the factory initializes for an application."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from flask_scopedsession import ScopedSession
 from .models import AuditBase
 from .models import Base
 
-#: Models of `Base` live in the default bind, those of `AuditBase` in "audit".
+#: The models of `Base` are in the default bind, those of `AuditBase` in "audit".
 db = ScopedSession(model_class=Base, binds={AuditBase: "audit"})

@@ -1,7 +1,7 @@
-"""Views that misbehave on purpose, to be found with ``flask pool-status``.
+"""Views that misbehave on purpose, so that ``flask pool-status`` can find them.
 
-They exist only where ``EXAMPLE_FAULTS=1`` is set. Each makes one mistake that
-real applications make, in the way they make it. Do not copy from here.
+They are registered only with ``EXAMPLE_FAULTS=1``. Each view makes one mistake
+that real applications make. Do not copy code from this module.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ bp = Blueprint("faults", __name__, url_prefix="/faults")
 
 MAX_SECONDS = 60.0
 
-#: As many airports as a slow statement may compare with each other.
+#: The most airports that a slow statement compares with each other.
 MAX_AIRPORTS = 20_000
 
-#: What outlives its request, and should not: connections, sessions, objects.
+#: Connections, sessions and objects that outlive their request by mistake.
 kept: list[Connection] = []
 sessions: list[Session] = []
 cached: list[Airport] = []
@@ -47,7 +47,7 @@ cached: list[Airport] = []
 
 @bp.get("/")
 def index() -> ResponseReturnValue:
-    """Offer the mistakes as buttons."""
+    """Show a button for each mistake."""
     return render_template(
         "faults.html", max_seconds=MAX_SECONDS, max_airports=MAX_AIRPORTS
     )
@@ -57,12 +57,12 @@ def index() -> ResponseReturnValue:
 def keep_connection() -> ResponseReturnValue:
     """Check a connection out and keep it in a module global.
 
-    It never goes back to the pool, so each request makes the pool smaller by
-    one for as long as the worker lives. And because nobody ends its
-    transaction, it is "idle in transaction" too: PostgreSQL can clean up no row
-    that it might still read, and SQLite's WAL file can only grow.
+    It never returns to the pool, so each request leaves the pool with one
+    connection less until the worker ends. Its transaction stays open, so it is
+    "idle in transaction": PostgreSQL must keep every row version that the
+    transaction might still read, and SQLite's WAL file only grows.
 
-    Right: ``with db.engine.connect() as connection``, or just ``db.session``.
+    Correct: ``with db.engine.connect() as connection``, or just ``db.session``.
     """
     connection = db.engine.connect()
     airports = connection.scalar(select(func.count()).select_from(Airport))
@@ -74,11 +74,11 @@ def keep_connection() -> ResponseReturnValue:
 def sleep_in_transaction() -> ResponseReturnValue:
     """Query, then do something slow that needs no database.
 
-    The sleep stands for a call to a mail server, a payment or a language
-    model. The query began a transaction, so the connection stays checked out all
-    the while, and a handful of such requests empties the pool.
+    The sleep stands for a call to a mail server, a payment service or a language
+    model. The query began a transaction, so the connection stays checked out
+    meanwhile, and a few such requests exhaust the pool.
 
-    Right: do the slow thing first, or end the transaction before it.
+    Correct: do the slow work first, or end the transaction before it.
     """
     seconds = seconds_argument()
     airports = db.session.scalar(select(func.count()).select_from(Airport))
@@ -88,13 +88,13 @@ def sleep_in_transaction() -> ResponseReturnValue:
 
 @bp.post("/forget-commit")
 def forget_commit() -> ResponseReturnValue:
-    """Write, say that all is well, and never commit.
+    """Write, report success, and never commit.
 
-    The flush makes it look right (the flight even has its id), and the end of
-    the request rolls it back. Nobody would notice until the flight is missed; so
-    the extension warns.
+    After the flush the flight even has an id, but the end of the request rolls
+    it back. Without the extension's warning, the mistake would be noticed only
+    when somebody looks for the flight.
 
-    Right: ``db.session.commit()`` before the answer.
+    Correct: call ``db.session.commit()`` before the response.
     """
     now = dt.datetime.now(dt.timezone.utc)
     number = f"XX{now.microsecond % 10_000}"
@@ -110,14 +110,14 @@ def forget_commit() -> ResponseReturnValue:
 
 @bp.get("/nested")
 def nested() -> ResponseReturnValue:
-    """Open a second connection while the session has the first.
+    """Open a second connection while the session holds the first.
 
-    Each such request needs two connections at once. With as many of them as the
-    pool has connections, each waits for what the others hold, until the pool's
-    timeout; with a pool of one, a single request waits for itself.
+    Each request needs two connections at the same time. If there are as many such
+    requests as the pool has connections, they wait for each other until they time
+    out. With a pool of one, a single request waits for itself.
 
-    Right: ``db.session.connection()`` where SQL without the ORM is wanted: it is the
-    session's own.
+    Correct: for SQL without the ORM, use ``db.session.connection()``, which is the
+    session's own connection.
     """
     airports = db.session.scalar(select(func.count()).select_from(Airport))
     with db.engine.connect() as second:
@@ -127,12 +127,12 @@ def nested() -> ResponseReturnValue:
 
 @bp.get("/slow-statement")
 def slow_statement() -> ResponseReturnValue:
-    """Let the database compare every airport with every other.
+    """Let the database compare every airport with every other airport.
 
-    It grows with the square of the table: unnoticed with the data of a test, and
-    for many seconds, connection in hand, with those of a year.
+    The time grows with the square of the number of rows. It is short with test data,
+    but with a year of data it holds the connection for many seconds.
 
-    Right: a window function, ``func.rank().over(order_by=Airport.name)``, which
+    Correct: a window function, ``func.rank().over(order_by=Airport.name)``, which
     sorts once.
     """
     pairs = db.session.scalar(pairs_in_order(airports_argument()))
@@ -141,12 +141,12 @@ def slow_statement() -> ResponseReturnValue:
 
 @bp.get("/share-session")
 def share_session() -> ResponseReturnValue:
-    """Run two queries at the same time, in threads, with one session.
+    """Run two queries at the same time, in two threads, with one session.
 
-    A session, and its one connection, is for one thread at a time. Without the
-    extension's check this works on most days, and mixes up results on the others.
+    Only one thread at a time may use a session and its connection. This mistake often
+    works, and mixes up results now and then. The extension logs it.
 
-    Right: one query after the other, or threads with a context of their own, as in
+    Correct: run one query after the other, or give each thread its own context, as in
     ``jobs.py``.
     """
     session = db.session()
@@ -164,10 +164,10 @@ def share_session() -> ResponseReturnValue:
 def keep_session() -> ResponseReturnValue:
     """Keep the session of the first request in a global.
 
-    The name ``db.session`` can be kept; the session that it stands for ends with
-    its request, and belongs to no later one.
+    ``db.session`` can be kept, because it always stands for the current session.
+    The session that ``db.session()`` returns ends with its request.
 
-    Right: ``db.session`` at each use.
+    Correct: write ``db.session`` at each use.
     """
     if not sessions:
         sessions.append(db.session())
@@ -177,13 +177,13 @@ def keep_session() -> ResponseReturnValue:
 
 @bp.get("/cache-object")
 def cache_object() -> ResponseReturnValue:
-    """Keep an object in a global, to save the next request its query.
+    """Keep an object in a global, so that the next request need not query it.
 
-    With its session's end it is detached: what is loaded can be read. But a
-    rollback, or by default a commit, marks all as to be loaded again, for which
-    there is no session any more.
+    The object is detached when its session ends, and loaded attributes can still
+    be read. But a rollback, and by default a commit, expires all attributes, and
+    a detached object cannot load them again.
 
-    Right: keep values, as ``airport.to_dict()`` returns them.
+    Correct: keep values, as ``airport.to_dict()`` returns them.
     """
     if not cached:
         cached.append(db.session.scalars(select(Airport).limit(1)).one())
@@ -194,14 +194,14 @@ def cache_object() -> ResponseReturnValue:
 
 @bp.post("/swallow-error")
 def swallow_error() -> ResponseReturnValue:
-    """Catch the error of a flush, and go on as if nothing was.
+    """Catch the error of a flush, and continue as if it had not happened.
 
-    The failed flush has rolled the transaction back, and with it what came before.
-    So that nobody overlooks this, the session refuses to work until it is told to
-    begin anew.
+    The failed flush has rolled back the whole transaction, with all earlier changes.
+    To make sure that this is noticed, the session raises an error at every use until
+    ``rollback()`` is called.
 
-    Right: ``db.session.rollback()`` where the error is caught, or
-    ``with db.session.begin_nested():`` around what may fail.
+    Correct: call ``db.session.rollback()`` where the error is caught, or put the part
+    that may fail into ``with db.session.begin_nested():``.
     """
     today = dt.datetime.now(dt.timezone.utc).date()
     db.session.add(Flight(number="XX1", date=today, origin="----", destination="----"))
@@ -214,14 +214,14 @@ def swallow_error() -> ResponseReturnValue:
 
 @bp.post("/lock")
 def lock_airports() -> ResponseReturnValue:
-    """Change airports one by one, in the order of the request, and take long.
+    """Change airports one by one, in the order of the request, and slowly.
 
-    Each stays locked until the commit. Whoever wants one of them waits (with
-    SQLite, whoever writes at all), and two who lock the same ones in another order
-    wait for each other: a deadlock.
+    Each airport stays locked until the commit. Other requests that change it wait (with
+    SQLite, all writers wait). Two requests that lock the same airports in different
+    orders wait for each other: a deadlock.
 
-    Right: the slow work first, then all changes, in the order of their keys, and the
-    commit at once.
+    Correct: do the slow work first, then make all changes in the order of their keys,
+    and commit at once.
     """
     seconds = seconds_argument()
     codes = request.args.getlist("icao")[:5]
@@ -234,7 +234,7 @@ def lock_airports() -> ResponseReturnValue:
 
 
 def pairs_in_order(airports: int) -> Select[Any]:
-    """Count the pairs of airports whose names are in order, without any index."""
+    """Count the pairs of airports whose names are sorted, without using an index."""
     some = select(Airport.icao, Airport.name).limit(airports).subquery()
     other = aliased(some)
     return (
@@ -243,7 +243,7 @@ def pairs_in_order(airports: int) -> Select[Any]:
 
 
 def airports_argument() -> int:
-    """Read how many airports to compare with each other."""
+    """Return the number of airports to compare, from the query string."""
     airports = request.args.get("airports", 5_000, type=int)
 
     if not 0 <= airports <= MAX_AIRPORTS:
@@ -253,7 +253,7 @@ def airports_argument() -> int:
 
 
 def seconds_argument() -> float:
-    """Read how long to sleep; at most a minute, so nobody can park a worker."""
+    """Return how long to sleep: at most a minute, so that no worker is blocked long."""
     try:
         seconds = float(request.args.get("seconds", "5"))
     except ValueError:

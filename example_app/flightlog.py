@@ -1,4 +1,4 @@
-"""The flight log: checking what people enter, and writing it down."""
+"""The flight log: validation and storage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .models import Flight
 from .models import utcnow
 from .paging import whole_number
 
-#: An airline's two- or three-character code, a number, perhaps a letter.
+#: An airline's two- or three-character code, a number, and an optional letter.
 FLIGHT_NUMBER = re.compile(r"([A-Z]{3}|[A-Z][A-Z0-9]|[0-9][A-Z])[0-9]{1,4}[A-Z]?")
 FIRST_FLIGHT = dt.date(1903, 12, 17)
 MAX_REMARKS = 500
@@ -32,20 +32,20 @@ MAX_ID = 2**31 - 1
 
 
 class InvalidFlightError(Exception):
-    """The input cannot become an entry; *errors* has a message per field."""
+    """The input is invalid; *errors* has a message for each invalid field."""
 
     def __init__(self, errors: dict[str, str]) -> None:
-        super().__init__("Not saved: please correct what is marked.")
+        super().__init__("Not saved: please correct the marked fields.")
         self.errors = errors
 
 
 class ConflictError(Exception):
-    """The input is fine, but what is stored already contradicts it."""
+    """The input is valid, but conflicts with stored data."""
 
 
 @dataclass(frozen=True)
 class FlightData:
-    """What a person enters about a flight, checked."""
+    """The validated input for a flight."""
 
     number: str
     date: dt.date
@@ -56,7 +56,7 @@ class FlightData:
 
 
 def parse_flight(raw: Mapping[str, object]) -> FlightData:
-    """Check a form or a JSON object, and name everything that is wrong with it."""
+    """Validate a form or a JSON object, and report all invalid fields at once."""
     values: dict[str, Any] = {}
     errors: dict[str, str] = {}
 
@@ -73,16 +73,16 @@ def parse_flight(raw: Mapping[str, object]) -> FlightData:
 
 
 def parse_version(raw: Mapping[str, object]) -> int:
-    """Read the version that an edit is based on."""
+    """Return the version that an edit is based on."""
     try:
         return whole_number(text_of(raw.get("version")), 1, MAX_ID)
     except ValueError:
-        message = "Say which version you have edited: the 'version' of the entry."
+        message = "Send the 'version' of the entry that you have edited."
         raise InvalidFlightError({"version": message}) from None
 
 
 def add_flight(data: FlightData) -> Flight:
-    """Write a new entry."""
+    """Store a new entry."""
     flight = Flight(**asdict(data))
 
     with writing(data) as session:
@@ -93,7 +93,7 @@ def add_flight(data: FlightData) -> Flight:
 
 
 def change_flight(flight: Flight, data: FlightData, version: int) -> None:
-    """Correct an entry, unless it is no longer the *version* that was edited."""
+    """Change an entry, unless its version differs from the *version* edited."""
     if flight.version != version:
         raise ConflictError("Somebody else has changed this flight in the meantime.")
 
@@ -107,13 +107,13 @@ def change_flight(flight: Flight, data: FlightData, version: int) -> None:
 
 @contextmanager
 def writing(data: FlightData) -> Iterator[Session]:
-    """Write in a transaction of its own, and explain the conflicts."""
+    """Write in a separate transaction, and explain conflicts."""
     session = db.session()
-    # End the transaction that the input was checked in. SQLite would refuse to
-    # write in it at once if any other worker has written since it began; in a
-    # new one, whose first statement is the write, SQLite waits for its turn.
-    # The unique constraint, the foreign keys and the version catch what may
-    # have changed in between, on every database.
+    # End the transaction in which the input was validated. If another worker has
+    # written since that transaction began, SQLite refuses to write in it, without
+    # waiting. In a new transaction that begins with a write, SQLite waits for its
+    # turn. The unique constraint, the foreign keys and the version detect changes
+    # that were made in between, on every database.
     session.commit()
 
     try:
@@ -135,7 +135,7 @@ def writing(data: FlightData) -> Iterator[Session]:
 
 
 def is_taken(data: FlightData) -> bool:
-    """Tell whether the log has a flight of this number and date."""
+    """Return whether the log has a flight with this number and date."""
     found = select(Flight.id).where(
         Flight.number == data.number, Flight.date == data.date
     )
@@ -143,20 +143,20 @@ def is_taken(data: FlightData) -> bool:
 
 
 def record(action: str, flight: Flight, session: Session) -> None:
-    """Write down in the audit database what is about to be committed.
+    """Add an entry to the audit database, before the flight is committed.
 
-    One session writes to both databases. Both have accepted their rows
-    before either commits, so only a crash between the two commits could leave
-    one without the other (two-phase commit, which SQLite lacks, closes that).
+    One session writes to both databases. Both have accepted their rows before
+    either commits. Only a crash between the two commits can therefore store one
+    row without the other. (Two-phase commit prevents this; SQLite lacks it.)
     """
-    session.flush()  # gives the flight its id; conflicts show here
+    session.flush()  # gives the flight its id, and raises on conflicts
     entry = AuditEntry(action=action, flight_id=flight.id, data=flight.to_dict())
     session.add(entry)
     session.flush()
 
 
 def text_of(value: object) -> str:
-    """Take text as a form has it, and numbers as JSON has them."""
+    """Return the text of a form field, or of a string or integer in JSON."""
     if value is None:
         return ""
 
@@ -166,25 +166,25 @@ def text_of(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
 
-    raise ValueError("Write this as text, or as a whole number.")
+    raise ValueError("Write this as text or as a whole number.")
 
 
 def parse_number(text: str) -> str:
-    """Take ``lh 400`` for ``LH400``."""
+    """Normalize a flight number: ``lh 400`` becomes ``LH400``."""
     number = text.upper().replace(" ", "")
 
     if FLIGHT_NUMBER.fullmatch(number):
         return number
 
-    raise ValueError("Enter a flight number: an airline's code and digits, as LH400.")
+    raise ValueError("Enter a flight number: airline code and digits, such as LH400.")
 
 
 def parse_date(text: str) -> dt.date:
-    """Take a day on which people flew, or plan to."""
+    """Parse a date between the first flight and a year from now."""
     try:
         date = dt.datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
-        raise ValueError("Enter a date as year-month-day, as 2025-07-01.") from None
+        raise ValueError("Enter a date as YYYY-MM-DD, such as 2025-07-01.") from None
 
     if not FIRST_FLIGHT <= date <= utcnow().date() + dt.timedelta(days=366):
         raise ValueError("Enter a date between 1903-12-17 and a year from now.")
@@ -193,25 +193,25 @@ def parse_date(text: str) -> dt.date:
 
 
 def parse_airport(text: str) -> str:
-    """Take either code of an airport, and return the ICAO code."""
+    """Accept an ICAO or IATA code, and return the ICAO code."""
     if not text:
-        raise ValueError("Enter an airport's ICAO or IATA code, as EDDF or FRA.")
+        raise ValueError("Enter an airport's ICAO or IATA code, such as EDDF or FRA.")
 
     airport = find_airport(text)
 
     if airport is None:
-        raise ValueError("No airport has this code. The search finds it by name.")
+        raise ValueError("No airport has this code. Search for the airport by name.")
 
     return airport.icao
 
 
 def parse_minutes(text: str) -> int | None:
-    """Take up to a day, or nothing."""
+    """Parse a duration of up to a day. Empty text is ``None``."""
     return whole_number(text, 1, 24 * 60) if text else None
 
 
 def parse_remarks(text: str) -> str:
-    """Take text of several lines. PostgreSQL could not store a NUL."""
+    """Accept several lines of text. PostgreSQL cannot store a NUL character."""
     lines = text.splitlines()
 
     if not all(line.replace("\t", " ").isprintable() for line in lines):

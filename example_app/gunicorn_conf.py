@@ -1,4 +1,4 @@
-"""How the demo and ``make serve`` run gunicorn."""
+"""The gunicorn configuration of the demo and of ``make serve``."""
 
 workers = 3
 worker_class = "gthread"
@@ -6,5 +6,5 @@ threads = 4
 keepalive = 30
 graceful_timeout = 3
 
-# Newer gunicorns open a control socket of their own, at one path for all.
+# Newer versions of gunicorn open a control socket, at one path for all instances.
 control_socket_disable = True

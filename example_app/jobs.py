@@ -1,4 +1,4 @@
-"""Flights per airport, counted by a background thread."""
+"""A background thread that counts the flights of each airport."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .models import utcnow
 
 log = logging.getLogger(__name__)
 
-#: A job that has run for longer than this died with its worker.
+#: A job that seems to run for longer than this has died with its worker.
 GIVEN_UP_AFTER = dt.timedelta(minutes=5)
 
 
 def busiest_airports() -> Select[Any]:
-    """Select the counts, the largest first."""
+    """Select the counts, largest first."""
     movements = AirportTraffic.departures + AirportTraffic.arrivals
     return (
         select(AirportTraffic)
@@ -42,7 +42,7 @@ def busiest_airports() -> Select[Any]:
 
 
 def running_job() -> Job | None:
-    """Find the recount that is under way, in whichever worker."""
+    """Find the running recount of any worker."""
     return db.session.scalar(
         select(Job)
         .where(Job.state == "running", Job.started_at > utcnow() - GIVEN_UP_AFTER)
@@ -52,34 +52,34 @@ def running_job() -> Job | None:
 
 
 def start_recount() -> Job:
-    """Start counting in a thread, and return at once."""
+    """Start a recount in a thread, and return at once."""
     db.session.commit()  # a new transaction, as in `flightlog.writing`
     job = Job(name="recount")
     db.session.add(job)
     db.session.commit()
 
-    # The thread gets the application itself and an id: `current_app` and the
-    # job belong to this request and its session, which will soon be over.
+    # Pass the application object and an id to the thread. `current_app` and the
+    # job belong to this request and its session, which end soon.
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     Thread(target=run_recount, args=(app, job.id), name=f"recount-{job.id}").start()
     return job
 
 
 def run_recount(app: Flask, job_id: int) -> None:
-    """Do the work, in an application context and so a session of its own."""
+    """Run the recount in its own application context, and so its own session."""
     with app.app_context():
         try:
             count = recount()
         except Exception:
             log.exception("job %d: recount failed", job_id)
             db.session.rollback()
-            finish(job_id, "failed", "The count failed; the log has the reason.")
+            finish(job_id, "failed", "The count failed. See the log for the reason.")
         else:
             finish(job_id, "done", f"Counted the flights of {count} airports.")
 
 
 def recount() -> int:
-    """Replace the counts, in one transaction; return how many there are."""
+    """Replace all counts in one transaction, and return how many there are."""
     flights = union_all(
         select(
             Flight.origin.label("icao"), literal(1).label("o"), literal(0).label("d")
@@ -100,7 +100,7 @@ def recount() -> int:
 
 
 def finish(job_id: int, state: str, message: str) -> None:
-    """Write down how a job ended."""
+    """Store the result of a job."""
     db.session.execute(
         update(Job)
         .where(Job.id == job_id)

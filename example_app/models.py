@@ -1,4 +1,4 @@
-"""What is stored. Plain SQLAlchemy: nothing here knows of Flask."""
+"""The models: plain SQLAlchemy, independent of Flask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import relationship
 
-#: Names for constraints, so that a migration can address them later.
+#: Names for constraints, so that a migration can refer to them later.
 NAMING = {
     "ix": "ix_%(column_0_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -31,18 +31,18 @@ NAMING = {
 
 
 def utcnow() -> dt.datetime:
-    """Return the current moment, to the second."""
+    """Return the current time, rounded down to a second."""
     return dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
 
 
 def fold(text: str) -> str:
-    """Reduce *text* to what a search compares: no case, no accents."""
+    """Remove case and accents, so that a search ignores them."""
     parts = unicodedata.normalize("NFKD", text)
     return "".join(c for c in parts if not unicodedata.combining(c)).casefold()
 
 
 class UTCDateTime(TypeDecorator[dt.datetime]):
-    """A moment in UTC. SQLite forgets the zone, so it is put back."""
+    """A time in UTC. SQLite does not store the time zone, so it is added."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -52,7 +52,7 @@ class UTCDateTime(TypeDecorator[dt.datetime]):
         value: dt.datetime | None,
         dialect: Dialect,  # noqa: ARG002
     ) -> dt.datetime | None:
-        """Return the value that was stored."""
+        """Return the stored time in UTC."""
         if value is None:
             return None
 
@@ -63,21 +63,21 @@ class UTCDateTime(TypeDecorator[dt.datetime]):
 
 
 class Base(DeclarativeBase):
-    """Models of the application's own database."""
+    """The base of the models in the default bind."""
 
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map: ClassVar[dict[Any, Any]] = {dt.datetime: UTCDateTime}
 
 
 class AuditBase(DeclarativeBase):
-    """Models of the audit database."""
+    """The base of the models in the audit database."""
 
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map: ClassVar[dict[Any, Any]] = {dt.datetime: UTCDateTime}
 
 
 class Airport(Base):
-    """An airport, as the data set has it."""
+    """An airport of the data set."""
 
     __tablename__ = "airport"
 
@@ -91,14 +91,14 @@ class Airport(Base):
     latitude: Mapped[float]
     longitude: Mapped[float]
     timezone: Mapped[str] = mapped_column(String(40))
-    #: Everything that a search looks at, folded, in one string.
+    #: The text that a search looks at, folded.
     search_text: Mapped[str] = mapped_column(String(400))
 
     def __repr__(self) -> str:
         return f"<Airport {self.icao}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the API tells."""
+        """Return the fields that the API shows."""
         return {
             "icao": self.icao,
             "iata": self.iata,
@@ -133,15 +133,15 @@ class Flight(Base):
     origin_airport: Mapped[Airport] = relationship(foreign_keys=[origin])
     destination_airport: Mapped[Airport] = relationship(foreign_keys=[destination])
 
-    # Each UPDATE counts the version up and says which one it expects to find:
-    # when somebody else was faster it finds none, and raises StaleDataError.
+    # Each UPDATE increments the version, and names the version that it expects.
+    # If another request was faster, no row matches: StaleDataError is raised.
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
     def __repr__(self) -> str:
         return f"<Flight {self.number} {self.date}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the API tells."""
+        """Return the fields that the API shows."""
         return {
             "id": self.id,
             "number": self.number,
@@ -155,9 +155,9 @@ class Flight(Base):
 
 
 class AirportTraffic(Base):
-    """How many flights of the log began and ended at an airport.
+    """The number of departures and arrivals at an airport.
 
-    Written by the background job alone, so it may be behind the log.
+    Only the background job writes these, so they can lag behind the log.
     """
 
     __tablename__ = "airport_traffic"
@@ -169,7 +169,7 @@ class AirportTraffic(Base):
     airport: Mapped[Airport] = relationship()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the API tells."""
+        """Return the fields that the API shows."""
         return {
             "icao": self.icao,
             "name": self.airport.name,
@@ -179,7 +179,7 @@ class AirportTraffic(Base):
 
 
 class Job(Base):
-    """One run of a background job. In the database, so every worker sees it."""
+    """One run of a background job, stored so that every worker can see it."""
 
     __tablename__ = "job"
 
@@ -191,7 +191,7 @@ class Job(Base):
     finished_at: Mapped[dt.datetime | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the API tells."""
+        """Return the fields that the API shows."""
         finished = self.finished_at
         return {
             "id": self.id,
@@ -206,7 +206,7 @@ class Job(Base):
 class AuditEntry(AuditBase):
     """One change of the flight log.
 
-    No foreign key leads to the flight: it lives in another database.
+    It has no foreign key, because the flight is in another database.
     """
 
     __tablename__ = "audit_entry"
@@ -218,7 +218,7 @@ class AuditEntry(AuditBase):
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the API tells."""
+        """Return the fields that the API shows."""
         return {
             "id": self.id,
             "at": self.at.isoformat(),

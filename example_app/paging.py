@@ -1,4 +1,4 @@
-"""Results, one page at a time."""
+"""Pagination of results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PER_PAGE = 100
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """Some of the rows, and where among all of them they are."""
+    """One page of a result."""
 
     items: Sequence[T]
     number: int
@@ -35,21 +35,21 @@ class Page(Generic[T]):
 
     @property
     def count(self) -> int:
-        """How many pages there are; an empty result has one."""
+        """The number of pages. An empty result has one."""
         return max(1, -(-self.total // self.size))
 
     @property
     def first(self) -> int:
-        """The place of the first row of this page, from 1."""
+        """The position of this page's first row in the result, from 1."""
         return (self.number - 1) * self.size + 1 if self.items else 0
 
     @property
     def last(self) -> int:
-        """The place of the last row of this page."""
+        """The position of this page's last row in the result."""
         return self.first + len(self.items) - 1 if self.items else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the API tells about a page."""
+        """Return the fields that the API shows for a page."""
         return {
             "page": self.number,
             "per_page": self.size,
@@ -59,7 +59,7 @@ class Page(Generic[T]):
 
 
 def paginate(statement: Select[Any], session: Session | None = None) -> Page[Any]:
-    """Run *statement* for the page that the request asks for."""
+    """Run *statement* for the page in the request's query string."""
     session = session or db.session()
     number = int_argument("page", 1, MAX_PAGE)
     size = int_argument("per_page", 25, MAX_PER_PAGE)
@@ -70,7 +70,7 @@ def paginate(statement: Select[Any], session: Session | None = None) -> Page[Any
 
 
 def int_argument(name: str, default: int, maximum: int) -> int:
-    """Read a number from 1 to *maximum* from the query string, or answer 400."""
+    """Return a number from 1 to *maximum* from the query string, or abort with 400."""
     text = request.args.get(name)
 
     if text is None:
@@ -83,7 +83,7 @@ def int_argument(name: str, default: int, maximum: int) -> int:
 
 
 def whole_number(text: str, minimum: int, maximum: int) -> int:
-    """Parse plain ASCII digits; ``int`` alone would take ``1_0`` and ``٣``."""
+    """Parse ASCII digits only; ``int`` also accepts ``1_0`` and ``٣``."""
     if not re.fullmatch(r"[0-9]{1,10}", text) or not minimum <= int(text) <= maximum:
         raise ValueError(f"Enter a whole number from {minimum} to {maximum}.")
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-r"""A check of connection pools for Nagios, Icinga and those that run their plugins.
+r"""Check connection pools, as a plugin for Nagios, Icinga and compatible monitors.
 
-Runs ``flask pool-status --json --check`` and says in one line what it found, with
-performance data for each database. Give it the command as you would type it::
+Runs ``flask pool-status --json --check`` and prints the result in one line, with
+performance data for each database. Pass the command as you would type it::
 
     check_flask_pool.py /srv/flights/venv/bin/flask --app flights pool-status
     check_flask_pool.py --deadline 5 /srv/flights/venv/bin/python \
         -m flask_scopedsession pool-status --control-dir /run/flights --crit pending=5
 
-Needs Python 3.10 and nothing else; it may be another Python than the application's.
+It requires only Python 3.10, which can differ from the application's Python.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from typing import Any
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
-#: What each exit code of ``--check`` is for the monitor; all others are UNKNOWN.
+#: The monitor's state for each exit code of ``--check``. All others are UNKNOWN.
 STATES = {
     0: OK,
     3: WARNING,
     4: CRITICAL,
-    5: WARNING,  # some workers are silent, the others are well
+    5: WARNING,  # some workers did not answer, the others are healthy
     69: CRITICAL,  # no live worker
     77: UNKNOWN,  # no permission
 }
 
 
-#: How ``--check`` begins its reasons; other lines may be the application's.
+#: How ``--check`` begins its reasons. Other lines can come from the application.
 REASONS = ("critical: ", "silent: ", "warning: ")
 
 
 class Unknown(Exception):
-    """The pools could not be looked at; the message says why."""
+    """The pools could not be checked; the message says why."""
 
 
 def main() -> int:
-    """Run the command that was given, print what it found, and return the state."""
+    """Run the given command, print the result, and return the monitor's state."""
     parser = argparse.ArgumentParser(description="Check connection pools of Flask.")
     parser.add_argument("--deadline", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("command", nargs=argparse.REMAINDER)
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def look(command: list[str], deadline: float) -> tuple[int, dict[str, Any], list[str]]:
-    """Return the exit code of ``--check``, the document, and lines of errors."""
+    """Return the exit code of ``--check``, the JSON document, and stderr's lines."""
     if not command:
         raise Unknown("no command was given")
     try:
@@ -88,7 +88,7 @@ def look(command: list[str], deadline: float) -> tuple[int, dict[str, Any], list
 
 
 def document(text: str) -> dict[str, Any] | None:
-    """Return the document, if it is one that this script can read."""
+    """Parse the document; return ``None`` unless it has schema 1."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -97,7 +97,7 @@ def document(text: str) -> dict[str, Any] | None:
 
 
 def summary(survey: dict[str, Any]) -> str:
-    """Say how much is used."""
+    """Return the number of live workers and used connections, as a sentence."""
     used = sum(total["used"] for total in survey["totals"])
     return f"{len(live(survey))} workers, {used} connections in use"
 
@@ -121,7 +121,7 @@ def performance(survey: dict[str, Any]) -> str:
         )
         name = database(total["url"])
         for what, value, unit, most in values:
-            # What a pool's class cannot know is left out, and not taken for 0.
+            # A value that the pool class cannot know is left out, not reported as 0.
             if value is not None:
                 end = "" if most is None else f";{most}"
                 data.append(f"'{name} {what}'={value:g}{unit};;;0{end}")
@@ -129,30 +129,30 @@ def performance(survey: dict[str, Any]) -> str:
 
 
 def live(survey: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the workers that answered just now."""
+    """Return the live workers."""
     return [worker for worker in survey["workers"] if worker["source"] == "live"]
 
 
 def highest(pools: list[dict[str, Any]], name: str) -> float | None:
-    """Return the worst value of some pools."""
+    """Return the highest known value of the pools, or ``None``."""
     return max((pool[name] for pool in pools if pool[name] is not None), default=None)
 
 
 def added(pools: list[dict[str, Any]], name: str) -> float | None:
-    """Return the sum; unknown as soon as one of them is."""
+    """Return the sum over the pools, or ``None`` if one value is unknown."""
     values = [pool[name] for pool in pools]
     return None if None in values else sum(values)
 
 
 def database(url: dict[str, Any]) -> str:
-    """Name a database in a label, where some characters have a meaning."""
+    """Return the database's name for a label, without reserved characters."""
     port = "" if url["port"] is None else f":{url['port']}"
     name = f"{url['host'] or ''}{port}/{url['database'] or ''}"
     return "".join("_" if c in "'=|" or not c.isprintable() else c for c in name)
 
 
 def harmless(text: str) -> str:
-    """Keep the first line free of what begins the performance data."""
+    """Replace the character that begins the performance data."""
     return text.replace("|", "/")
 
 

@@ -1,8 +1,8 @@
 """Fixtures for all tests. The helpers themselves are in ``support/``.
 
-None is called ``app`` or ``client``: pytest-flask pushes a request context around
-every test that asks for ``app``, and only a test that wants that shall have it. Such
-a test defines ``app`` itself, by means of ``make_app``.
+No fixture is called ``app`` or ``client``: pytest-flask pushes a request context around
+every test that uses ``app``. A test that wants this context defines ``app`` itself,
+with ``make_app``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
 
-#: Room for a control socket below: names are limited to 107 bytes, 103 on macOS.
+#: The longest folder name that leaves room for a control socket's path, which is
+#: limited to 107 bytes (103 on macOS).
 LONGEST_TEMP = 40
 
 
@@ -54,15 +55,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--db",
         action="append",
         metavar="NAME",
-        help="a database from [db] in setup.cfg, for tests that take 'db_url';"
-        " may be given more than once (default: all whose programs are installed)",
+        help="a database from [db] in setup.cfg, for tests that use 'db_url';"
+        " can be given more than once (default: all whose programs are installed)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As in a shell's background, or with nohup. Children would inherit that, and
-        # what they do at Ctrl-C is among what is tested.
+        # SIGINT is ignored in a shell's background and with nohup. Children would
+        # inherit this, and tests send Ctrl-C to children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     known = databases(config)
     if unknown := set(config.getoption("db") or ()) - known.keys():
@@ -88,7 +89,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     only = metafunc.definition.get_closest_marker("databases")
     chosen: list[Any] = [name for name in names if only is None or name in only.args]
-    # Nothing to run with is a test to leave out, not one to skip.
+    # Deselect a test for which no database is available, instead of skipping it.
     absent = pytest.param("none", marks=pytest.mark.absent)
     metafunc.parametrize("db_name", chosen or [absent], indirect=True, scope="session")
 
@@ -115,13 +116,13 @@ def pytest_collection_modifyitems(
 def short_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a short name, for the whole run.
 
-    pytest's own are too long to bind a socket in.
+    The path of a socket in pytest's own folders is too long.
     """
-    tmp_path_factory.getbasetemp()  # before the tests' TMPDIR is in force
+    tmp_path_factory.getbasetemp()  # fixes pytest's folder before TMPDIR changes
     temp = Path(tempfile.gettempdir()).resolve()
     parent = Path("/tmp") if len(str(temp)) > LONGEST_TEMP else temp
     root = Path(tempfile.mkdtemp(prefix="ss-", dir=parent))
-    # PostgreSQL, under a user of its own, has to get through.
+    # PostgreSQL can run as another user, and needs access to this folder.
     root.chmod(0o755)
     yield root
     shutil.rmtree(root, ignore_errors=True)
@@ -129,17 +130,17 @@ def short_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def short_tmp(short_root: Path) -> Iterator[Path]:
-    """A folder of the test's own, with a short name. It is the test's TMPDIR."""
+    """The test's folder, with a short name. It is also the test's TMPDIR."""
     path = Path(tempfile.mkdtemp(dir=short_root, prefix=""))
     yield path
-    for folder, _, _ in os.walk(path):  # as some tests take rights away
+    for folder, _, _ in os.walk(path):  # some tests remove permissions
         Path(folder).chmod(0o700)
     shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True)
 def own_temp(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the default control directory, and children's files, in the test's."""
+    """Keep the default control directory and files of children in the test's folder."""
     monkeypatch.setenv("TMPDIR", str(short_tmp))
     monkeypatch.setattr(tempfile, "tempdir", str(short_tmp))
     monkeypatch.delenv("SCOPEDSESSION_CONTROL", raising=False)
@@ -149,24 +150,28 @@ def own_temp(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own_threads() -> list[str]:
-    """Name the extension's threads that live in this process."""
+    """Return the names of the extension's threads in this process."""
     names = (thread.name for thread in threading.enumerate())
     return [name for name in names if name.startswith("scopedsession")]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_heap() -> None:
-    """Leave what was imported out of each test's search for leaks."""
+    """Leave imports and other modules' caches out of each test's search for leaks.
+
+    Mappers keep compiled statements, and so up to 150 dialects each. With all of them
+    on the heap, a collection takes ten times as long at the end of a run.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def no_leaks(own_temp: None) -> Iterator[None]:
-    """Fail the test that leaves a thread, a connection or a socket behind.
+    """Fail a test that leaves a thread, a connection or a socket behind.
 
-    Connections and sockets announce themselves when they are collected, by a
-    ResourceWarning, which is an error here.
+    An open connection or socket causes a ResourceWarning when it is collected, and
+    this warning is an error here.
     """
     yield
     gc.collect()
@@ -177,7 +182,7 @@ def no_leaks(own_temp: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def real_temp_untouched(short_root: Path) -> Iterator[None]:
-    """Fail the run if this process left files in the real control directory."""
+    """Fail the run if this process leaves files in the real control directory."""
     parent = Path(tempfile.gettempdir())
     yield
     ours = parent.glob(f"flask-scopedsession-*/*/{os.getpid()}-*")
@@ -189,14 +194,14 @@ def real_temp_untouched(short_root: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pg_server(short_root: Path) -> Iterator[URL]:
-    """The URL of a real PostgreSQL that runs as long as the tests do."""
+    """The URL of a PostgreSQL server that runs until the tests end."""
     with brought_server(short_root) as server:
         yield server.url
 
 
 @pytest.fixture(scope="session")
 def frail_server(short_root: Path) -> Iterator[Server]:
-    """A PostgreSQL to crash: with few connections, and durable."""
+    """A durable PostgreSQL server with few connections, which tests can crash."""
     with brought_server(short_root, durable=True) as server:
         server.set(max_connections=20, superuser_reserved_connections=3)
         server.crash()
@@ -206,7 +211,7 @@ def frail_server(short_root: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def mariadb_server(short_root: Path) -> Iterator[URL]:
-    """The URL of a real MariaDB that runs as long as the tests do."""
+    """The URL of a MariaDB server that runs until the tests end."""
     with run_mariadb(short_root) as url:
         yield url
 
@@ -220,20 +225,20 @@ def pgbouncer(short_root: Path, pg_server: URL) -> Iterator[URL]:
 
 @pytest.fixture
 def pg_url(pg_server: URL) -> Iterator[str]:
-    """The URL of a PostgreSQL database of the test's own, dropped after it."""
+    """The URL of a new PostgreSQL database, which is dropped after the test."""
     with fresh_database(pg_server) as url:
         yield url.render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")
 def db_name(request: pytest.FixtureRequest) -> str:
-    """The name in ``[db]`` that the test runs with; each selected one in turn."""
+    """The name in ``[db]`` of the test's database. The test runs once for each."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def db_value(db_name: str, request: pytest.FixtureRequest) -> str:
-    """What ``[db]`` says of it."""
+    """The value of ``db_name`` in ``[db]``."""
     return databases(request.config)[db_name]
 
 
@@ -241,26 +246,26 @@ def db_value(db_name: str, request: pytest.FixtureRequest) -> str:
 def database(
     db_value: str, request: pytest.FixtureRequest, short_tmp: Path
 ) -> Iterator[Database]:
-    """An empty database, on each that was selected, and the options it needs."""
+    """An empty database on each selected server, with the options that it needs."""
     with a_database(db_value, short_tmp, request.getfixturevalue) as found:
         yield found
 
 
 @pytest.fixture
 def db_url(database: Database) -> str:
-    """The URL of an empty database, on each that was selected."""
+    """The URL of an empty database on each selected server."""
     return database.url.render_as_string(hide_password=False)
 
 
 @pytest.fixture
 def backends(database: Database) -> Backends:
-    """What the test's database server says of its connections."""
+    """The view that the database server has of the test's connections."""
     return Backends(database.direct)
 
 
 @pytest.fixture
 def sqlite_url(short_tmp: Path) -> str:
-    """The URL of an SQLite file that is not there yet."""
+    """The URL of an SQLite file that does not exist yet."""
     return f"sqlite:///{short_tmp / 'test.db'}"
 
 
@@ -269,10 +274,10 @@ def sqlite_url(short_tmp: Path) -> str:
 
 @pytest.fixture
 def make_app(short_tmp: Path) -> Iterator[Callable[..., Flask]]:
-    """Make applications, and dispose of them after the test.
+    """Create applications, and dispose of them after the test.
 
-    ``make_app(db, **config)`` returns an application with ``TESTING``, SQLite in
-    memory and the given configuration, on which ``db.init_app()`` was called.
+    ``make_app(db, **config)`` returns an application with ``TESTING``, in-memory
+    SQLite and the given configuration, for which ``db.init_app()`` was called.
     ``import_name`` and ``flask_options`` are for ``flask_class``.
     """
     with ExitStack() as stack:
@@ -304,7 +309,7 @@ def make_app(short_tmp: Path) -> Iterator[Callable[..., Flask]]:
 
 @pytest.fixture
 def gates(short_tmp: Path) -> Iterator[Gates]:
-    """Gates that views of ``live_app`` wait at; all are open after the test."""
+    """Gates at which views of ``live_app`` wait. All are opened after the test."""
     gates = Gates(short_tmp / "gates")
     yield gates
     gates.open_all()
@@ -314,7 +319,7 @@ def gates(short_tmp: Path) -> Iterator[Gates]:
 def live_env(sqlite_url: str, gates: Gates) -> dict[str, str]:
     """The environment of ``live_app``: SQLite and the test's gates.
 
-    Change it, or add to it, before ``prefork`` and ``run_cli`` are called.
+    Change it before you call ``prefork`` and ``run_cli``.
     """
     return {"FLASK_SQLALCHEMY_DATABASE_URI": sqlite_url, **gates.env}
 
@@ -323,11 +328,11 @@ def live_env(sqlite_url: str, gates: Gates) -> dict[str, str]:
 def prefork(
     short_tmp: Path, live_env: dict[str, str], gates: Gates
 ) -> Iterator[Callable[..., Prefork]]:
-    """Start real workers, and end them after the test.
+    """Start real workers, and stop them after the test.
 
-    ``prefork(count=3, worker_class="gthread", ...)`` takes what
-    :class:`~prefork.Prefork` takes and returns a group that is ready. ``env`` is
-    added to ``live_env``; ``ready=False`` does not wait.
+    ``prefork(count=3, worker_class="gthread", ...)`` has the arguments of
+    :class:`~prefork.Prefork`, and returns a group that is ready. ``env`` is added to
+    ``live_env``; ``ready=False`` does not wait.
     """
     with ExitStack() as stack:
 
@@ -349,11 +354,11 @@ def prefork(
 
 @pytest.fixture
 def run_cli(live_env: dict[str, str]) -> Callable[..., Result]:
-    """Run ``flask --app live_app:create_app ARGS`` in a process of its own.
+    """Run ``flask --app live_app:create_app ARGS`` in a separate process.
 
     ``run_cli(args, app=..., env=..., cwd=..., input=..., timeout=30)`` returns
     ``code``, ``stdout`` and ``stderr``. ``env`` is added to ``live_env``;
-    ``app=None`` leaves ``--app`` out.
+    ``app=None`` omits ``--app``.
     """
 
     def run(
@@ -368,10 +373,10 @@ def run_cli(live_env: dict[str, str]) -> Callable[..., Result]:
 def run_script(
     request: pytest.FixtureRequest, short_tmp: Path
 ) -> Callable[..., Result]:
-    """Run a script in a fresh interpreter, for what a fork would disturb here.
+    """Run a script in a new interpreter, for example because it forks.
 
     ``run_script(source, *args, python_args=("-W", "error"), env=..., cwd=...)``;
-    ``source`` is code, or the name of a file beside the test.
+    ``source`` is code, or the name of a file in the test's folder.
     """
     return functools.partial(
         commands.script, beside=request.path.parent, scratch=short_tmp

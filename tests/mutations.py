@@ -2,20 +2,25 @@
 
     python tests/mutations.py [WORD ...]
 
-Runs, for each entry of :data:`MUTATIONS` whose name has one of the words in it, the
+Runs, for each entry of :data:`MUTATIONS` whose name contains one of the words, the
 tests that promise to notice, against a copy of the package without that protection.
-No test of the suite; run it by hand with the Python that the tests are run with. What
-it shows is the last column of ``docs/robustness.md``.
+No test of the suite; run it by hand with the Python that the tests are run with. The
+results are the last column of ``docs/robustness.md``.
+
+A protection is found by the qualified name of the function it is in, and by a few words
+of its source. ``whole/test_mutations.py`` checks that every one of them is still there.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,16 +30,23 @@ PACKAGE = "flask_scopedsession"
 #: Not "python -m pytest", which would import the package of the checkout.
 RUN = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"
 
-#: Seconds after which a run counts as hung, which is as red as it gets.
+#: Seconds after which a run counts as hung, and so as red.
 LONGEST = 240
 
 
 class Change(NamedTuple):
-    """Lines of one module of the package, and what stands there instead."""
+    """Source of the package, and its replacement."""
 
-    module: str
-    old: str
+    where: str
+    """``package.module:Class.method``, ``package.module:NAME`` for an assignment, or
+    ``package.module`` for a statement on the module's own level."""
+    old: str | None
+    """Part of a line, or whole lines; ``None`` for the whole definition."""
     new: str
+
+
+class NotFound(LookupError):
+    """A change does not fit the package any more."""
 
 
 class Mutation(NamedTuple):
@@ -66,15 +78,23 @@ def mutation(
 
 #: Nothing removes a session: neither teardown nor the end of the context's life.
 UNREMOVED = (
-    Change("_extension", "scopes.end(context, error)", "pass"),
-    Change("_scope", "        if self.sessions:\n", "        if ():\n"),
+    Change(
+        "flask_scopedsession._extension:ScopedSession.init_app",
+        "scopes.end(context, error)",
+        "pass",
+    ),
+    Change(
+        "flask_scopedsession._sessions.registry:Scope.__del__",
+        "if self.sessions:",
+        "if ():",
+    ),
 )
 
 MUTATIONS = (
     mutation(
         "scope: a thread without a context gets the last one",
         Change(
-            "_scope",
+            "flask_scopedsession._sessions.registry:scope_context",
             """
     if context is None:
         raise OutsideContext(f"'db.session' {OUTSIDE}")
@@ -95,7 +115,7 @@ MUTATIONS = (
     mutation(
         "scope: sessions are kept on the application",
         Change(
-            "_scope",
+            "flask_scopedsession._sessions.registry:scope_context",
             """
         raise OutsideContext(f"'db.session' {OUTSIDE}")
     return context
@@ -152,11 +172,9 @@ MUTATIONS = (
         "gevent: a killed greenlet's session is not removed",
         *UNREMOVED,
         Change(
-            "_session",
-            """
-        _discard_connections(session, under_way)
-""",
-            "",
+            "flask_scopedsession._sessions.factory:close_session",
+            "_discard_connections(session, under_way)",
+            "pass",
         ),
         tests="""
         whole/concurrency/test_gevent_kills.py test_killed
@@ -165,15 +183,9 @@ MUTATIONS = (
     mutation(
         "sharing: a call in another thread's call goes on",
         Change(
-            "_sharing",
-            """
-        if self._scopedsession_busy(user):
-            raise
-""",
-            """
-        if ():
-            raise
-""",
+            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_take",
+            "if self._scopedsession_busy(user):",
+            "if ():",
         ),
         tests="""
         scopes/test_threads.py test_a_call_in_the_midst_of_another_threads
@@ -184,13 +196,9 @@ MUTATIONS = (
     mutation(
         "sharing: a transaction in two threads is not reported",
         Change(
-            "_sharing",
-            """
-if not at_work(before):
-""",
-            """
-if True:
-""",
+            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_report",
+            "if not at_work(before):",
+            "if True:",
         ),
         tests="""
         scopes/test_threads.py test_a_transaction_in_two_threads
@@ -199,13 +207,9 @@ if True:
     mutation(
         "sharing: a thread that waits counts as one at work",
         Change(
-            "_sharing",
-            """
-if not at_work(before):
-""",
-            """
-if ():
-""",
+            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_report",
+            "if not at_work(before):",
+            "if ():",
         ),
         tests="""
         scopes/test_threads.py test_handing_over_and_waiting
@@ -215,7 +219,7 @@ if ():
     mutation(
         "sharing: a scope ends in the midst of another thread's call",
         Change(
-            "_session",
+            "flask_scopedsession._sessions.factory:close_session",
             """
             if session._scopedsession_busy(user):
                 return None
@@ -230,13 +234,9 @@ if ():
     mutation(
         "sharing: an interrupted call's mark stays for good",
         Change(
-            "_sharing",
-            """
-return is_inside(by, _CALLS)
-""",
-            """
-return True
-""",
+            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_busy",
+            "return is_inside(by, _CALLS)",
+            "return True",
         ),
         tests="""
         scopes/test_threads.py test_a_mark_that_an_exception_left_behind
@@ -245,13 +245,9 @@ return True
     mutation(
         "engines: SQLite in memory is SQLAlchemy's default",
         Change(
-            "_engines",
-            """
-options["poolclass"] = StaticPool
-""",
-            """
-pass
-""",
+            "flask_scopedsession._pools.engine:_sqlite",
+            'options["poolclass"] = StaticPool',
+            "pass",
         ),
         tests="""
         scopes/test_async.py test_an_async_view test_gather
@@ -260,13 +256,9 @@ pass
     mutation(
         "streams: requests begin inside an abandoned stream's context",
         Change(
-            "_context",
-            """
-    may_be_left = not REQUESTS_OWN_THEIR_CONTEXT
-""",
-            """
-    may_be_left = False
-""",
+            "flask_scopedsession._scopes.context:watch_requests",
+            "may_be_left = not REQUESTS_OWN_THEIR_CONTEXT",
+            "may_be_left = False",
         ),
         tests="""
         scopes/test_streams.py
@@ -276,13 +268,9 @@ pass
     mutation(
         "streams: teardown takes the current context for its own",
         Change(
-            "_extension",
-            """
-current_context() if error is None else context_torn_down()
-""",
-            """
-current_context()
-""",
+            "flask_scopedsession._extension:ScopedSession.init_app.remove_sessions",
+            "current_context() if error is None else context_torn_down()",
+            "current_context()",
         ),
         tests="""
         scopes/test_streams.py
@@ -292,11 +280,9 @@ current_context()
     mutation(
         "session: a removed one goes on",
         Change(
-            "_session",
-            """
-    session.get_bind = _refuse  # type: ignore[method-assign]
-""",
-            "",
+            "flask_scopedsession._sessions.factory:close_session",
+            "session.get_bind = _refuse  # type: ignore[method-assign]",
+            "pass",
         ),
         tests="""
         scopes/test_streams.py test_the_views_session_kept_by_a_generator
@@ -307,11 +293,9 @@ current_context()
     mutation(
         "session: connections stay out when close() fails",
         Change(
-            "_session",
-            """
-        _discard_connections(session, under_way)
-""",
-            "",
+            "flask_scopedsession._sessions.factory:close_session",
+            "_discard_connections(session, under_way)",
+            "pass",
         ),
         tests="""
         scopes/test_failures.py test_an_error_in_close
@@ -321,7 +305,7 @@ current_context()
     mutation(
         "scope: a failure in teardown ends the closing",
         Change(
-            "_scope",
+            "flask_scopedsession._sessions.registry:Scopes.end",
             """
             except BaseException as interrupt:  # noqa: BLE001 - raised in the end
                 raising.append(interrupt)
@@ -335,7 +319,7 @@ current_context()
     mutation(
         "pool: an interrupted return costs a slot",
         Change(
-            "_pool",
+            "flask_scopedsession._pools.tracked_pool:TrackedPool._do_return_conn",
             """
         finally:
             super()._do_return_conn(record)
@@ -351,16 +335,16 @@ current_context()
         """,
     ),
     mutation(
-        "pool: an interrupted checkout stays in the list of those who wait",
+        "pool: an interrupted checkout stays in the list of waiters",
         Change(
-            "_pool",
+            "flask_scopedsession._pools.tracked_pool:TrackedPool.connect",
             """
         finally:
             if account.waiting:
                 account.waiting.pop(owner.ident, None)
 """,
             """
-        account.waiting.pop(ident, None)
+        account.waiting.pop(owner.ident, None)
 """,
         ),
         tests="""
@@ -370,9 +354,9 @@ current_context()
         """,
     ),
     mutation(
-        "meters: what comes in while one folds is lost",
+        "meters: samples that arrive during a fold are lost",
         Change(
-            "_meters",
+            "flask_scopedsession._pools.meters:Meter.fold",
             """
         samples = [next_one() for _ in range(len(self.fresh))]
         if samples:
@@ -390,18 +374,14 @@ current_context()
         """,
     ),
     mutation(
-        "meters: two fold at a time",
+        "meters: two threads fold at a time",
         Change(
-            "_meters",
-            """
-        if self._lock.acquire(False):
-""",
-            """
-        if True:
-""",
+            "flask_scopedsession._pools.meters:Meters.turn",
+            "if self._lock.acquire(False):",
+            "if True:",
         ),
         Change(
-            "_meters",
+            "flask_scopedsession._pools.meters:Meters.turn",
             """
             finally:
                 self._lock.release()
@@ -418,12 +398,12 @@ current_context()
     mutation(
         "stacks: frames are held while their thread goes on",
         Change(
-            "_stacks",
+            "flask_scopedsession._runtime.stacks:stack_of_thread",
             """
-    return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
+    return _read(map(dict.get, starmap(_current_frames, [()]), [ident]))
 """,
             """
-    frame, found = sys._current_frames().get(ident), []
+    frame, found = _current_frames().get(ident), []
     while frame is not None:
         found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
@@ -436,19 +416,17 @@ current_context()
     ),
     mutation(
         "stacks: garbage is collected while frames are held",
-        Change("_stacks", "chain(off, map", "chain(map"),
+        Change(
+            "flask_scopedsession._runtime.stacks:_read", "chain(off, map", "chain(map"
+        ),
         tests="runtime/test_stacks.py test_the_collector_is_off_during_a_reading",
     ),
     mutation(
         "ledger: one hold is timed twice",
         Change(
-            "_ledger",
-            """
-        if not hold.timed:
-""",
-            """
-        if True:
-""",
+            "flask_scopedsession._pools.account:PoolAccount._end",
+            "if not hold.timed:",
+            "if True:",
         ),
         tests="""
         pools/test_account.py test_fifty_threads
@@ -457,13 +435,9 @@ current_context()
     mutation(
         "ledger: a dead hold is taken for the one that has its id",
         Change(
-            "_ledger",
-            """
-if hold is not None and hold() is proxied:
-""",
-            """
-if hold is not None:
-""",
+            "flask_scopedsession._pools.account:PoolAccount.check_out",
+            "if hold is not None and hold() is proxied:",
+            "if hold is not None:",
         ),
         tests="""
         scopes/test_interrupts.py test_at_any_point
@@ -472,13 +446,9 @@ if hold is not None:
     mutation(
         "pool: a timeout is not explained",
         Change(
-            "_pool",
-            """
-explain(error, account, account.timed_out(since, owner))
-""",
-            """
-account.timed_out(waiting)
-""",
+            "flask_scopedsession._pools.tracked_pool:TrackedPool.connect",
+            "explain(error, account, account.timed_out(since, owner))",
+            "account.timed_out(since, owner)",
         ),
         tests="""
         pools/test_account.py test_timeouts
@@ -487,7 +457,7 @@ account.timed_out(waiting)
     mutation(
         "fork: the child has its parent's meters",
         Change(
-            "_ledger",
+            "flask_scopedsession._pools.account:PoolAccount.reset",
             """
         self.meters = Meters(self.in_use)
 """,
@@ -503,14 +473,9 @@ account.timed_out(waiting)
     mutation(
         "fork: the child has its parent's ledger lock",
         Change(
-            "_ledger",
-            """
-        self.shared.clear()
-        self._lock = allocate_lock()
-""",
-            """
-        self.shared.clear()
-""",
+            "flask_scopedsession._pools.account:Ledger.reset",
+            "self._lock = allocate_lock()",
+            "pass",
         ),
         tests="""
         whole/concurrency/test_fork.py test_forking_while_another_thread_is_inside
@@ -519,16 +484,9 @@ account.timed_out(waiting)
     mutation(
         "fork: the child has its parent's lock of the live view",
         Change(
-            "_live",
-            """
-        self._lock = allocate_lock()
-        self._endpoint = None
-        self._started
-""",
-            """
-        self._endpoint = None
-        self._started
-""",
+            "flask_scopedsession._live.worker:LiveView.after_fork",
+            "self._lock = allocate_lock()",
+            "pass",
         ),
         tests="""
         whole/concurrency/test_fork.py test_forking_while_another_thread_is_inside
@@ -537,11 +495,9 @@ account.timed_out(waiting)
     mutation(
         "fork: the child has its parent's connections",
         Change(
-            "_state",
-            """
-            engine.dispose(close=False)
-""",
-            "",
+            "flask_scopedsession._application:AppState._leave_to_parent",
+            "engine.dispose(close=False)",
+            "pass",
         ),
         tests="""
         whole/concurrency/test_fork.py test_multiprocessing
@@ -552,17 +508,9 @@ account.timed_out(waiting)
     mutation(
         "fork: the control thread goes on",
         Change(
-            "_control.server",
-            """
-        if self._loop is not None:
-            self.paused = True
-            self._stop()
-
-    def after
-""",
-            """
-    def after
-""",
+            "flask_scopedsession._control.server:Server.before_fork",
+            "if self._loop is not None:",
+            "if ():",
         ),
         tests="""
         whole/concurrency/test_control_fork.py
@@ -574,13 +522,9 @@ account.timed_out(waiting)
     mutation(
         "shutdown: forks know of each app for ever",
         Change(
-            "_fork",
-            """
-= weakref.WeakSet()
-""",
-            """
-= set()
-""",
+            "flask_scopedsession._runtime.fork:_applications",
+            "= weakref.WeakSet()",
+            "= set()",
         ),
         tests="""
         whole/test_shutdown.py test_a_thousand_apps
@@ -589,11 +533,9 @@ account.timed_out(waiting)
     mutation(
         "shutdown: the interpreter's end leaves the control files",
         Change(
-            "_fork",
-            """
-atexit.register(SERVER.close)
-""",
-            "",
+            "flask_scopedsession._control.server",
+            "atexit.register(SERVER.close)",
+            "pass",
         ),
         tests="""
         whole/test_shutdown.py test_the_interpreter_exits
@@ -603,11 +545,9 @@ atexit.register(SERVER.close)
     mutation(
         "shutdown: dispose() leaves the control socket",
         Change(
-            "_extension",
-            """
-        state.live.stop()
-""",
-            "",
+            "flask_scopedsession._extension:ScopedSession.dispose",
+            "state.live.stop()",
+            "pass",
         ),
         tests="""
         whole/test_shutdown.py test_a_thousand_apps
@@ -616,13 +556,9 @@ atexit.register(SERVER.close)
     mutation(
         "shutdown: an aborted worker leaves no snapshot",
         Change(
-            "_extension",
-            """
-                live.aborted()
-""",
-            """
-                pass
-""",
+            "flask_scopedsession._extension:ScopedSession.init_app.remove_sessions",
+            "live.aborted()",
+            "pass",
         ),
         tests="""
         whole/test_shutdown.py test_a_sync_worker_that_is_aborted
@@ -631,14 +567,106 @@ atexit.register(SERVER.close)
 )
 
 
+def find(where: str, package: Path) -> tuple[Path, str, int, int]:
+    """Return a definition's file, that file's text, and where in it it begins and ends.
+
+    :param package: The folder of the package, or of its copy.
+    :raises NotFound: There is no such module, or no such name in it.
+    """
+    module, _, name = where.partition(":")
+    top, *parts = module.split(".")
+    path = package.joinpath(*parts)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if top != PACKAGE or not path.is_file():
+        raise NotFound(f"{where}: there is no module {module}")
+    text = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    if not name:
+        return path, text, 0, len(text)
+    for part in name.split("."):
+        found = [each for each in _within(node) if part in _names(each)]
+        if len(found) != 1:
+            raise NotFound(f"{where}: {len(found)} definitions of {part}")
+        [node] = found
+    assert isinstance(node, ast.stmt)
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(each.lineno for each in decorators)])
+    lines = text.splitlines(keepends=True)
+    begin = len("".join(lines[: first - 1]))
+    return path, text, begin, len("".join(lines[: node.end_lineno]))
+
+
+def _within(node: ast.AST) -> list[ast.stmt]:
+    """Return the statements of a body, those within ``if`` and ``try`` included."""
+    found: list[ast.stmt] = []
+    for each in ast.iter_child_nodes(node):
+        if isinstance(each, ast.stmt):
+            found.append(each)
+            if not isinstance(each, ast.ClassDef | ast.FunctionDef):
+                found += _within(each)
+    return found
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Return what a statement defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return {node.name}
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    return {each.id for each in targets if isinstance(each, ast.Name)}
+
+
+def changed(change: Change, package: Path) -> tuple[Path, str]:
+    """Return a file of the package, and its text with one change.
+
+    :raises NotFound: What is to be replaced is not there exactly once.
+    """
+    path, text, begin, end = find(change.where, package)
+    inside = text[begin:end]
+    if change.old is None:
+        indent = inside[: len(inside) - len(inside.lstrip(" "))]
+        inside = textwrap.indent(textwrap.dedent(change.new).strip("\n"), indent) + "\n"
+    else:
+        inside = _replaced(inside, change)
+    text = text[:begin] + inside + text[end:]
+    try:
+        compile(text, str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise NotFound(f"{change.where}: {error} after the change") from error
+    return path, text
+
+
+def _replaced(inside: str, change: Change) -> str:
+    """Replace a part of a line, or lines, whatever their indentation is."""
+    old = textwrap.dedent(change.old or "").strip("\n")
+    new = textwrap.dedent(change.new).strip("\n")
+    if "\n" not in old + new:
+        pattern = re.escape(old)
+    else:
+        first, *others = old.split("\n")
+        others = [f"(?P=indent){re.escape(line)}" if line else "" for line in others]
+        pattern = "\n".join([f"^(?P<indent> *){re.escape(first)}", *others]) + "$"
+    found = list(re.finditer(pattern, inside, re.MULTILINE))
+    if len(found) != 1:
+        raise NotFound(f"{change.where}: {len(found)} times:\n{old}\nin:\n{inside}")
+    [match] = found
+    indent = match.groupdict().get("indent") or ""
+    return (
+        inside[: match.start()] + textwrap.indent(new, indent) + inside[match.end() :]
+    )
+
+
 def apply(changes: tuple[Change, ...], package: Path) -> None:
-    """Change a copy of the package. Each text must be there just once."""
-    for module, old, new in changes:
-        path = package.joinpath(*module.split(".")).with_suffix(".py")
-        text = path.read_text(encoding="utf-8")
-        old, new = old.strip("\n"), new.strip("\n")
-        assert text.count(old) == 1, f"{module}: {text.count(old)} times: {old}"
-        path.write_text(text.replace(old, new), encoding="utf-8")
+    """Change a copy of the package.
+
+    :raises NotFound: It is not as a change expects it.
+    """
+    for change in changes:
+        path, text = changed(change, package)
+        path.write_text(text, encoding="utf-8")
 
 
 def red(tests: tuple[str, ...], changed: Path) -> tuple[set[str], str]:

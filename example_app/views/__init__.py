@@ -1,1 +1,1 @@
-"""Pages for people, and an API for programs."""
+"""The views: HTML pages and a JSON API."""

@@ -1,4 +1,4 @@
-"""Search and detail pages."""
+"""The search page and the page of an airport."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ bp = Blueprint("airports", __name__)
 
 @bp.get("/")
 def search() -> ResponseReturnValue:
-    """Search the airports; without a word, list them all."""
+    """Search the airports; without a search term, list all."""
     text = request.args.get("q", "").strip()
     page = paginate(search_airports(text))
     return render_template("airports/search.html", q=text, page=page)
@@ -34,10 +34,10 @@ def search() -> ResponseReturnValue:
 
 @bp.get("/airports/<code>")
 def show(code: str) -> ResponseReturnValue:
-    """Show one airport, and what the log has of it."""
+    """Show one airport and its latest flights."""
     airport = find_airport(code) or abort(404, "No airport has this code.")
 
-    if code != airport.icao:  # one address for each airport
+    if code != airport.icao:  # each airport has one URL
         return redirect(url_for(".show", code=airport.icao))
 
     flights = db.session.scalars(

@@ -1,4 +1,4 @@
-"""The JSON API. Errors are JSON too, see ``errors.py``."""
+"""The JSON API. Errors are JSON too; see ``errors.py``."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ bp = Blueprint("api", __name__, url_prefix="/api")
 
 
 def listing(name: str, page: Page[Any]) -> ResponseReturnValue:
-    """Answer with the rows of *page*, and where among all rows they are."""
+    """Answer with the rows of *page*, its number and the totals."""
     items = [item.to_dict() for item in page.items]
     return jsonify({name: items, **page.to_dict()})
 
 
 def json_object() -> Mapping[str, object]:
-    """Read the body, which must be one JSON object."""
+    """Return the request's body, which must be one JSON object."""
     try:
         body = request.get_json()
     except BadRequest:
@@ -58,7 +58,7 @@ def json_object() -> Mapping[str, object]:
 
 @bp.get("/airports")
 def airports() -> ResponseReturnValue:
-    """Search; ``?q=…&page=1&per_page=25``."""
+    """Search the airports: ``?q=…&page=1&per_page=25``."""
     text = request.args.get("q", "").strip()
     return listing("airports", paginate(search_airports(text)))
 
@@ -72,7 +72,7 @@ def airport(code: str) -> ResponseReturnValue:
 
 @bp.get("/flights")
 def flights() -> ResponseReturnValue:
-    """List the log, the latest flight first."""
+    """List the log, latest flight first."""
     statement = select(Flight).order_by(Flight.date.desc(), Flight.number)
     return listing("flights", paginate(statement))
 
@@ -93,7 +93,7 @@ def flight(flight_id: int) -> ResponseReturnValue:
 
 @bp.put(f"/flights/<{ID}:flight_id>")
 def update_flight(flight_id: int) -> ResponseReturnValue:
-    """Replace an entry; the body says which version it is based on."""
+    """Replace an entry. The body names the version that was edited."""
     found = get_flight(flight_id)
     body = json_object()
     change_flight(found, parse_flight(body), parse_version(body))
@@ -102,24 +102,24 @@ def update_flight(flight_id: int) -> ResponseReturnValue:
 
 @bp.get("/audit")
 def audit() -> ResponseReturnValue:
-    """List every change of the log, the latest first."""
+    """List every change of the log, latest first."""
     statement = select(AuditEntry).order_by(AuditEntry.id.desc())
     return listing("entries", paginate(statement, db.get_session("audit")))
 
 
 @bp.get("/statistics")
 def statistics() -> ResponseReturnValue:
-    """List the counts of the last recount, the busiest airport first."""
+    """List the counts of the last recount, busiest airport first."""
     return listing("airports", paginate(busiest_airports()))
 
 
 @bp.post("/jobs/recount")
 def recount() -> ResponseReturnValue:
-    """Start counting; 202 says that it has begun and where to look."""
+    """Start a recount, and answer 202 with the URL of the job."""
     running = running_job()
 
     if running is not None:
-        raise ConflictError(f"Job {running.id} is counting already.")
+        raise ConflictError(f"Job {running.id} is already counting.")
 
     started = start_recount()
     location = url_for(".job", job_id=started.id)
@@ -128,6 +128,6 @@ def recount() -> ResponseReturnValue:
 
 @bp.get(f"/jobs/<{ID}:job_id>")
 def job(job_id: int) -> ResponseReturnValue:
-    """Tell how far a job is."""
+    """Show the state of a job."""
     found = db.session.get(Job, job_id) or abort(404, "There is no such job.")
     return jsonify(found.to_dict())

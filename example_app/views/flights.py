@@ -1,4 +1,4 @@
-"""The flight log, and the audit of it."""
+"""The pages of the flight log and of its audit."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from example_app.paging import paginate
 
 bp = Blueprint("flights", __name__)
 
-#: The largest id that every database can store: beyond it, there is no flight.
+#: No flight has a larger id than this, which every database can store.
 ID = "int(max=2147483647)"
 
 
 def get_flight(flight_id: int) -> Flight:
-    """Load an entry, or answer 404."""
+    """Return an entry, or abort with 404."""
     return db.session.get(Flight, flight_id) or abort(
         404, "The log has no such flight."
     )
@@ -42,7 +42,7 @@ def get_flight(flight_id: int) -> Flight:
 
 @bp.get("/flights")
 def index() -> ResponseReturnValue:
-    """List the log, the latest flight first."""
+    """List the log, latest flight first."""
     statement = (
         select(Flight)
         .options(
@@ -69,7 +69,7 @@ def new() -> ResponseReturnValue:
 
 @bp.get(f"/flights/<{ID}:flight_id>")
 def show(flight_id: int) -> ResponseReturnValue:
-    """Show one entry, and its history from the audit database."""
+    """Show one entry and its history from the audit database."""
     flight = get_flight(flight_id)
     history = db.get_session("audit").scalars(
         select(AuditEntry)
@@ -124,7 +124,7 @@ def form_page(
     error: InvalidFlightError | ConflictError | None = None,
     flight: Flight | None = None,
 ) -> ResponseReturnValue:
-    """Show the form: empty, filled in, or with what is wrong with it."""
+    """Show the form: empty, filled in, or with error messages."""
     page = render_template(
         "flights/form.html",
         values=values,

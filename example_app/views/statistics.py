@@ -1,4 +1,4 @@
-"""Flights per airport: the result of the background job."""
+"""The page of the background job and its result, the flights of each airport."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ bp = Blueprint("statistics", __name__)
 
 @bp.get("/statistics")
 def index() -> ResponseReturnValue:
-    """Show the counts, and when they were made."""
+    """Show the counts, and the time of the last recount."""
     page = paginate(busiest_airports())
     job = db.session.scalar(select(Job).order_by(Job.id.desc()).limit(1))
     return render_template("statistics.html", page=page, job=job)
@@ -29,7 +29,7 @@ def index() -> ResponseReturnValue:
 
 @bp.post("/jobs/recount")
 def recount() -> ResponseReturnValue:
-    """Count again, unless that is under way already."""
+    """Start a recount, unless one is running."""
     if running_job() is None:
         start_recount()
 

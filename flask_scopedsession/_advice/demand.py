@@ -4,63 +4,24 @@ from __future__ import annotations
 
 import math
 import typing as t
-from dataclasses import dataclass
 
 from ..snapshot import PoolSnapshot
 from ..snapshot import WorkerSnapshot
-from ..snapshot._json import Reading
 from . import erlang
+from .report import Measured
 
-#: Fewer checkouts tell too little.
+#: Fewer checkouts are too few for advice.
 LEAST = 100
 
-#: So rarely do we say that the arrivals are not random although they are.
+#: Significance level for rejecting random (Poisson) arrivals.
 _DOUBT = 0.001
 
-#: No time is shorter, in seconds: nothing is divided by 0.
+#: The shortest time in seconds, so that nothing is divided by 0.
 _INSTANT = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class Measured(Reading):
-    """What the busiest worker of a bind asked of its pool."""
-
-    pid: int
-    role: str
-    at: str | None
-    """When the busiest minute ended; ``None``: all is since the worker's start."""
-    span_s: float
-    checkouts: int
-    timeouts: int
-    rate: float
-    """Checkouts per second, with those that timed out."""
-    hold_s: float
-    hold_variability: float
-    """The squared coefficient of variation of the holds, since the start."""
-    load: float
-    """Connections in use on average, in erlangs."""
-    load_most: float
-    """The same, if whoever waited had had a connection at once: at most."""
-    load_error: float
-    """The relative standard error of both."""
-    load_least_worker: float
-    """The load of the least busy worker."""
-    wait_p95_s: float | None
-    """95 % of the checkouts since the start waited no longer than this."""
-    used_max: int
-    pending_max: int | None
-    full: bool
-    """All that the pool may open was in use at some moment."""
-    together_max: int
-    """At most so many had or wanted a connection at the same time."""
-    bounded: bool
-    """It stayed below what random arrivals would have shown."""
-    bursts: bool
-    """It went beyond what random arrivals would have shown."""
-
-
 class _Window(t.NamedTuple):
-    """What was counted, in which time."""
+    """What was counted in `span_s` seconds; `at` is the time when they ended."""
 
     at: str | None
     span_s: float
@@ -130,37 +91,35 @@ def _window(worker: WorkerSnapshot, pool: PoolSnapshot) -> _Window:
 def _loads(
     window: _Window, pool: PoolSnapshot, used: int, together: int, full: bool
 ) -> tuple[float, float]:
-    """Return the load that was seen, and what it may have been with room for all.
+    """Return the load as measured, and the most that it can have been.
 
-    Little's law gives it without any assumption: the time that connections were held,
-    over the time that passed.
+    By Little's law, it is the time that connections were held over the time that
+    passed, whatever the arrivals and the holds are like.
     """
     load = (window.held_s + window.timeouts * window.hold_s) / window.span_s
     if not full:
-        # A long hold counts in the minute in which it ended, though it began before.
+        # A long hold counts in the minute in which it ended, but began before.
         load = min(load, used)
         return load, load
-    # Threads that wait bring no further requests. With a connection for each, at
-    # most the waits would have been holds.
+    # A waiting thread sends no further requests. With a connection for each, every
+    # wait would at most have been a hold.
     given_up = window.timeouts * (pool.pool_timeout or 0.0)
     most = (window.held_s + window.waited_s + given_up) / window.span_s
     return min(load, together), min(max(load, most), together)
 
 
 def _bounded(load: float, together: int, checkouts: int) -> bool:
-    """Whether random arrivals would have been more at once, sometime.
+    """Whether random arrivals would have used more connections at a time.
 
-    Then they are not random: the worker has only so many threads, or its requests come
-    one after another. Each arrival sees a Poisson number of others, and arrivals that
-    are a hold apart see hardly the same ones.
+    Then the worker has only so many threads, or its requests come one by one. A random
+    arrival finds a Poisson number of others, and two arrivals that are a hold apart are
+    nearly independent.
     """
-    sightings = checkouts / max(1.0, load)
-    seen_no_more = erlang.at_most(load, together - 1)
-    if seen_no_more <= 0.0:
-        return True
-    return sightings * math.log(seen_no_more) < math.log(_DOUBT)
+    independent = checkouts / max(1.0, load)
+    no_more = erlang.at_most(load, together - 1)
+    return no_more <= 0.0 or independent * math.log(no_more) < math.log(_DOUBT)
 
 
 def _bursts(load: float, used: int, checkouts: int) -> bool:
-    """Whether so many at once are more than random arrivals would bring."""
+    """Whether random arrivals would have used fewer connections at a time."""
     return checkouts * (1.0 - erlang.at_most(load, used - 2)) < _DOUBT

@@ -1,131 +1,47 @@
-"""From what the live workers measured to the pool that they need. Pure: no I/O."""
+"""From what the live workers measured to the pools that they need. Pure: no I/O."""
 
 from __future__ import annotations
 
 import math
-import typing as t
 from collections.abc import Callable
 from collections.abc import Sequence
-from dataclasses import dataclass
 from dataclasses import replace
 
 from .._format import count
 from .._format import duration
 from ..snapshot import DatabaseURL
 from ..snapshot import PoolSnapshot
-from ..snapshot import SCHEMA
-from ..snapshot import SearchedDirectory
 from ..snapshot import Survey
 from ..snapshot import WorkerSnapshot
-from ..snapshot._json import Reading
 from . import erlang
 from .demand import LEAST
 from .demand import measure
-from .demand import Measured
 from .reasons import reasons
-from .warnings import AdviceWarning
+from .report import Advice
+from .report import Aims
+from .report import Measured
+from .report import Recommended
+from .report import Report
+from .report import ServerTotal
+from .warnings import BindView
 from .warnings import GUNICORN_TIMEOUT
-from .warnings import Sight
+from .warnings import over_limit
 from .warnings import stuck_holders
 from .warnings import warnings
 
-#: The share of checkouts that is promised not to wait for long.
+#: The share of checkouts that should not wait for long.
 SHARE = 0.95
 
-#: A wait longer than all but one in a million has another cause than the load.
+#: A wait that is longer than all but one in a million has another cause than the load.
 _RARE = 1e-6
 
-#: Seconds that a checkout should wait at least, and where no server's limit is known
-#: at most, before it gives up.
+#: The least pool_timeout in seconds, and the most if no server's timeout is known.
 _PATIENCE, _IMPATIENCE = 5.0, 10.0
 
-#: Tells how many connections a database's server accepts; ``None``: unknown.
+#: Returns how many connections a database's server accepts; ``None``: unknown.
 Limit = Callable[[DatabaseURL], "int | None"]
 
-
-@dataclass(frozen=True, slots=True)
-class Aims(Reading):
-    """What the advice is to achieve."""
-
-    wait_s: float = 0.01
-    """95 % of the checkouts shall wait for less."""
-    growth: float = 1.5
-    """Times the load that was measured."""
-    worker_timeout_s: float | None = None
-    """After so many seconds, the server kills a worker; ``None``: not told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recommended(Reading):
-    """What a pool should be, and why."""
-
-    pool_size: int
-    max_overflow: int
-    pool_timeout: int
-    late: float
-    """The share of checkouts that would wait longer than aimed at, grown load."""
-    longest_wait_s: float
-    """All but one checkout in a million would wait less."""
-    reasons: tuple[str, ...]
-    """For each of the three, in this order."""
-
-    @property
-    def max(self) -> int:
-        """As many connections as the pool may open."""
-        return self.pool_size + self.max_overflow
-
-
-@dataclass(frozen=True, slots=True)
-class Advice(Reading):
-    """One bind: its pool in all workers, what was measured, what should be."""
-
-    bind: str
-    url: DatabaseURL
-    workers: int
-    pool_class: str
-    size: int | None
-    max: int | None
-    pool_timeout: float | None
-    measured: Measured | None
-    recommended: Recommended | None
-    problem: str | None
-    """Why nothing is recommended."""
-    warnings: tuple[AdviceWarning, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerTotal(Reading):
-    """One database server: the most that all workers may open there."""
-
-    server: str
-    binds: tuple[str, ...]
-    workers: int
-    now: int | None
-    """``None``: any number."""
-    advised: int | None
-    limit: int | None
-    warnings: tuple[AdviceWarning, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Report(Reading):
-    """All advice, and what it is made from."""
-
-    app: str
-    host: str
-    collected_at: str
-    searched: tuple[SearchedDirectory, ...]
-    workers: int
-    silent: int
-    aims: Aims
-    advice: tuple[Advice, ...]
-    servers: tuple[ServerTotal, ...]
-
-    def to_dict(self) -> dict[str, t.Any]:
-        """Return the JSON document of ``--json``."""
-        return {"schema": SCHEMA, **Reading.to_dict(self)}
-
-
+#: The pools of one bind, each with its worker.
 Pools = Sequence[tuple[WorkerSnapshot, PoolSnapshot]]
 
 
@@ -137,8 +53,8 @@ def advise(
 ) -> Report:
     """Return what the pools of the live workers should be.
 
-    :param limit: Tells how many connections the server of a database accepts.
-    :param bind: Tell of no other; in what a server has to bear, others count still.
+    :param limit: Returns how many connections the server of a database accepts.
+    :param bind: Report only this bind. The totals of its server include the others.
     """
     grouped: dict[tuple[str, DatabaseURL], list[tuple[WorkerSnapshot, PoolSnapshot]]]
     grouped = {}
@@ -171,7 +87,7 @@ def _advice(pools: Pools, aims: Aims) -> Advice:
         deadlocked = max(sum(w.self_deadlock for w in p.waiters) for _, p in pools)
         recommended = _recommend(measured, aims, timeout, deadlocked)
     youngest = min(worker.age_s for worker, _ in pools)
-    sight = Sight([p for _, p in pools], youngest, measured, timeout, assumed)
+    view = BindView([p for _, p in pools], youngest, measured, timeout, assumed)
     first = pools[0][1]
     return Advice(
         bind=first.bind,
@@ -184,14 +100,14 @@ def _advice(pools: Pools, aims: Aims) -> Advice:
         measured=measured,
         recommended=recommended,
         problem=problem,
-        warnings=warnings(sight),
+        warnings=warnings(view),
     )
 
 
 def _busiest(pools: Pools) -> Measured | None:
-    """Return the load of the worker that has most to do; that one sets the size.
+    """Return the load of the busiest worker, which sets the size for all of them.
 
-    A worker's pool serves that worker's threads and no others.
+    Loads are not added up, because each worker's pool serves only its own threads.
     """
     measured = [measure(worker, pool) for worker, pool in pools]
     known = [
@@ -202,7 +118,7 @@ def _busiest(pools: Pools) -> Measured | None:
     if not known:
         return None
     if stuck_holders([pool for _, pool in pools])[0]:
-        # Who waits for a holder that is stuck would not have held for as long.
+        # Waits caused by a stuck holder say nothing about demand; do not count them.
         known = [replace(m, load_most=m.load) for m in known]
     busiest = max(known, key=lambda m: (m.load_most, m.rate))
     return replace(busiest, load_least_worker=min(m.load for m in measured))
@@ -216,17 +132,17 @@ def _problem(pools: Pools, busiest: Measured | None) -> str | None:
     if pool.pool_class == "SingletonThreadPool":
         return "a SingletonThreadPool has one connection for each thread"
     if busiest is None:
-        most = max(pools, key=lambda each: each[1].checkouts_total)
-        checkouts = count(most[1].checkouts_total, "checkout")
+        worker, pool = max(pools, key=lambda each: each[1].checkouts_total)
+        checkouts = count(pool.checkouts_total, "checkout")
         return (
-            f"too little was measured ({checkouts} in {duration(most[0].age_s)}, in"
-            f" the worker that had most; {LEAST} are needed)"
+            f"too little was measured ({checkouts} in {duration(worker.age_s)}, in"
+            f" the worker with the most; {LEAST} are needed)"
         )
     return None
 
 
 def _worker_timeout(aims: Aims, pools: Pools) -> tuple[float | None, bool]:
-    """Return after which time the server kills a worker, and if that is a guess."""
+    """Return the seconds after which the server kills a worker, and if guessed."""
     if aims.worker_timeout_s is not None:
         return aims.worker_timeout_s, False
     if any((worker.server or "").startswith("gunicorn/") for worker, _ in pools):
@@ -237,13 +153,21 @@ def _worker_timeout(aims: Aims, pools: Pools) -> tuple[float | None, bool]:
 def _recommend(
     measured: Measured, aims: Aims, worker_timeout: float | None, deadlocked: int
 ) -> Recommended:
-    """Return the pool that serves the measured load, times its growth, in time."""
+    """Return the pool that keeps the waits short at the grown load."""
     hold, spread = measured.hold_s, erlang.spread(measured.hold_variability)
     load = measured.load_most * aims.growth
-    needed = _needed(measured, aims, deadlocked)
-    # An arrival finds a Poisson number in use, and with itself that is one more.
+    needed = erlang.needed(load, hold, aims.wait_s, 1.0 - SHARE, spread)
+    if measured.bursts:
+        needed = max(needed, measured.used_max)
+    if measured.bounded:
+        needed = min(needed, measured.together_max)
+    if deadlocked:
+        # T threads that check out 2 each cannot block each other with T + 1. A thread
+        # that waits for itself was counted twice, as a holder and as a waiter.
+        needed = max(needed, measured.together_max - deadlocked + 1)
+    # An arrival finds a Poisson number in use, and needs one more for itself.
     size = min(needed, erlang.quantile(measured.load, SHARE) + 1)
-    # One is to spare in any case, for a view that takes a second connection.
+    # One is always spare, for a view that checks out a second connection.
     overflow = max(1, needed - size)
     most = size + overflow
     late = longest = 0.0
@@ -261,24 +185,8 @@ def _recommend(
     return replace(found, reasons=reasons(measured, found, aims, worker_timeout))
 
 
-def _needed(measured: Measured, aims: Aims, deadlocked: int) -> int:
-    """Return how many connections are needed: by the formula, and by what was seen."""
-    hold, spread = measured.hold_s, erlang.spread(measured.hold_variability)
-    load = measured.load_most * aims.growth
-    needed = erlang.needed(load, hold, aims.wait_s, 1.0 - SHARE, spread)
-    if measured.bursts:
-        needed = max(needed, measured.used_max)
-    if measured.bounded:
-        needed = min(needed, measured.together_max)
-    if deadlocked:
-        # With T threads that take 2 each, T + 1 are the least that cannot lock up.
-        # A thread that waits for itself was counted twice.
-        needed = max(needed, measured.together_max - deadlocked + 1)
-    return needed
-
-
 def _pool_timeout(longest: float, worker_timeout: float | None) -> int:
-    """Return a time above any plausible wait, and well below the server's patience."""
+    """Return seconds above any plausible wait, and well below the server's timeout."""
     most = _IMPATIENCE if worker_timeout is None else worker_timeout / 3
     wanted = max(_PATIENCE, 2 * min(longest, most))
     return max(1, math.floor(min(most, math.ceil(wanted))))
@@ -290,10 +198,10 @@ def _pool_timeout(longest: float, worker_timeout: float | None) -> int:
 def _servers(
     advice: Sequence[Advice], silent: int, limit: Limit
 ) -> tuple[ServerTotal, ...]:
-    """Return the worst case of each server: databases of one share its limit."""
+    """Return the worst case of each server, whose limit all its databases share."""
     grouped: dict[str, list[Advice]] = {}
     for one in advice:
-        if not one.url.drivername.startswith("sqlite"):  # a file
+        if not one.url.drivername.startswith("sqlite"):  # has no server
             grouped.setdefault(_server(one.url), []).append(one)
     return tuple(
         _server_total(server, members, silent, limit)
@@ -309,45 +217,27 @@ def _server(url: DatabaseURL) -> str:
 def _server_total(
     server: str, members: Sequence[Advice], silent: int, limit: Limit
 ) -> ServerTotal:
-    now = advised = 0
-    known = advisable = True
-    for one in members:
-        workers = one.workers + silent
-        known = known and one.max is not None
-        now += workers * (one.max or 0)
-        after = one.recommended.max if one.recommended else one.max
-        advisable = advisable and after is not None
-        advised += workers * (after or 0)
-    most = limit(members[0].url)
+    after = [one.recommended.max if one.recommended else one.max for one in members]
     total = ServerTotal(
         server=server,
         binds=tuple(dict.fromkeys(one.bind for one in members)),
         workers=max(one.workers for one in members) + silent,
-        now=now if known else None,
-        advised=advised if advisable else None,
-        limit=most,
+        now=_worst_case(members, [one.max for one in members], silent),
+        advised=_worst_case(members, after, silent),
+        has_advice=any(one.recommended for one in members),
+        limit=limit(members[0].url),
         warnings=(),
     )
-    return replace(total, warnings=tuple(_over_limit(total)))
+    return replace(total, warnings=tuple(over_limit(total)))
 
 
-def _over_limit(total: ServerTotal) -> t.Iterator[AdviceWarning]:
-    most = total.limit
-    if most is None:
-        return
-    if total.now is None or total.now > most:
-        opens = "any number of" if total.now is None else f"{total.now}"
-        yield AdviceWarning(
-            "over_limit",
-            f"{count(total.workers, 'worker')} may open {opens} connections, and the"
-            f" server accepts {most}: beyond, it refuses to connect.",
-        )
-    if total.advised is not None and total.advised > most:
-        each = most // total.workers
-        yield AdviceWarning(
-            "advice_over_limit",
-            f"What is advised may open {total.advised}, more than the server accepts"
-            f" as well. {each} for each worker, of all binds, would fit: run fewer"
-            " workers, hold connections for less long, or put a pooler such as"
-            " PgBouncer in between.",
-        )
+def _worst_case(
+    members: Sequence[Advice], limits: Sequence[int | None], silent: int
+) -> int | None:
+    """Return how many connections all workers may open; ``None``: any number."""
+    total = 0
+    for one, most in zip(members, limits, strict=True):
+        if most is None:
+            return None
+        total += (one.workers + silent) * most
+    return total

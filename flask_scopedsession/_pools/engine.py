@@ -24,7 +24,6 @@ from .._settings.config import BindSettings
 from .._settings.urls import in_memory
 from .._settings.urls import is_sqlite
 from .._settings.urls import is_sqlite_uri
-from .._settings.urls import masked
 from .._settings.values import attempt
 from .._settings.values import seconds
 from ..errors import ConfigError
@@ -102,7 +101,7 @@ def _pool_class(url: URL) -> t.Any:
 
 def _create(bind: BindSettings, url: URL, options: Mapping[str, t.Any]) -> Engine:
     made = attempt(
-        lambda: sa.create_engine(masked(url), **options),
+        lambda: sa.create_engine(url, **options),
         *(ImportError, TypeError, ValueError, sa_exc.ArgumentError),
     )
     if isinstance(made, ImportError):

@@ -1,7 +1,7 @@
-"""Configured database URLs: parsed, and refused where they cannot work.
+"""Database URLs: parsed, refused where they cannot work, and made safe to show.
 
-No driver is imported. No message shows more of a URL than its dialect: a password
-also stands in query strings (``?password=``, ``odbc_connect=...PWD``).
+No driver is imported. A message shows nothing of a URL but its dialect, because a
+password may be in its query as well (``?password=``, ``odbc_connect=...PWD``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import typing as t
 from collections.abc import Mapping
-from urllib.parse import quote_plus
+from contextlib import suppress
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine import URL
@@ -17,7 +17,6 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import NoSuchModuleError
 
 from ..errors import ConfigError
-from .values import attempt
 from .values import kind
 
 if t.TYPE_CHECKING:
@@ -38,7 +37,7 @@ _PARTS = frozenset((*_TEXT_PARTS, "drivername", "port", "query"))
 def parse_url(key: str, value: object) -> URL:
     """Return a configured URL: a string, a :class:`URL`, or a dict of its parts.
 
-    :raises ConfigError: It cannot be parsed, or its dialect not be used.
+    :raises ConfigError: It cannot be parsed, or its dialect cannot be used.
     """
     if isinstance(value, Mapping):
         url = _from_parts(key, value)
@@ -55,9 +54,11 @@ def parse_url(key: str, value: object) -> URL:
 def _from_text(key: str, value: str) -> URL:
     if not value.strip():
         raise ConfigError(f"{key} is empty. Set it to a database URL, or remove it.")
-    url = attempt(lambda: make_url(value.strip()), ArgumentError, ValueError)
-    # SQLAlchemy takes what follows an @ in the password for the host.
-    if isinstance(url, Exception) or "@" in (url.host or ""):
+    url = None
+    # Raised outside of an except block: SQLAlchemy's error may quote the password.
+    with suppress(ArgumentError, ValueError):
+        url = make_url(value.strip())
+    if url is None or _splits_password(value, url):
         raise ConfigError(
             f"{key} could not be parsed as a database URL. It looks like"
             " dialect+driver://user:password@host:port/database; special characters"
@@ -66,18 +67,33 @@ def _from_text(key: str, value: str) -> URL:
     return url
 
 
+def _splits_password(value: str, url: URL) -> bool:
+    """Whether SQLAlchemy took a part of the password for something else.
+
+    It ends the password at the first ``@``, and the host at the next ``/`` or ``?``.
+    """
+    in_query = re.search(r"\?[^=&]*@", value)
+    return "@" in (url.host or "") or bool(in_query) or _may_hold_password(url)
+
+
+def _may_hold_password(url: URL) -> bool:
+    """Whether the database's name may have a part of the password: ``w0rd@host``."""
+    is_path = is_sqlite(url) and url.password is None
+    return "@" in (url.database or "") and not is_path
+
+
 def _from_parts(key: str, value: Mapping[str, t.Any]) -> URL:
     parts: dict[str, t.Any] = {
         # from_prefixed_env() reads a password of digits as a number.
         name: str(part) if name in _TEXT_PARTS and type(part) is int else part
         for name, part in value.items()
     }
-    if not _PARTS.issuperset(parts):
-        # The name of a part that is none may be a slip of a secret; do not show it.
-        url: URL | Exception = TypeError()
-    else:
-        url = attempt(lambda: URL.create(**parts), TypeError, ValueError, ArgumentError)
-    if isinstance(url, Exception):
+    url = None
+    # The name of an unknown part may be a secret in the wrong place: do not show it.
+    if _PARTS.issuperset(parts):
+        with suppress(TypeError, ValueError, ArgumentError):
+            url = URL.create(**parts)
+    if url is None:
         raise ConfigError(
             f"{key} is a dict that sqlalchemy.URL.create() does not accept. It takes"
             " drivername, username, password, host, port, database and query."
@@ -88,17 +104,19 @@ def _from_parts(key: str, value: Mapping[str, t.Any]) -> URL:
 def _check_dialect(key: str, url: URL) -> None:
     name = url.drivername
     if not re.fullmatch(r"[\w.+]+", name):
-        # Perhaps a whole URL: not to be shown.
+        # It may be a whole URL, with its password.
         raise ConfigError(
             f"{key}: the drivername must be a dialect and driver, such as"
             " 'postgresql+psycopg'."
         )
-    dialect: t.Any = attempt(
-        url.get_dialect, NoSuchModuleError, ArgumentError, ImportError
-    )
-    if isinstance(dialect, ImportError):
-        return  # it imports its driver at once; creating the engine will tell
-    if isinstance(dialect, Exception):
+    dialect: t.Any = None
+    try:
+        dialect = url.get_dialect()
+    except ImportError:
+        return  # the dialect imports its driver; creating the engine will report that
+    except (NoSuchModuleError, ArgumentError):
+        pass
+    if dialect is None:
         instead = " Use 'postgresql'." if name.partition("+")[0] == "postgres" else ""
         raise ConfigError(
             f"{key} names the dialect {name!r}, which SQLAlchemy does not know."
@@ -118,39 +136,16 @@ def _check_dialect(key: str, url: URL) -> None:
         )
 
 
-class MaskedURL(URL):
-    """A URL whose text shows no value of its query, where secrets also stand.
-
-    Engines, sessionmakers and error trackers show their URL's text.
-    """
-
-    def render_as_string(self, hide_password: bool = True) -> str:
-        """Return the whole URL only when asked for it with its password."""
-        if not hide_password:
-            return super().render_as_string(hide_password=False)
-        plain = URL.render_as_string(self.set(query={}))
-        names = (quote_plus(name) for name in sorted(self.query))
-        shown = "&".join(f"{name}=***" for name in names)
-        return f"{plain}?{shown}" if shown else plain
-
-    def __hash__(self) -> int:
-        # By its text, as SQLAlchemy's, which it may equal.
-        return hash(URL.render_as_string(self))
-
-
-def masked(url: URL) -> URL:
-    """Return the same URL, to give to an engine."""
-    return MaskedURL._make(url)
-
-
 def driver_of(url: URL) -> tuple[str, str]:
-    """Return the names of dialect and driver, the dialect's default spelt out."""
-    driver = attempt(url.get_driver_name, ImportError)
-    return url.get_backend_name(), str(driver)
+    """Return the names of dialect and driver, the default driver's included."""
+    try:
+        return url.get_backend_name(), url.get_driver_name()
+    except ImportError as error:
+        return url.get_backend_name(), str(error)
 
 
 def is_sqlite(url: URL) -> bool:
-    """Whether the database is SQLite, with whatever driver."""
+    """Whether the database is SQLite, with any driver."""
     return url.get_backend_name() == "sqlite"
 
 
@@ -173,21 +168,25 @@ def in_memory(url: URL) -> bool:
 
 # -- what may be shown ---------------------------------------------------------
 
-#: Where a name stops to be one: drivers also take a whole connection string, or a URL
-#: with options, for the name of a host or database.
+#: What no name of a host or database has. Drivers also accept a whole connection
+#: string there, or a URL with options.
 _OPTIONS = re.compile(r"[?;&=]|://")
 
 
 def safe_url(url: URL) -> DatabaseURL:
-    """Return the parts of a URL that may be shown: a list of the good ones."""
+    """Return the parts of a URL that may be shown, and no others."""
     from ..snapshot import DatabaseURL
 
-    if is_sqlite(url):
-        database = url.database
+    database = url.database
+    if _may_hold_password(url):
+        database = "…"
+    elif is_sqlite(url):
         if database is not None and database.startswith("file:"):
             database = _cut(database, database.find("?"))
-        return DatabaseURL(url.drivername, url.host, url.port, database)
-    return DatabaseURL(url.drivername, _name(url.host), url.port, _name(url.database))
+    else:
+        database = _name(database)
+    host = url.host if is_sqlite(url) else _name(url.host)
+    return DatabaseURL(url.drivername, host, url.port, database)
 
 
 def _name(part: str | None) -> str | None:

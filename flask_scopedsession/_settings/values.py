@@ -1,6 +1,7 @@
-"""Single configured values, from Python or from the environment, where all is text.
+"""Parsers of single values, which may have come from the environment as text.
 
-An error names the key or argument, never the value, which may hold a password.
+`where` is the key or argument, for the message of a :exc:`.ConfigError`. The value is
+never in the message, because it may hold a password.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Callable
 from collections.abc import Mapping
+from contextlib import suppress
 
 from ..errors import ConfigError
 
@@ -20,8 +22,8 @@ _TRUE_WORDS = frozenset(("true", "yes", "on", "1"))
 def attempt(make: Callable[[], T], *expected: type[Exception]) -> T | Exception:
     """Return what `make` returns, or the error that it raised.
 
-    An error of our own that is raised later, and not while this one is handled,
-    does not have it as its ``__context__``: it may quote a URL, password and all.
+    An error that is raised afterwards, outside of the ``except`` block, does not have
+    this one as its ``__context__``, which may quote a URL with its password.
     """
     try:
         return make()
@@ -52,16 +54,29 @@ def echo(where: str, value: object) -> bool | t.Literal["debug"]:
     """Return a truth value or ``"debug"``."""
     if value == "debug":
         return "debug"
-    try:
+    with suppress(ConfigError):
         return boolean(where, value)
-    except ConfigError:
-        pass
     raise ConfigError(f"{where} must be true, false or 'debug'.")
+
+
+def choice(*words: str) -> Callable[[str, object], str]:
+    """Return a parser that accepts these words and no others."""
+    listed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
+
+    def parse(where: str, value: object) -> str:
+        if isinstance(value, str) and value in words:
+            return value
+        raise ConfigError(f"{where} must be {listed}.")
+
+    return parse
 
 
 def integer(where: str, value: object, *, least: int) -> int:
     """Return a whole number that may have been given as text."""
-    number = attempt(lambda: int(value), ValueError) if _is_text(value) else value
+    number = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = int(value)
     if isinstance(number, int) and not isinstance(number, bool) and number >= least:
         return number
     raise ConfigError(f"{where} must be a whole number, at least {least}.")
@@ -69,16 +84,20 @@ def integer(where: str, value: object, *, least: int) -> int:
 
 def seconds(where: str, value: object, *, least: float) -> float:
     """Return a number of seconds that may have been given as text."""
-    number = attempt(lambda: float(value), ValueError) if _is_text(value) else value
+    number = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
     known = isinstance(number, (int, float)) and not isinstance(number, bool)
     exact = float(t.cast(float, number)) if known else -1.0
-    if least <= exact < float("inf"):  # "not a number" is neither
+    if least <= exact < float("inf"):  # false for "not a number" as well
         return exact
     raise ConfigError(f"{where} must be a number of seconds, at least {least:g}.")
 
 
-def _is_text(value: object) -> t.TypeGuard[str]:
-    return isinstance(value, str)
+def optional_seconds(where: str, value: object) -> float | None:
+    """Return a number of seconds, at least 0, or ``None``."""
+    return None if value is None else seconds(where, value, least=0)
 
 
 def text(where: str, value: object) -> str:
@@ -102,6 +121,6 @@ def mapping(where: str, value: object) -> dict[str, t.Any]:
 
 
 def kind(value: object) -> str:
-    """Name a value's type, and nothing else of it."""
+    """Return a value's type in words, such as ``a list``; never the value."""
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

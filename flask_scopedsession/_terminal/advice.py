@@ -14,11 +14,11 @@ from .sections import header
 from .sections import nobody
 
 if t.TYPE_CHECKING:
-    from .._advice.recommend import Advice
-    from .._advice.recommend import Recommended
-    from .._advice.recommend import Report
-    from .._advice.recommend import ServerTotal
-    from .._advice.warnings import AdviceWarning
+    from .._advice.report import Advice
+    from .._advice.report import AdviceWarning
+    from .._advice.report import Recommended
+    from .._advice.report import Report
+    from .._advice.report import ServerTotal
 
 _SETTINGS: tuple[str, ...] = ("pool_size", "max_overflow", "pool_timeout")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .._advice.recommend import advise
-from .._advice.recommend import Aims
+from .._advice.report import Aims
 from ..snapshot import Histogram
 from ..snapshot import Holder
 from ..snapshot import PoolSnapshot

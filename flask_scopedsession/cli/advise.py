@@ -34,7 +34,7 @@ def pool_advise(
 ) -> None:
     """Say what the pools of the live workers should be."""
     from .._advice.recommend import advise
-    from .._advice.recommend import Aims
+    from .._advice.report import Aims
 
     survey = inquirer(ctx, timeout, control_dir, bind)()
     aims = Aims(wait, growth, worker_timeout)

@@ -2,20 +2,21 @@
 
 The names are those of the JSON, schema 1. Seconds are floats and end in ``_s``;
 counters since the worker's start end in ``_total``. What a pool class cannot
-know is ``None``, never 0. The fields of one reading are read in turn while the
-process goes on, so they may differ by what happened in between.
+know is ``None`` in Python and ``null`` in JSON, never 0. The fields of one reading
+are read one after another while the process goes on, so they may not add up.
 """
 
 from __future__ import annotations
 
 from .._buckets import BUCKET_BOUNDS
+from ._histogram import Histogram
 from ._readings import BusyMinute
 from ._readings import ConfiguredPool
 from ._readings import DatabaseTotal
 from ._readings import DatabaseURL
-from ._readings import Histogram
 from ._readings import Holder
 from ._readings import LostWorkCount
+from ._readings import Origin
 from ._readings import PoolSnapshot
 from ._readings import PoolTimeout
 from ._readings import SCHEMA
@@ -39,6 +40,7 @@ __all__ = [
     "Histogram",
     "Holder",
     "LostWorkCount",
+    "Origin",
     "PoolSnapshot",
     "PoolTimeout",
     "SearchedDirectory",

@@ -1,43 +1,13 @@
-"""Frozen readings of pools, sessions and workers, and their JSON.
-
-The names are those of the JSON, schema 1. Seconds are floats and end in ``_s``;
-counters since the worker's start end in ``_total``. What a pool class cannot
-know is ``None``, never 0. The fields of one reading are read in turn while the
-process goes on, so they may differ by what happened in between.
-"""
+"""The readings of pools, sessions and workers, and what ``db.workers()`` returns."""
 
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._buckets import BUCKET_BOUNDS
+from ._histogram import Histogram
 from ._json import Reading
-
-__all__ = [
-    "SCHEMA",
-    "BusyMinute",
-    "ConfiguredPool",
-    "DatabaseTotal",
-    "DatabaseURL",
-    "Histogram",
-    "Holder",
-    "LostWorkCount",
-    "PoolSnapshot",
-    "PoolTimeout",
-    "SearchedDirectory",
-    "SessionSnapshot",
-    "SharedUse",
-    "Silent",
-    "Survey",
-    "ThreadPlace",
-    "ViewUse",
-    "Waiter",
-    "WorkerSnapshot",
-]
 
 SCHEMA = 1
 
@@ -46,44 +16,7 @@ Role = t.Literal["web", "job", "shell", "command", "test"]
 SessionState = t.Literal[
     "idle", "begun", "holding", "idle in transaction", "needs rollback"
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram(Reading):
-    """How long something took: counts by bucket, in seconds."""
-
-    count: int
-    sum: float
-    p50: float | None
-    p95: float | None
-    max: float | None
-    buckets: tuple[int, ...]
-    """Counts under each of :data:`BUCKET_BOUNDS`, then of all above the last."""
-
-    @classmethod
-    def of(cls, counts: Sequence[int], total: float, highest: float) -> Histogram:
-        """Make one from raw counts; a quantile is interpolated in its bucket."""
-        count = sum(counts)
-        return cls(
-            count=count,
-            sum=total,
-            p50=_quantile(counts, count, highest, 0.50),
-            p95=_quantile(counts, count, highest, 0.95),
-            max=highest if count else None,
-            buckets=tuple(counts),
-        )
-
-    @classmethod
-    def merged(cls, found: Iterable[Histogram | None]) -> Histogram:
-        """Add up several, such as all workers'; what is not known adds nothing."""
-        known = [each for each in found if each is not None]
-        size = max((len(each.buckets) for each in known), default=1)
-        counts = [0] * size
-        for each in known:
-            for index, inside in enumerate(each.buckets):
-                counts[index] += inside
-        highest = max((each.max or 0.0 for each in known), default=0.0)
-        return cls.of(counts, sum(each.sum for each in known), highest)
+HolderPlace = t.Literal["now", "checkout", "view"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,99 +24,146 @@ class DatabaseURL(Reading):
     """The parts of a database URL that are safe to show, and no others."""
 
     drivername: str
+    """Dialect and driver, such as ``postgresql+psycopg``."""
     host: str | None = None
+    """Null if the URL names none."""
     port: int | None = None
+    """Null if the URL names none."""
     database: str | None = None
+    """The database's name, or the path of a SQLite file; null if the URL has none."""
 
     def __str__(self) -> str:
         port = f":{self.port}" if self.port is not None else ""
         return f"{self.drivername}://{self.host or ''}{port}/{self.database or ''}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin(Reading):
+    """The request or command behind a reading.
+
+    A request has an endpoint, a method and a rule; a command has a name. All four are
+    null for work outside both, such as a thread of the application's own.
+    """
+
+    endpoint: str | None = None
+    """The endpoint of the view, such as ``orders.show``."""
+    method: str | None = None
+    """The HTTP method, such as ``GET``."""
+    rule: str | None = None
+    """The URL rule, such as ``/orders/<int:id>``; never the path itself."""
+    command: str | None = None
+    """The name of the command, without its arguments."""
+
+
 @dataclass(frozen=True, slots=True)
-class Holder(Reading):
-    """Who has a connection checked out."""
+class Holder(Origin):
+    """A connection that is checked out, and the :class:`Origin` that holds it."""
 
     connection: int | None
+    """The connection's number within its worker; null if its opening was not seen,
+    as in a pool made by the application before it was given to the extension."""
     backend_pid: int | None
+    """The process or thread ID at the database server; null if the driver does not
+    say."""
     held_s: float
-    endpoint: str | None = None
-    method: str | None = None
-    rule: str | None = None
-    command: str | None = None
+    """Seconds since it was checked out."""
     thread: str | None = None
+    """The name of the thread that checked it out."""
     thread_alive: bool | None = None
+    """Whether that thread still runs."""
     request_over: bool | None = None
-    """The request, command or context that checked it out has ended."""
+    """Whether the request, command or context that checked it out has ended. If so,
+    the connection is leaked."""
     in_transaction: bool | None = None
+    """Whether a transaction is open; null if no statement was seen, as on a raw
+    driver connection."""
     idle_in_transaction_s: float | None = None
+    """Seconds since its last statement ended; null if a statement is running or no
+    transaction is open."""
     running_s: float | None = None
-    """For how long the statement that runs right now has been running."""
+    """Seconds since the running statement was sent; null if none is running."""
     at: str | None = None
+    """``path:line function``, in the application's own code and relative to its root.
+    Null if unknown."""
+    at_is: HolderPlace | None = None
+    """What ``at`` is: ``now``, where the thread is now; ``checkout``, where the
+    connection was checked out; ``view``, where the view is defined. Null if ``at``
+    is."""
     stack: tuple[str, ...] | None = None
+    """Lines of the application from which it was checked out, innermost first; null
+    unless ``SCOPEDSESSION_STACKS`` is on."""
     session: int | None = None
+    """The number of the session that uses it, see :class:`SessionSnapshot`; null if
+    none does."""
     sql: str | None = None
+    """The text of its last statement, without parameters; null unless
+    ``SCOPEDSESSION_SHOW_SQL`` is on."""
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter(Reading):
-    """Who waits for a connection."""
+class Waiter(Origin):
+    """A thread that waits for a connection, and its :class:`Origin`."""
 
     waited_s: float
-    endpoint: str | None = None
-    method: str | None = None
-    rule: str | None = None
-    command: str | None = None
+    """Seconds since it asked for the connection."""
     thread: str | None = None
+    """The thread's name."""
     at: str | None = None
+    """Where the thread is, as in :class:`Holder`; null if unknown."""
     self_deadlock: bool = False
-    """The same thread holds a connection of this pool while it waits."""
+    """Whether this thread holds a connection of the same pool while it waits."""
     holds_from: str | None = None
-    """The line where it checked that one out, if it is known."""
+    """Where it checked that connection out; null if not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolTimeout(Reading):
-    """A checkout that gave up, and who held the connections at that moment."""
+    """A checkout that timed out, and the holders at that moment."""
 
     at_time: str
+    """When it timed out, RFC 3339 in UTC."""
     waited_s: float
+    """Seconds that it waited."""
     endpoint: str | None = None
+    """The endpoint of the view that waited; null outside a request."""
     holders: tuple[Holder, ...] = ()
+    """The connections that were checked out then, longest first."""
 
 
 @dataclass(frozen=True, slots=True)
-class ViewUse(Reading):
-    """What one view, or command, had of a pool's time."""
+class ViewUse(Origin):
+    """How much of a pool's time one view or command (its :class:`Origin`) used."""
 
-    endpoint: str | None
-    method: str | None
-    rule: str | None
-    command: str | None
     checkouts_total: int
+    """Checkouts since the worker's start."""
     held_s: float
-    """Seconds for which it held connections, since the start."""
+    """Seconds for which it held connections, since the worker's start."""
     share: float | None
-    """Of everybody's seconds, from 0 to 1."""
+    """Its part of the seconds of all views, from 0 to 1; null if nothing was held."""
     checkouts_60s: int
+    """Checkouts in the last minute."""
     held_60s: float
     """Seconds for which it held connections, in the last minute."""
     share_60s: float | None
+    """Its part of these, from 0 to 1; null if nothing was held in the last minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class BusyMinute(Reading):
-    """The minute since the start that had most of a pool."""
+    """The minute since the worker's start in which a pool was used most."""
 
     at: str
-    """When it ended."""
+    """When that minute ended, RFC 3339 in UTC."""
     span_s: float
-    """Less than a minute for a process that is younger."""
+    """Its length in seconds; less than 60 if the worker is younger."""
     checkouts: int
+    """Checkouts in it."""
     held_s: float
-    """Seconds of the holds that ended in it."""
+    """The sum of the holds that ended in it, in seconds."""
     waited_s: float
+    """The sum of the waits that ended in it, in seconds."""
     timeouts: int
+    """Checkouts that timed out in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,100 +171,174 @@ class PoolSnapshot(Reading):
     """One reading of the pool of one bind."""
 
     bind: str
+    """The name of the bind."""
     pool_class: str
+    """The name of SQLAlchemy's pool class, such as ``QueuePool``."""
     url: DatabaseURL
+    """Where the database is."""
     size: int | None
+    """``pool_size``; null if the class has none."""
     max: int | None
+    """The most connections that it may open; null if unlimited or unknown."""
     unlimited: bool | None
+    """Whether it may open any number of connections; null if unknown."""
     pool_timeout: float | None
+    """Seconds after which a waiting checkout times out; null if the class has no such
+    limit."""
     open: int
+    """Open connections, whether checked out or idle."""
     used: int
+    """Checked out connections."""
     idle: int | None
+    """Open connections in the pool, ready to be checked out."""
     overflow: int | None
+    """Open connections beyond ``size``; null if the class has no overflow."""
     pending: int | None
+    """Threads that wait for a connection; null if the pool cannot tell."""
     used_pct: float | None
+    """``used`` as a percentage of ``max``; null without a ``max``."""
     max_wait_s: float | None
+    """Seconds for which the longest current waiter has waited, 0 without waiters;
+    null if the pool cannot tell."""
     held_long: int
+    """Connections that have been checked out for longer than
+    ``SCOPEDSESSION_HELD_LONG_AFTER``."""
     checkouts_total: int
+    """Checkouts since the worker's start, without those that timed out."""
     connects_total: int
+    """Connections opened since the worker's start."""
     timeouts_total: int | None
+    """Checkouts that timed out since the worker's start; null if the pool cannot
+    tell."""
     timeouts_60s: int | None
+    """Checkouts that timed out in the last 60 seconds; null if the pool cannot
+    tell."""
     invalidated_total: int
+    """Connections invalidated since the worker's start, as they were broken."""
     wait_s: Histogram | None
+    """How long checkouts waited, since the worker's start; null if the pool cannot
+    tell."""
     hold_s: Histogram
+    """How long connections were checked out, since the worker's start. A connection
+    counts when it is returned."""
     create_s: Histogram
+    """How long it took to open connections, since the worker's start."""
     window_s: float = 0.0
-    """What ``_60s`` stands for exactly: up to 70 seconds, in steps of ten."""
+    """The exact length in seconds of the minute that ``_60s`` stands for: up to 70,
+    in intervals of ten."""
     wait_60s: Histogram | None = None
+    """``wait_s`` of the last minute; null if the pool cannot tell."""
     hold_60s: Histogram | None = None
+    """``hold_s`` of the last minute; null from a worker that does not measure it."""
     create_60s: Histogram | None = None
+    """``create_s`` of the last minute; null from a worker that does not measure it."""
     invalidated_60s: int = 0
+    """Connections invalidated in the last minute."""
     invalidated_age_s: Histogram | None = None
-    """How old connections were when they died."""
+    """How old connections were when they were invalidated, since the worker's start;
+    null from a worker that does not measure it."""
     used_max: int = 0
-    """The most that were in use at a time, since the start."""
+    """The most that were checked out at a time, since the worker's start."""
     used_max_60s: int = 0
+    """The most that were checked out at a time, in the last minute."""
     pending_max: int | None = None
+    """The most threads that waited at a time, since the worker's start; null if the
+    pool cannot tell waiting from connecting."""
     pending_max_60s: int | None = None
+    """The same, in the last minute."""
     busiest: BusyMinute | None = None
+    """The busiest minute; null in a worker's first ten seconds."""
     wedged: bool = False
+    """Whether a thread has waited for some seconds in which no connection was
+    returned."""
     holders: tuple[Holder, ...] = ()
+    """The connections that are checked out, longest first."""
     waiters: tuple[Waiter, ...] = ()
+    """The threads that wait, longest first."""
     recent_timeouts: tuple[PoolTimeout, ...] = ()
+    """The last five checkouts that timed out."""
     views: tuple[ViewUse, ...] = ()
-    """The views that had most of its time, since the start or in the last minute."""
+    """The views and commands that used most of its time, since the worker's start or
+    in the last minute; at most 20."""
     backend_pids: tuple[int, ...] = ()
-    """The server's process ids of all open connections, as far as they are known."""
+    """The process or thread IDs at the server of all open connections, as far as the
+    driver says."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredPool(Reading):
-    """A pool as this process would make it, when no worker can be asked."""
+    """A pool as this process would make it, shown when no worker has answered.
+
+    The fields mean the same as in :class:`PoolSnapshot`.
+    """
 
     bind: str
+    """The name of the bind."""
     pool_class: str
+    """The name of SQLAlchemy's pool class."""
     url: DatabaseURL
+    """Where the database is."""
     size: int | None
+    """``pool_size``; null if the class has none."""
     max: int | None
+    """The most connections that it may open; null if unlimited or unknown."""
     unlimited: bool | None
+    """Whether it may open any number of connections; null if unknown."""
     pool_timeout: float | None
+    """Seconds after which a checkout times out; null if the class has no such
+    limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class SessionSnapshot(Reading):
-    """One open session."""
+class SessionSnapshot(Origin):
+    """One open session, and the :class:`Origin` that opened it."""
 
     session: int
+    """The session's number within its worker."""
     name: str
+    """The bind that it was asked for: ``default`` for ``db.session``; empty for one
+    that ``db.sessionmaker`` made."""
     scope: str
-    endpoint: str | None = None
-    method: str | None = None
-    rule: str | None = None
-    command: str | None = None
+    """What it belongs to: ``app context``, ``thread``, ``custom`` (a ``scopefunc``),
+    or ``none`` for one that ``db.sessionmaker`` made."""
     thread: str | None = None
+    """The name of the thread that opened it."""
     thread_alive: bool | None = None
+    """Whether that thread still runs."""
     age_s: float = 0.0
+    """Seconds since it was opened."""
     state: SessionState = "idle"
+    """``idle``, no transaction; ``begun``, a transaction without a connection;
+    ``holding``, a statement runs or the transaction is not open at the database;
+    ``idle in transaction``, a transaction is open and no statement runs; ``needs
+    rollback``, a flush failed."""
+    statements: int | None = None
+    """Statements sent so far in this session's scope; null where not counted."""
     connections: tuple[int, ...] = ()
+    """The numbers of the connections that it holds, see :class:`Holder`."""
     new: int | None = None
+    """Objects that are added but not flushed; null if they could not be counted while
+    its thread changed them."""
     deleted: int | None = None
+    """Objects that are marked as deleted but not flushed; null likewise."""
     identity: int | None = None
+    """Objects in its identity map; null likewise."""
     idle_in_transaction_s: float | None = None
+    """Seconds since its last statement ended; null if a statement is running or no
+    transaction is open."""
 
 
 @dataclass(frozen=True, slots=True)
-class LostWorkCount(Reading):
-    """What the scopes of one view, or command, lost since the start."""
+class LostWorkCount(Origin):
+    """Changes never committed by one view or command (its :class:`Origin`)."""
 
-    endpoint: str | None
-    method: str | None
-    rule: str | None
-    command: str | None
     scopes_total: int
-    """How many ended well, but with changes that nobody committed."""
+    """Scopes that ended well but with uncommitted changes, since the worker's
+    start."""
     objects: Mapping[str, int]
-    """Changes that were lost, by model or table."""
+    """How many changes were lost, by model or table."""
     last_at: str
+    """When that happened last, RFC 3339 in UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,21 +346,21 @@ class ThreadPlace(Reading):
     """A thread, and the line of the application's code that it was at."""
 
     thread: str
+    """The thread's name."""
     at: str | None = None
+    """``path:line function``, relative to the application's root; null if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
-class SharedUse(Reading):
-    """Two threads that used one session at the same time."""
+class SharedUse(Origin):
+    """Two threads that used one session at the same time, and its :class:`Origin`."""
 
     at_time: str
-    endpoint: str | None
-    method: str | None
-    rule: str | None
-    command: str | None
+    """When that was noticed, RFC 3339 in UTC."""
     refused: bool
-    """The second got an error; else they share a transaction."""
+    """Whether the second thread got an error. If not, the two share a transaction."""
     threads: tuple[ThreadPlace, ...]
+    """The two threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,42 +368,68 @@ class WorkerSnapshot(Reading):
     """One process: its pools and its open sessions."""
 
     id: str
+    """The worker's ID, unique on its host: the process ID and random characters."""
     pid: int
+    """The process ID."""
     ppid: int
+    """The process ID of its parent; 0 where the system has no such thing."""
     role: Role
+    """``web`` serves requests; the others are given to ``serve_control()``."""
     state: WorkerState
+    """``ok``; ``saturated``, all connections of a pool are checked out; ``wedged``, a
+    thread waits and no connection is returned; ``stopped`` by a signal;
+    ``unresponsive``, alive without an answer; ``gone``, ended."""
     started_at: str
+    """When it started, RFC 3339 in UTC."""
     age_s: float
+    """Seconds since its start."""
     server: str | None
+    """The WSGI server, such as ``gunicorn/23.0``; null if it does not say."""
     source: t.Literal["live", "last"]
+    """``live`` for an answer of now, ``last`` for the last snapshot that a worker
+    wrote before it ended or became unresponsive."""
     snapshot_at: str
+    """When the snapshot was taken, RFC 3339 in UTC."""
     pools: tuple[PoolSnapshot, ...]
+    """Its pools, one for each bind."""
     sessions: tuple[SessionSnapshot, ...]
+    """Its open sessions, oldest first."""
     lost_work: tuple[LostWorkCount, ...] = ()
+    """Which views lost changes, the latest first; at most 20."""
     recent_shared: tuple[SharedUse, ...] = ()
+    """The last five sessions that two threads used at the same time."""
     truncated: bool = False
+    """Whether some holders or sessions were left out."""
     uid: int | None = None
+    """The ID of the user who runs it; null in ``db.snapshot()``."""
     host: str = ""
+    """The name of its host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Silent(Reading):
-    """A worker that is there, but gave no usable answer."""
+    """A live worker that gave no usable answer."""
 
     id: str
+    """The worker's ID."""
     pid: int
+    """The process ID."""
     host: str
+    """The name of its host."""
     reason: str
+    """Why there is no answer, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchedDirectory(Reading):
-    """Where workers were looked for, and what stood in the way."""
+    """A directory in which workers were looked for."""
 
     dir: str
+    """Its path."""
     error: str | None = None
+    """Why it could not be read; null if it could."""
     denied: bool = False
-    """It belongs to somebody else."""
+    """Whether it belongs to another user, so that permission is what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,37 +437,53 @@ class DatabaseTotal(Reading):
     """One database, summed over all live workers."""
 
     url: DatabaseURL
+    """Where the database is."""
     workers: int
+    """Live workers with a pool for it."""
     open: int
+    """Open connections."""
     used: int
+    """Checked out connections."""
     idle: int | None
+    """Idle connections; null if unknown for one of the pools."""
     pending: int | None
+    """Threads that wait; null if unknown for one of the pools."""
     max: int | None
-    """The worst case: the sum of what each pool may open."""
+    """The worst case: the sum of what each pool may open; null if one of them is
+    unlimited or unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey(Reading):
-    """What every live worker answered, and who stayed silent."""
+    """The answers of all live workers, and which workers gave none."""
 
     app: str
+    """The name of the deployment; empty if only a directory was given."""
     host: str
+    """The host on which they were asked."""
     collected_at: str
+    """When they were asked, RFC 3339 in UTC."""
     versions: Mapping[str, str]
+    """The versions of this package, SQLAlchemy, Flask and Python."""
     searched: tuple[SearchedDirectory, ...] = ()
+    """The directories in which workers were looked for."""
     workers: tuple[WorkerSnapshot, ...] = ()
+    """The workers that answered, and the last snapshots of others."""
     silent: tuple[Silent, ...] = ()
+    """The workers that gave no usable answer."""
     configured: tuple[ConfiguredPool, ...] = ()
+    """This process's own pools; only if no worker has answered."""
     schema: int = SCHEMA
+    """The version of the JSON."""
 
     @property
     def live(self) -> tuple[WorkerSnapshot, ...]:
-        """The workers that answered just now."""
+        """The workers that answered now."""
         return tuple(w for w in self.workers if w.source == "live")
 
     @property
     def totals(self) -> tuple[DatabaseTotal, ...]:
-        """Sums over the live workers: per database, never across databases."""
+        """Sums over the live workers, for each database; never across databases."""
         grouped: dict[DatabaseURL, list[PoolSnapshot]] = {}
         for worker in self.live:
             for pool in worker.pools:
@@ -407,7 +503,7 @@ class Survey(Reading):
 
     def to_dict(self) -> dict[str, t.Any]:
         """Return the JSON document of ``--json``."""
-        # super() does not work in a dataclass with slots, which is a new class.
+        # A dataclass with slots is a new class, for which super() does not work.
         data = Reading.to_dict(self)
         data["totals"] = [total.to_dict() for total in self.totals]
         schema = data.pop("schema")
@@ -415,27 +511,10 @@ class Survey(Reading):
 
 
 def _sum(values: t.Iterable[int | None]) -> int | None:
-    """Add up; unknown as soon as one of them is."""
+    """Add up; the sum is unknown if one of the values is."""
     total = 0
     for value in values:
         if value is None:
             return None
         total += value
     return total
-
-
-def _quantile(
-    counts: Sequence[int], count: int, highest: float, q: float
-) -> float | None:
-    if not count:
-        return None
-    rank = q * count
-    below = 0
-    for index, inside in enumerate(counts):
-        if inside and below + inside >= rank:
-            lower = BUCKET_BOUNDS[index - 1] if index else 0.0
-            last = index >= len(BUCKET_BOUNDS)
-            upper = highest if last else min(BUCKET_BOUNDS[index], highest)
-            return min(lower + (upper - lower) * (rank - below) / inside, highest)
-        below += inside
-    return highest

@@ -1,4 +1,4 @@
-"""The formulas: against published tables, and what must hold whatever the numbers."""
+"""The formulas: against published tables, and properties that always hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_scopedsession._advice import erlang as _erlang
-from flask_scopedsession._buckets import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 
 loads = st.floats(0.01, 200.0)
 servers = st.integers(1, 300)
@@ -59,7 +59,7 @@ def test_erlang_c_table(load: float, number: int, expected: float) -> None:
 
 
 def test_erlang_c_as_defined() -> None:
-    """The recurrence is the sum of the definition, where that can be computed."""
+    """The recurrence equals the sum of the definition, where that can be computed."""
     for load in (0.3, 2.0, 7.5, 40.0):
         for number in range(int(load) + 1, int(load) + 30):
             last = load**number / math.factorial(number) / (1 - load / number)
@@ -157,7 +157,7 @@ def test_two_kinds_of_holds_vary() -> None:
     assert _erlang.spread(found) == (1 + found) / 2
 
 
-def test_what_is_beyond_the_last_bound_counts() -> None:
+def test_values_beyond_the_last_bound_count() -> None:
     found = _erlang.variability(*counted(*[1.0] * 99, 300.0))
     assert found > 20
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inside import render_advice
 from readings import a_holder
 from readings import a_last_worker
 from readings import a_pool
@@ -22,12 +23,11 @@ from readings import a_worker
 from readings import AUDIT
 from readings import ORDERS
 
-from flask_scopedsession._advice.recommend import Advice
 from flask_scopedsession._advice.recommend import advise
-from flask_scopedsession._advice.recommend import Aims
-from flask_scopedsession._advice.recommend import Recommended
-from flask_scopedsession._advice.recommend import ServerTotal
-from flask_scopedsession._terminal.advice import render_advice
+from flask_scopedsession._advice.report import Advice
+from flask_scopedsession._advice.report import Aims
+from flask_scopedsession._advice.report import Recommended
+from flask_scopedsession._advice.report import ServerTotal
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram
@@ -106,8 +106,8 @@ def test_sizes() -> None:
     found = sizes(busy(load=2.0, rate=40.0))
     assert (found.pool_size, found.max_overflow) == (6, 1)
     assert found.late == pytest.approx(0.0376 * 0.4493, abs=1e-4)
-    assert found.reasons[0].startswith("2.0 are in use on average: 6 kept open")
-    assert "with 1.5 times the load, 98 % of the checkouts wait" in found.reasons[1]
+    assert found.reasons[0].startswith("2.0 are in use on average. With 6 kept open")
+    assert "at 1.5 times the load, 98 % of the checkouts wait" in found.reasons[1]
 
 
 @given(
@@ -151,28 +151,28 @@ def test_the_busiest_worker_sets_the_size() -> None:
 
 
 def test_a_worker_with_one_thread_needs_one() -> None:
-    """And one to spare, whatever the formula says, and says why."""
+    """And one spare, whatever the formula says; the reason is given."""
     found = sizes(busy(0.8, 16.0, used_max=1), growth=3)
     assert (found.pool_size, found.max_overflow, found.late) == (1, 1, 0.0)
-    assert "Never more than 1 were wanted at once" in found.reasons[1]
-    assert "One is to spare" in found.reasons[1]
+    assert "Never more than 1 were wanted at a time" in found.reasons[1]
+    assert "One is spare" in found.reasons[1]
 
 
 def test_more_than_was_ever_used_is_said() -> None:
-    """As for a load that grows; a quiet worker may still have only one thread."""
+    """The load may grow, but a quiet worker may have only one thread."""
     found = sizes(busy(0.02, 2.0, used_max=1), growth=50)
     assert found.max > 2
-    assert "Up to now at most 1 were wanted at once" in found.reasons[1]
+    assert "So far at most 1 were wanted at a time" in found.reasons[1]
 
 
 def test_bursts_are_provided_for() -> None:
     found = sizes(busy(0.5, 10.0, used_max=12))
     assert found.max == 12
-    assert "they come in bursts" in found.reasons[1]
+    assert "requests come in bursts" in found.reasons[1]
 
 
 def test_a_full_pool_hides_the_demand() -> None:
-    """What waited would have held: at most. The advice is for that."""
+    """Waiting threads would have held a connection at most as long as they waited."""
     full = busy(3.9, 40.0, size=2, max=4, used_max=4, pending_max=30, waited=300.0)
     advice = of(full)
     assert advice.measured is not None
@@ -184,18 +184,18 @@ def test_a_full_pool_hides_the_demand() -> None:
 
 
 def test_waits_for_a_new_connection_are_no_load() -> None:
-    """The pool was never full: nobody waited for somebody else's connection."""
+    """The pool was never full: no thread waited for another's connection."""
     assert sizes(busy(waited=300.0)) == sizes(busy())
 
 
 def test_long_holds_count_no_more_than_were_in_use() -> None:
-    """One of an hour may end in a minute; it was one connection."""
+    """A hold of an hour ends in one minute, but was only one connection."""
     measured = of(busy(60.0, 5.0, used_max=3)).measured
     assert measured is not None
     assert measured.load == 3.0
 
 
-def test_those_that_timed_out_wanted_as_much() -> None:
+def test_timed_out_checkouts_are_demand() -> None:
     full = busy(4.0, 40.0, size=4, max=4, used_max=4, pending_max=50, timeouts=600)
     measured = of(full).measured
     assert measured is not None
@@ -204,8 +204,8 @@ def test_those_that_timed_out_wanted_as_much() -> None:
     assert measured.rate == 50.0
 
 
-def test_without_a_busy_minute_all_since_the_start_counts() -> None:
-    """As in the first ten seconds of a worker."""
+def test_without_a_busy_minute_everything_since_the_start_counts() -> None:
+    """In the first ten seconds of a worker there is no busy minute yet."""
     pool = busy(busiest=None, checkouts_total=1200, hold_s=times(0.05, 1200))
     measured = of(pool, age_s=600.0).measured
     assert measured is not None
@@ -247,7 +247,7 @@ def test_too_little_was_measured() -> None:
     advice = of(busy(checkouts_total=99), busy(checkouts_total=5), age_s=125.0)
     assert advice.recommended is None
     assert advice.problem == (
-        "too little was measured (99 checkouts in 2 min, in the worker that had most;"
+        "too little was measured (99 checkouts in 2 min, in the worker with the most;"
         " 100 are needed)"
     )
 
@@ -270,13 +270,13 @@ def test_only_live_workers_count() -> None:
 # Warnings
 
 
-def test_nothing_to_warn_of() -> None:
+def test_no_warnings() -> None:
     assert codes(of(busy())) == []
 
 
 @pytest.mark.parametrize("server", ["gunicorn/23.0.0", "Werkzeug/3.1", None])
 def test_pool_timeout_beyond_the_servers(server: str | None) -> None:
-    """gunicorn's default is known; of others, only what one is told."""
+    """gunicorn's default is known; another server's timeout must be given."""
     pool = busy(pool_timeout=30.0)
     workers = [a_worker(1, [pool], server=server, age_s=600.0)]
 
@@ -301,7 +301,7 @@ def test_timeouts_on_short_holds() -> None:
 
 
 def test_timeouts_on_holders_that_are_stuck() -> None:
-    """A larger pool is no remedy, and the waits are not taken for load."""
+    """A larger pool would not help, and the waits do not count as load."""
     stuck = PoolTimeout(
         AT,
         5.0,
@@ -330,14 +330,14 @@ def test_timeouts_on_holders_that_are_stuck() -> None:
     assert advice.measured.load_most == advice.measured.load
 
 
-def test_what_is_held_for_long_right_now() -> None:
+def test_connections_held_for_long_right_now() -> None:
     advice = of(busy(held_long=2, holders=(a_holder(90.0),)))
     assert codes(advice) == ["held"]
     assert "orders.show" in advice.warnings[0].text
 
 
 def test_null_pool_under_load() -> None:
-    """It is told what a QueuePool would need."""
+    """The advice is what a QueuePool would need."""
     null = {"pool_class": "NullPool", "size": None, "max": None, "unlimited": True}
     advice = of(busy(create_s=times(0.05, 2400), pool_timeout=None, **null))
     assert codes(advice) == ["null_pool"]
@@ -359,7 +359,7 @@ def test_no_limit_at_all() -> None:
     assert codes(of(busy(size=5, max=None, unlimited=True))) == ["unlimited"]
 
 
-def test_far_more_than_was_ever_used() -> None:
+def test_oversized() -> None:
     pools = [busy(0.2, 5.0, used_max=2, size=10, max=20) for _ in range(2)]
     assert codes(of(*pools, age_s=7200.0)) == ["oversized"]
     assert codes(of(*pools, age_s=60.0)) == []
@@ -392,8 +392,8 @@ def test_the_worst_case_is_of_the_server() -> None:
     assert advise(a_survey(local), Aims(), lambda _: 1).servers == ()
 
 
-def test_one_bind_bears_with_the_others() -> None:
-    """Advice for one alone; the server has them all to bear."""
+def test_the_total_includes_the_other_binds() -> None:
+    """Advice for one bind; the total of its server includes the others."""
     other = busy(bind="billing", max=30)
     alone = busy(bind="elsewhere", url=DatabaseURL("mysql", "other"), max=5)
     survey = a_survey(a_worker(1, [busy(max=20), other, alone]))
@@ -402,9 +402,18 @@ def test_one_bind_bears_with_the_others() -> None:
     assert [total.now for total in report.servers] == [50]
 
 
-def test_the_silent_count_as_the_others() -> None:
+def test_unresponsive_workers_count_as_the_others() -> None:
     total = total_of(busy(max=20), limit=None, silent=2)
     assert (total.workers, total.now) == (5, 100)
+
+
+def test_no_advice_for_any_bind_of_a_server() -> None:
+    """The total says so, and does not warn of advice that was not given."""
+    idle = total_of(busy(max=20, checkouts_total=5), limit=50)
+    assert not idle.has_advice
+    assert (idle.now, idle.advised) == (60, 60)
+    assert codes(idle) == ["over_limit"]
+    assert total_of(busy(max=20), limit=None).has_advice
 
 
 def test_more_than_the_server_accepts() -> None:
@@ -413,7 +422,7 @@ def test_more_than_the_server_accepts() -> None:
     assert codes(total_of(busy(max=20), limit=59)) == ["over_limit"]
     both = total_of(busy(max=20), limit=advised - 1)
     assert codes(both) == ["over_limit", "advice_over_limit"]
-    assert "6 for each worker" in both.warnings[1].text
+    assert "6 per worker" in both.warnings[1].text
     without = busy(max=None, unlimited=True)
     assert codes(total_of(without, limit=60)) == ["over_limit"]
 

@@ -1,8 +1,8 @@
-"""The advice holds: simulated requests meet the promised wait at the advised size.
+"""Simulated requests keep the promised wait at the advised size.
 
 The simulation shares nothing with the formulas. Its arrivals are random, its queue is
-served in turn, and its seeds are fixed. The stated error is one percentage point: 95 %
-promised, 94 % at least seen.
+first come, first served, and its seeds are fixed. The stated error is one percentage
+point: where 95 % are promised, at least 94 % are seen. One scenario for each regime.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from readings import a_worker
 
 from flask_scopedsession._advice import erlang as _erlang
 from flask_scopedsession._advice.recommend import advise
-from flask_scopedsession._advice.recommend import Aims
-from flask_scopedsession._advice.recommend import Recommended
+from flask_scopedsession._advice.report import Aims
+from flask_scopedsession._advice.report import Recommended
 from flask_scopedsession.snapshot import PoolSnapshot
 
 Kind = Callable[[float, random.Random], Draw]
@@ -45,8 +45,9 @@ KINDS = pytest.mark.parametrize("kind", [exponential, constant, heavy_tailed])
 
 
 @KINDS
-@pytest.mark.parametrize("load", [0.1, 0.5, 1.0, 3.0, 10.0, 30.0])
-@pytest.mark.parametrize("wait", [WAIT, 2 * HOLD])
+@pytest.mark.parametrize(
+    ("load", "wait"), [(0.1, WAIT), (1.0, 2 * HOLD), (10.0, 2 * HOLD), (30.0, WAIT)]
+)
 def test_formula(kind: Kind, load: float, wait: float) -> None:
     """With as many connections as the formula says, waits are as short as it says."""
     chance = random.Random(f"{load} {wait}")
@@ -59,12 +60,12 @@ def test_formula(kind: Kind, load: float, wait: float) -> None:
     assert share_beyond(waits, wait) <= LATE + ERROR
 
 
-@pytest.mark.parametrize("load", [0.1, 0.5, 1.0, 3.0, 10.0, 30.0])
+@pytest.mark.parametrize("load", [0.1, 3.0, 30.0])
 def test_formula_is_exact_for_exponential_holds(load: float) -> None:
     """Neither too many are late, nor too few."""
     hold = exponential(HOLD, random.Random(1))
     servers = _erlang.needed(load, HOLD, WAIT, LATE)
-    # The more at once, the more of them until they are others.
+    # At a high load, successive waits depend on each other, so more are needed.
     count = 300_000 if load > 3 else 50_000
     waits = simulate(load, servers, hold, HOLD, count, seed=2)
     for wait in (0.0, WAIT / 2, WAIT, 2 * WAIT, HOLD, 2 * HOLD):
@@ -72,9 +73,9 @@ def test_formula_is_exact_for_exponential_holds(load: float) -> None:
         assert share_beyond(waits, wait) == pytest.approx(promised, abs=ERROR)
 
 
-@pytest.mark.parametrize("load", [0.5, 3.0, 10.0])
-def test_one_connection_less_would_not_do(load: float) -> None:
-    """So what is advised is not simply too much."""
+def test_one_connection_less_is_too_few() -> None:
+    """The advice is not simply generous."""
+    load = 3.0
     servers = _erlang.needed(load, HOLD, WAIT, LATE)
     hold = exponential(HOLD, random.Random(5))
     assert (
@@ -84,7 +85,7 @@ def test_one_connection_less_would_not_do(load: float) -> None:
     assert share_beyond(waits, WAIT) > LATE
 
 
-# From what a worker tells to its next minutes
+# From what a worker reports to its next minutes
 
 
 def visits_of(
@@ -105,9 +106,9 @@ def recommended(*pools: PoolSnapshot, age_s: float, growth: float = 1) -> Recomm
 
 
 @KINDS
-@pytest.mark.parametrize("load", [0.3, 2.0, 20.0])
+@pytest.mark.parametrize("load", [0.3, 20.0])
 def test_one_worker(kind: Kind, load: float) -> None:
-    """Measured with room enough, advised, and put to the test."""
+    """The advice of a worker with a large pool serves its load."""
     chance = random.Random(f"{load} {kind.__name__}")
     hold = kind(HOLD, chance)
     seconds = 120.0
@@ -118,9 +119,9 @@ def test_one_worker(kind: Kind, load: float) -> None:
     assert advised.max <= 2 * _erlang.needed(load, HOLD, WAIT, LATE) + 2
 
 
-@pytest.mark.parametrize("growth", [1.5, 3.0])
-def test_growth(growth: float) -> None:
-    """It is good for so many times the load."""
+def test_growth() -> None:
+    """The advice serves so many times the load."""
+    growth = 3.0
     chance = random.Random(11)
     hold = exponential(HOLD, chance)
     pool = reading(visits_of(4.0, 200, hold, 120.0, chance), 120.0, 200)
@@ -130,7 +131,7 @@ def test_growth(growth: float) -> None:
 
 
 def test_a_pool_that_was_too_small() -> None:
-    """The load is more than was let through; the advice has room for it."""
+    """The demand was higher than what the pool could serve; the advice serves it."""
     chance = random.Random(13)
     hold = exponential(HOLD, chance)
     seconds = 60.0
@@ -143,12 +144,12 @@ def test_a_pool_that_was_too_small() -> None:
 
 @pytest.mark.parametrize(("threads", "servers"), [(1, 1), (8, 2), (40, 5)])
 def test_threads_that_take_turns(threads: int, servers: int) -> None:
-    """No worker needs more than its threads; and with the advice nobody waits."""
+    """No worker needs more than its threads, and with the advice no thread waits."""
     chance = random.Random(17)
     hold, think = exponential(HOLD, chance), exponential(0.02, chance)
     visits = circling(threads, servers, hold, think, 60.0)
     advised = recommended(reading(visits, 60.0, servers), age_s=60.0, growth=1.5)
-    # One is to spare.
+    # One is spare.
     assert advised.max <= threads + 1
     waits = [v.waited for v in circling(threads, advised.max, hold, think, 60.0)]
     assert share_beyond(waits, WAIT) <= LATE
@@ -159,7 +160,7 @@ def test_threads_that_take_turns(threads: int, servers: int) -> None:
 
 @KINDS
 def test_thousands_of_workers(kind: Kind) -> None:
-    """With the busiest one's advice all keep the promise, 99 % also by themselves."""
+    """The busiest worker's advice serves all together, and 99 % of them alone."""
     chance = random.Random(kind.__name__)
     hold = kind(HOLD, chance)
     seconds = 15.0

@@ -9,6 +9,12 @@ from typing import Any
 
 import click
 import pytest
+from inside import fold
+from inside import History
+from inside import Look
+from inside import render_pools
+from inside import render_sessions
+from inside import unstyled
 from readings import a_full_pool
 from readings import a_holder
 from readings import a_last_worker
@@ -20,12 +26,6 @@ from readings import a_worker
 from readings import AUDIT
 from rich.cells import cell_len
 
-from flask_scopedsession._terminal.charts import History
-from flask_scopedsession._terminal.charts import Look
-from flask_scopedsession._terminal.page import fold
-from flask_scopedsession._terminal.page import unstyled
-from flask_scopedsession._terminal.pools import render_pools
-from flask_scopedsession._terminal.sections import render_sessions
 from flask_scopedsession.cli import watch as _screen
 from flask_scopedsession.cli.watch import fitting
 from flask_scopedsession.cli.watch import frame

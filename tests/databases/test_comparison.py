@@ -7,6 +7,9 @@ from time import perf_counter
 from typing import Any
 
 import pytest
+from inside import process_name
+from inside import safe_url
+from inside import ServerView
 from readings import a_holder
 from readings import a_last_worker
 from readings import a_pool
@@ -17,10 +20,7 @@ from sqlalchemy import create_engine
 from flask_scopedsession._databases import comparison as _server_view
 from flask_scopedsession._databases.queries import Activity
 from flask_scopedsession._databases.queries import Facts
-from flask_scopedsession._pools.naming import process_name
-from flask_scopedsession._settings.urls import safe_url
 from flask_scopedsession.snapshot import WorkerSnapshot
-from flask_scopedsession.snapshot._servers import ServerView
 
 ENGINE = create_engine("postgresql+psycopg://db/shop")
 OURS = process_name("shop", "web-1", os.getpid())

@@ -8,10 +8,10 @@ import textwrap
 
 import psycopg
 import pytest
+from inside import process_name
 from sqlalchemy import text
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._pools.naming import process_name
 
 on_postgresql = pytest.mark.databases("postgresql", "psycopg2", "pgbouncer")
 

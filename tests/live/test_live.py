@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.globals import app_ctx
+from inside import directory
+from inside import encode
+from inside import endpoint as endpoint_module
+from inside import SERVER
 from sqlalchemy import select
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._control import directory
-from flask_scopedsession._control import endpoint as endpoint_module
-from flask_scopedsession._control.protocol import encode
-from flask_scopedsession._control.server import SERVER
 from flask_scopedsession._live.reader import MOST
 from flask_scopedsession._live.survey import survey_directory
 from flask_scopedsession.cli import COMMANDS

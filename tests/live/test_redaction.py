@@ -18,6 +18,9 @@ from typing import Any
 import click
 import pytest
 from flask import Flask
+from inside import History
+from inside import render_pools
+from inside import render_sessions
 from sqlalchemy import event
 from sqlalchemy import literal
 from sqlalchemy import make_url
@@ -32,9 +35,6 @@ from sqlalchemy.orm import Session
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._terminal.charts import History
-from flask_scopedsession._terminal.pools import render_pools
-from flask_scopedsession._terminal.sections import render_sessions
 from flask_scopedsession.errors import PingError
 from flask_scopedsession.errors import ScopedSessionError
 from flask_scopedsession.errors import SharedSession
@@ -109,6 +109,8 @@ BROKEN: list[dict[str, Any]] = [
     {"SQLALCHEMY_DATABASE_URI": f"postgresql://u:{SECRET}@h:port/d"},
     {"SQLALCHEMY_DATABASE_URI": f"postgresql://u:x@{SECRET}@h/d"},
     {"SQLALCHEMY_DATABASE_URI": f"{SECRET}"},
+    {"SQLALCHEMY_DATABASE_URI": f"postgresql://u:p@ss/{SECRET}@h/d"},
+    {"SQLALCHEMY_DATABASE_URI": f"postgresql://u:p@{SECRET}/w0rd@h/d"},
     {"SQLALCHEMY_DATABASE_URI": f"nosuch://u:{SECRET}@h/d?password={SECRET}"},
     {"SQLALCHEMY_DATABASE_URI": f"sqlite+aiosqlite:///x?password={SECRET}"},
     {"SQLALCHEMY_DATABASE_URI": f"sqlite://u:{SECRET}@h/d"},
@@ -175,12 +177,21 @@ def test_ping_and_reprs(
             assert SECRET not in repr(each)
         assert SECRET not in repr(db.snapshot())
         assert SECRET not in str(db.workers(timeout=0.1).to_dict())
-        for said in (db.engine, db.engines, db.sessionmaker, db.engine.url):
-            assert SECRET not in repr(said)
-            assert SECRET not in str(said)
-        assert {db.engine.url} == {make_url(url(place))}
-        whole = db.engine.url.render_as_string(hide_password=False)
-        assert make_url(whole) == db.engine.url
+        assert SECRET not in repr((db.session, db.session()))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_url_of_an_engine_is_sqlalchemys(make_app: MakeApp, place: str) -> None:
+    """Masked as SQLAlchemy does it, and without a password it can be parsed again."""
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=url(place))
+    with app.app_context():
+        found, expected = db.engine.url, make_url(url(place))
+    assert type(found) is type(expected)
+    assert found == expected
+    assert str(found) == str(expected)
+    if place != "userinfo":
+        assert make_url(str(found)) == found
 
 
 def test_ping_of_a_driver_that_quotes(
@@ -271,6 +282,7 @@ def test_raw_paths_and_queries(make_app: MakeApp) -> None:
         {"database": f"host=h password={SECRET}"},
         {"database": f"postgresql://u:{SECRET}@h/d"},
         {"database": f"d?password={SECRET}"},
+        {"database": f"{SECRET}@h/d"},
         {"host": f"h;PWD={SECRET}"},
         {"drivername": "sqlite", "database": f"file:x.db?key={SECRET}"},
     ],

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from inside import Owner
+from inside import reader as _reading
 from sqlalchemy import create_engine
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
@@ -31,13 +33,11 @@ from sqlalchemy.pool import StaticPool
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._live import reader as _reading
 from flask_scopedsession._pools import account as _ledger
 from flask_scopedsession._pools import meters as _meters
 from flask_scopedsession._pools import tracked_pool as _pool
 from flask_scopedsession._pools.tracked_pool import returns_are_seen
 from flask_scopedsession._pools.tracked_pool import tracked
-from flask_scopedsession._scopes.scope import Owner
 
 
 class Base(DeclarativeBase):

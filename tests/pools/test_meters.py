@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from inside import Owner
+from inside import Responsible
 
 from flask_scopedsession._pools import meters as _meters
 from flask_scopedsession._pools.meters import Meters
 from flask_scopedsession._pools.meters import STEP
 from flask_scopedsession._pools.meters import UNFOLDED
-from flask_scopedsession._scopes.scope import Owner
-from flask_scopedsession._scopes.scope import Responsible
 
 
 class Clock:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from flask import Flask
+from inside import context as _context
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
-
-from flask_scopedsession._scopes import context as _context
 
 
 def test_flask_has_the_variable_of_the_current_context() -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import URL
 from flask_scopedsession._settings.config import BindSettings
 from flask_scopedsession._settings.config import read_settings
 from flask_scopedsession._settings.config import Settings
+from flask_scopedsession._settings.keys import KEYS
 from flask_scopedsession.errors import ConfigError
 
 URI = "sqlite:///app.db"
@@ -96,6 +97,16 @@ def test_debug_records_stacks_and_sql() -> None:
     assert read(DEBUG=True, SCOPEDSESSION_SHOW_SQL="no").show_sql is False
 
 
+@pytest.mark.parametrize(
+    ("value", "debug"),
+    [("False", False), ("0", False), ("", False), (None, False), ("true", True)],
+)
+def test_debug_may_be_text(value: object, debug: bool) -> None:
+    """From the environment, ``DEBUG=False`` does not switch them on."""
+    settings = read(DEBUG=value)
+    assert (settings.stacks, settings.show_sql) == (debug, debug)
+
+
 FLAGS = [
     ("SCOPEDSESSION_TRACKING", "tracking"),
     ("SCOPEDSESSION_CONTROL", "control"),
@@ -164,8 +175,10 @@ def test_empty_is_unset(key: str, value: object) -> None:
 
 def test_name() -> None:
     """A name of digits arrives as a number from the environment."""
-    assert read(SCOPEDSESSION_NAME="blue").name == "blue"
-    assert read(SCOPEDSESSION_NAME=42).name == "42"
+    for value, name in (("blue", "blue"), (42, "42")):
+        settings = read(SCOPEDSESSION_NAME=value)
+        assert (settings.name, settings.connection_name) == (name, name)
+    assert (read().name, read().connection_name) == ("app:/srv/app", None)
     message = refused(SCOPEDSESSION_NAME=["blue"])
     assert message == "SCOPEDSESSION_NAME must be a string, not a list."
 
@@ -241,13 +254,14 @@ def test_ping_idle_after_yields_to_pre_ping() -> None:
     assert settings.ping_idle_after is None
 
 
-def test_lost_work() -> None:
-    """``raise`` is for debug mode and tests."""
+@pytest.mark.parametrize("word", ["warn", "raise", "ignore"])
+def test_lost_work(word: str) -> None:
+    """Three words, whatever the mode: it is judged when a scope ends."""
+    assert read(SCOPEDSESSION_LOST_WORK=word).lost_work == word
+
+
+def test_lost_work_refuses_the_rest() -> None:
     key = "SCOPEDSESSION_LOST_WORK"
-    assert read(**{key: "ignore"}).lost_work == "ignore"
-    assert read(**{key: "raise", "DEBUG": True}).lost_work == "raise"
-    assert read(**{key: "raise", "TESTING": True}).lost_work == "raise"
-    assert "debug mode and tests only" in refused(**{key: "raise"})
     assert refused(**{key: "shout"}).startswith(f"{key} must be 'warn', 'raise' or")
     assert refused(**{key: 1}).startswith(key)
 
@@ -312,6 +326,23 @@ def test_sqlite_keys_are_for_sqlite() -> None:
         SCOPEDSESSION_SQLITE_BEGIN="IMMEDIATE",
     )
     assert (dict(other.pragmas), other.begin) == ({}, None)
+
+
+# The table of keys, and the page that prints it
+
+
+def test_the_documentation_prints_the_table() -> None:
+    """Each key with its type, unit and default, as the settings read it."""
+    page = Path(__file__).parents[2] / "docs" / "config.md"
+    rows = [
+        f"| [`{name}`](#{name.lower()}) | {key.meaning} | {key.type}"
+        f" | {key.default_text} |"
+        for name, key in KEYS.items()
+    ]
+    text = page.read_text(encoding="utf-8")
+    assert "\n".join(rows) in text
+    for name in KEYS:
+        assert f"\n### `{name}`\n" in text
 
 
 # Keys that are not ours, or unknown
@@ -428,7 +459,26 @@ MALFORMED = [
     "postgresql://u:x@swordfish@db/app",
     "postgresql://u:x@sword:fish@db/app",
     "postgresql+psycopg://u:@swordfish@db",
+    # SQLAlchemy takes the rest of the password for the database or the query.
+    "postgresql://u:p@ss/swordfish@db/app",
+    "postgresql://u:p@ss?swordfish@db/app",
+    "postgresql://u/swordfish:p@db/app",
+    "sqlite+pysqlcipher://:p@/swordfish@/app.db",
 ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sqlite:////home/me@corp/app.db",
+        "postgresql+psycopg://u:p%40ss%2Fswordfish@db/app",
+        "postgresql+psycopg://db/app?options=-csearch_path%3Da@b",
+        {"drivername": "postgresql", "database": "a@b"},
+    ],
+)
+def test_an_at_sign_elsewhere(value: Any) -> None:
+    """A path, a value of the query, and explicit parts may have one."""
+    assert bind(SQLALCHEMY_DATABASE_URI=value).url
 
 
 @pytest.mark.parametrize("value", MALFORMED)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +27,9 @@ from readings import ORDERS
 from sqlalchemy import text
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession.snapshot import _histogram
+from flask_scopedsession.snapshot import _readings
+from flask_scopedsession.snapshot import _servers
 from flask_scopedsession.snapshot import ConfiguredPool
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram
@@ -68,6 +74,7 @@ HOLDER: Keys = {
     "idle_in_transaction_s": (*NUMBER, None),
     "running_s": (*NUMBER, None),
     "at": (str, None),
+    "at_is": ("now", "checkout", "view", None),
     "stack": (list, None),
     "session": (int, None),
     "sql": (str, None),
@@ -170,6 +177,7 @@ SESSION: Keys = {
     "thread_alive": (bool, None),
     "age_s": NUMBER,
     "state": ("idle", "begun", "holding", "idle in transaction", "needs rollback"),
+    "statements": (int, None),
     "connections": [int],
     "new": (int, None),
     "deleted": (int, None),
@@ -357,6 +365,8 @@ def test_unknown_keys_are_ignored() -> None:
         (("pools", 0, "url"), "postgresql://u:p@h/d"),
         (("pools", 0, "hold_s", "buckets"), ["x"]),
         (("sessions", 0, "state"), "tired"),
+        (("sessions", 0, "statements"), "many"),
+        (("pools", 0, "holders", 0, "at_is"), "somewhere"),
         (("lost_work", 0, "objects"), {"Item": "many"}),
         (("recent_shared", 0, "threads"), "both"),
         (("truncated",), 1),
@@ -436,6 +446,20 @@ def test_histogram() -> None:
     assert found.p95 is not None
     assert 0.0005 < found.p50 < found.p95 <= 0.001
     assert found.max == 0.008
+
+
+@pytest.mark.parametrize("module", [_histogram, _readings, _servers])
+def test_every_field_is_documented(module: ModuleType) -> None:
+    """The page on the API explains each field; a string after it is what it shows."""
+    classes = [c for c in ast.parse(inspect.getsource(module)).body
+               if isinstance(c, ast.ClassDef)]  # fmt: skip
+    fields = 0
+    for each in classes:
+        for line, after in zip(each.body, [*each.body[1:], None], strict=True):
+            if isinstance(line, ast.AnnAssign):
+                fields += 1
+                assert isinstance(after, ast.Expr), f"{each.name}.{ast.unparse(line)}"
+    assert fields > 5
 
 
 # From a process that really holds something

@@ -1,4 +1,4 @@
-"""Run a command or a script in an interpreter of its own."""
+"""Run a command or a script in a separate interpreter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from environment import WORKERS
 
 @dataclass(frozen=True)
 class Result:
-    """How a process ended, and what it said."""
+    """The exit code and the output of a process."""
 
     code: int
     stdout: str
@@ -31,7 +31,7 @@ class Result:
         return json.loads(self.stdout)
 
     def check(self) -> Result:
-        """Return this result, or fail with its output if it is not a success."""
+        """Return this result, or fail with its output if the exit code is not 0."""
         assert self.code == 0, f"exit {self.code}\n{self.stdout}\n{self.stderr}"
         return self
 
@@ -71,7 +71,7 @@ def flask(
     python_args: Sequence[str] = (),
     **kwargs: Any,
 ) -> Result:
-    """Run ``flask --app APP ARGS``; with ``app=None``, without ``--app``."""
+    """Run ``flask --app APP ARGS``; ``app=None`` omits ``--app``."""
     chosen = [] if app is None else ["--app", app]
     return run([*python_args, "-m", "flask", *chosen, *args], **kwargs)
 
@@ -86,8 +86,8 @@ def script(
 ) -> Result:
     """Run a script in a fresh interpreter.
 
-    :param source: The name of a file (``name.py``) in ``beside``, or the code.
-    :param scratch: Where code is written before it runs.
+    :param source: The name of a file (``name.py``) in ``beside``, or the code itself.
+    :param scratch: The folder to write the code to.
     """
     if "\n" in source:
         path = scratch / "script.py"

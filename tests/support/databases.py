@@ -1,7 +1,7 @@
-"""The databases that ``[db]`` in setup.cfg names: which are to be had, and how.
+"""The databases in ``[db]`` of setup.cfg: which are available, and how to start them.
 
-An entry is a URL, or says what the tests run themselves: ``pgserver``, ``mariadbd``,
-or ``pgbouncer`` in front of the former; ``+`` another driver may follow.
+An entry is a URL, or names a server that the tests start: ``pgserver``, ``mariadbd``,
+or ``pgbouncer`` in front of ``pgserver``. ``+`` and a driver can follow.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sqlalchemy import text
 from sqlalchemy import URL
 from waiting import wait_until
 
-#: What has to be installed for an entry: programs, by the entry's first word.
+#: The programs that an entry needs, by the entry's first word.
 PROGRAMS = {
     "mariadbd": ("mariadbd", "mariadb-install-db"),
     "pgbouncer": ("pgbouncer",),
 }
 
-#: Debian's servers are here, and not on everybody's PATH.
+#: Debian installs servers here, and not every PATH includes these folders.
 _MORE_PATHS = os.pathsep.join(("/usr/sbin", "/usr/local/sbin", "/usr/bin"))
 
 _numbers = itertools.count(1)
@@ -43,23 +43,23 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Database:
-    """One database, made for one test."""
+    """A database for one test."""
 
     url: URL
-    """What an application is given."""
+    """The URL for the application."""
     direct: URL
-    """The database itself, which may have something in front of it."""
+    """The URL of the database itself, without a proxy or pooler in front of it."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Engine options that it needs."""
+    """The engine options that it needs."""
 
 
 def program(name: str) -> str | None:
-    """Return where a program is installed."""
+    """Return the path of a program, or ``None`` if it is not installed."""
     return shutil.which(name) or shutil.which(name, path=_MORE_PATHS)
 
 
 def available(value: str) -> bool:
-    """Whether what an entry needs is installed here."""
+    """Return whether the programs that an entry needs are installed."""
     needed = PROGRAMS.get(value.partition("+")[0], ())
     return all(program(name) for name in needed)
 
@@ -68,10 +68,10 @@ def available(value: str) -> bool:
 def a_database(
     value: str, folder: Path, server: Callable[[str], Any]
 ) -> Iterator[Database]:
-    """Make a database as an entry of ``[db]`` describes it, for one test.
+    """Create a database for one test, as an entry of ``[db]`` describes it.
 
-    :param folder: The test's own.
-    :param server: Returns the fixture of this name, which is the server.
+    :param folder: The test's folder.
+    :param server: Returns the fixture with this name, which runs the server.
     """
     source, _, driver = value.partition("+")
     if source == "pgserver":
@@ -81,8 +81,8 @@ def a_database(
     elif source == "pgbouncer":
         with fresh_database(server("pg_server")) as direct:
             url = server("pgbouncer").set(database=direct.database)
-            # What one transaction prepares is not there for the next, which may
-            # meet another backend.
+            # A statement that one transaction prepares can be missing in the next,
+            # because that may use another backend.
             yield Database(url, direct, {"connect_args": {"prepare_threshold": None}})
     elif source == "mariadbd":
         with _fresh_mariadb(server("mariadb_server")) as url:
@@ -106,7 +106,7 @@ def a_database(
 
 @contextmanager
 def mariadb_server(parent: Path) -> Iterator[URL]:
-    """Start a MariaDB on a unix socket, as whoever runs the tests."""
+    """Start MariaDB on a unix socket, as the user who runs the tests."""
     install, serve = program("mariadb-install-db"), program("mariadbd")
     if not (install and serve):
         raise RuntimeError("mariadbd is not installed (Debian: mariadb-server)")
@@ -118,9 +118,9 @@ def mariadb_server(parent: Path) -> Iterator[URL]:
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     command = [serve, "--no-defaults", f"--datadir={data}", user]
     command += [f"--socket={listens}", "--skip-networking", f"--tmpdir={folder}"]
-    # The data are thrown away; and what the tests need is little.
+    # The data need not survive a crash, and there is little of it.
     command += ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=8M"]
-    # Where it shows what connections are called.
+    # MariaDB shows the names of connections in the performance schema.
     command += ["--performance-schema=ON"]
     url = URL.create("mysql+pymysql", "root", query={"unix_socket": str(listens)})
     with _running(command, folder, lambda: _listens(listens)):
@@ -142,7 +142,7 @@ def _fresh_mariadb(server: URL) -> Iterator[URL]:
 
 @contextmanager
 def pgbouncer_server(parent: Path, server: URL) -> Iterator[URL]:
-    """Start a PgBouncer in transaction mode before a PostgreSQL on a unix socket."""
+    """Start PgBouncer in transaction mode, in front of PostgreSQL on a unix socket."""
     serve = program("pgbouncer")
     if not serve:
         raise RuntimeError("pgbouncer is not installed")
@@ -161,14 +161,15 @@ unix_socket_dir = {folder}
 auth_type = any
 admin_users = postgres
 ignore_startup_parameters = extra_float_digits
-# A backend that died is noticed when it is asked for.
+# Check a backend each time it is assigned, so that a dead one is noticed.
 server_check_delay = 0
 """,
         encoding="utf-8",
     )
     command = [serve, "-q"]
     if os.geteuid() == 0:
-        # It refuses to run as root. Only PostgreSQL's own user gets at its socket.
+        # PgBouncer refuses to run as root, and only PostgreSQL's user has access to
+        # PostgreSQL's socket.
         owner = sockets.owner()
         for path in (folder, config):
             shutil.chown(path, owner)
@@ -224,20 +225,20 @@ def _run(url: URL, statement: str) -> None:
         connection.execute(text(statement))
 
 
-# What the server says
+# The server's view
 
 
-#: What the tests' own looks at a server are called there.
+#: The name of the connections with which the tests themselves query a server.
 _OBSERVER = "tests-observer"
 
 
 class Backends:
-    """What the server itself tells about its connections to one database."""
+    """The server's own view of the connections to one database."""
 
     def __init__(self, url: URL) -> None:
         self._postgresql = url.get_backend_name() == "postgresql"
-        # The server's process outlives a connection that was closed by a moment: its
-        # own of a moment ago must not be among the answers.
+        # A backend lives for a moment after its connection was closed. Name this
+        # connection, so that earlier ones of this class are not counted.
         arguments = {"application_name": _OBSERVER} if self._postgresql else {}
         self._engine = create_engine(
             url,
@@ -247,12 +248,12 @@ class Backends:
         )
 
     def states(self) -> dict[int, str]:
-        """Return each connection's state by its process or thread id.
+        """Return the state of each connection by its process or thread ID.
 
         ``idle``, ``active`` or ``idle in transaction``, in PostgreSQL's words.
         """
         if not self._postgresql:
-            time.sleep(0.12)  # InnoDB shows what it knew a tenth of a second ago
+            time.sleep(0.12)  # InnoDB caches this view for a tenth of a second
         query = (
             "SELECT pid, state FROM pg_stat_activity WHERE datname ="
             f" current_database() AND application_name <> '{_OBSERVER}' AND"
@@ -269,7 +270,7 @@ class Backends:
         return {pid: str(state) for pid, state in rows}
 
     def ids(self) -> set[int]:
-        """Return the process or thread ids of all connections."""
+        """Return the process or thread IDs of all connections."""
         query = (
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
             f" AND application_name <> '{_OBSERVER}'"
@@ -282,7 +283,7 @@ class Backends:
             return set(connection.scalars(text(query)))
 
     def kill(self, *pids: int) -> None:
-        """End connections, and return when they are gone."""
+        """Terminate connections, and wait until they are gone."""
         with self._engine.connect() as connection:
             for pid in pids:
                 statement = (
@@ -291,10 +292,10 @@ class Backends:
                     else f"KILL {pid}"
                 )
                 connection.execute(text(statement))
-        wait_until(lambda: not self.ids() & set(pids), what="the killed are gone")
+        wait_until(lambda: not self.ids() & set(pids), what="end of the backends")
 
     def kill_all(self) -> set[int]:
-        """End every connection, and return which they were."""
+        """Terminate all connections, and return their IDs."""
         pids = self.ids()
         self.kill(*pids)
         return pids

@@ -1,4 +1,4 @@
-"""What a process that a test starts may see of this machine."""
+"""The environment of the processes that tests start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 #: The folder of ``live_app.py``.
 WORKERS = Path(__file__).resolve().parent.parent / "whole" / "workers"
 
-#: Settings of the person who runs the tests that would change their outcome.
+#: Settings of the user that would change the outcome of the tests.
 _FOREIGN = ("FLASK_", "SQLALCHEMY_", "SCOPEDSESSION_", "GUNICORN_", "PG")
 _FOREIGN_NAMES = frozenset(
     {
@@ -27,7 +27,7 @@ _FOREIGN_NAMES = frozenset(
 def child_environ(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """Return a clean environment, in which ``live_app`` can be imported.
 
-    :param extra: What to add; ``None`` takes a variable away.
+    :param extra: Variables to add; ``None`` removes a variable.
     """
     environ = {
         name: value

@@ -1,4 +1,4 @@
-"""A proxy that misbehaves: what lies between a driver and its database in real life."""
+"""A proxy that simulates a faulty network between a driver and its database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Link:
-    """One connection through the proxy, and the two threads that move its bytes."""
+    """One connection through the proxy, which two threads forward."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
@@ -26,15 +26,15 @@ class _Link:
         self._lock = threading.Lock()
 
     def shut(self) -> None:
-        """End it, and wake its threads."""
+        """Shut both sockets down, which wakes their threads."""
         _shut(self.client)
         _shut(self.server)
 
     def leave(self) -> None:
-        """Close both ends once neither thread reads or writes any more.
+        """Close both sockets once both threads have left.
 
-        Before, another connection could get the descriptor that a thread is about
-        to use.
+        If they were closed earlier, another connection could get a descriptor that a
+        thread is about to use.
         """
         self.shut()
         with self._lock:
@@ -46,9 +46,9 @@ class _Link:
 
 
 class FaultProxy:
-    """Listens on a loopback port and forwards to a database, unless told otherwise.
+    """Listen on a loopback port and forward to a database, with faults on request.
 
-    The port stays ours while connections to it are refused.
+    The port stays reserved while the proxy refuses connections.
 
     :param target: The database's unix socket, or its host and port.
     """
@@ -64,7 +64,8 @@ class FaultProxy:
         self._links: list[_Link] = []
         self._threads: list[threading.Thread] = []
         self._listener: tuple[socket.socket, threading.Thread] | None = None
-        # Bound, and never listening: keeps the port when nobody listens there.
+        # This socket never listens. It reserves the port while the proxy does not
+        # listen there.
         self._holder = self._bound(0)
         self.host: str = "127.0.0.1"
         self.port: int = self._holder.getsockname()[1]
@@ -81,10 +82,10 @@ class FaultProxy:
     ) -> None:
         self.close()
 
-    # -- what it does --------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------
 
     def forward(self) -> None:
-        """Behave from now on; what was held back arrives late."""
+        """Forward normally from now on; data that was held back arrives late."""
         self._delay = 0.0
         self._last_words = self._budget = None
         self._flowing.set()
@@ -92,34 +93,34 @@ class FaultProxy:
             self._listen()
 
     def refuse(self) -> None:
-        """Refuse new connections; those that are there go on."""
+        """Refuse new connections; existing ones continue."""
         self._stop_listening()
 
     def hang(self) -> None:
-        """Accept connections and never answer; those that are there fall silent."""
+        """Accept connections and forward nothing, on existing ones either."""
         self._flowing.clear()
 
     def delay(self, seconds: float) -> None:
-        """Let everything arrive so much later, in both directions."""
+        """Delay all data by *seconds*, in both directions."""
         self._delay = seconds
 
     def cut(self) -> None:
-        """Cut every connection that is there now."""
+        """Cut every existing connection."""
         with self._lock:
             links = list(self._links)
         for link in links:
             link.shut()
 
     def cut_answer_to(self, words: bytes) -> None:
-        """Pass on the next message that holds `words`, and cut instead of answering."""
+        """Forward the next message that contains `words`, and cut before its answer."""
         self._last_words = words
 
     def cut_after(self, amount: int) -> None:
-        """Cut the connection in whose answer so many more bytes have passed."""
+        """Cut a connection after `amount` more bytes of answers have passed."""
         self._budget = amount
 
     def close(self) -> None:
-        """End every connection and thread."""
+        """Close all connections and end all threads."""
         self._stop_listening()
         self._flowing.set()
         self._delay = 0.0
@@ -128,7 +129,7 @@ class FaultProxy:
             thread.join(10)
         self._holder.close()
 
-    # -- how it does it ------------------------------------------------------------
+    # -- forwarding ----------------------------------------------------------------
 
     @staticmethod
     def _bound(port: int) -> socket.socket:
@@ -197,7 +198,7 @@ class FaultProxy:
                     self._last_words, self._budget = None, 0
                 link.server.sendall(data)
         except OSError:
-            pass  # it was cut
+            pass  # the connection was cut
         finally:
             self._leave(link)
 
@@ -213,7 +214,7 @@ class FaultProxy:
                     link.client.sendall(data[:budget])
                     return
         except OSError:
-            pass  # it was cut
+            pass  # the connection was cut
         finally:
             self._leave(link)
 

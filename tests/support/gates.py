@@ -1,4 +1,4 @@
-"""Gates: files that the views ``/block`` and ``/gate`` of ``live_app`` wait for."""
+"""Gates: files for which the views ``/block`` and ``/gate`` of ``live_app`` wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from waiting import wait_until
 
 
 class Gates:
-    """The gates of one test. A view arrives at one; the test opens it."""
+    """The gates of one test. A view waits at a gate until the test opens it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -16,15 +16,15 @@ class Gates:
 
     @property
     def env(self) -> dict[str, str]:
-        """Return what tells ``live_app`` where the gates are."""
+        """Return the variable that tells ``live_app`` where the gates are."""
         return {"FLASK_GATES": str(self.folder)}
 
     def arrived(self, name: str = "open") -> list[int]:
-        """Return the process id of each view that has come to the gate."""
+        """Return the process ID of each view that has reached the gate."""
         return [int(path.name.split(".")[1]) for path in self.folder.glob(f"{name}.*")]
 
     def wait(self, name: str = "open", count: int = 1, *, timeout: float = 10) -> None:
-        """Wait until at least ``count`` views have come to the gate."""
+        """Wait until at least ``count`` views have reached the gate."""
         wait_until(
             lambda: len(self.arrived(name)) >= count,
             timeout=timeout,
@@ -32,10 +32,10 @@ class Gates:
         )
 
     def open(self, name: str = "open") -> None:
-        """Let everybody through, now and from now on."""
+        """Open the gate for all views, waiting and future ones."""
         (self.folder / name).touch()
 
     def open_all(self) -> None:
-        """Let everybody through at every gate where somebody waits."""
+        """Open every gate that a view has reached."""
         for path in list(self.folder.glob("*.*")):
             self.open(path.name.split(".")[0])

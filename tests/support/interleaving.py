@@ -1,8 +1,8 @@
-"""Threads that are switched by hand, at each lock: in one order, or in every order.
+"""Threads that a test switches at each lock, in one order or in every order.
 
-A thread is a greenlet that pauses where it takes or releases a lock, sleeps, connects
-or closes. Whoever runs the schedule picks who goes on. Nothing waits, so a schedule in
-which all are blocked is found at once, and the same picks give the same run.
+A thread is a greenlet that pauses when it acquires or releases a lock, sleeps, connects
+or closes. The test picks the thread that continues. Nothing really waits, so a deadlock
+is found at once, and the same picks always give the same run.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from typing import Any
 
 from greenlet import greenlet
 
-#: What a schedule may do with one that has paused.
+#: The actions that a schedule can choose for a paused thread.
 GO, TIME_OUT, KILL = "go", "time out", "kill"
 
 
 class Killed(BaseException):
-    """As greenlet's ``GreenletExit`` and gevent's ``Timeout``: not an Exception."""
+    """Not an ``Exception``, as greenlet's ``GreenletExit`` and gevent's ``Timeout``."""
 
 
 class Stuck(AssertionError):
-    """Nobody can go on, and not all are done."""
+    """All unfinished threads are blocked."""
 
 
 class Choices:
-    """Picks, in a run after the other, the next of all sequences of picks."""
+    """All sequences of picks, one per run."""
 
     def __init__(self) -> None:
         self._trail: list[tuple[int, int]] = []
         self._at = 0
 
     def pick(self, count: int) -> int:
-        """Pick one of `count`."""
+        """Return a number from 0 to `count` - 1."""
         if self._at == len(self._trail):
             self._trail.append((0, count))
         picked, of = self._trail[self._at]
-        assert of == count, "a run went another way though the picks were the same"
+        assert of == count, "a run differed although the picks were the same"
         self._at += 1
         return picked
 
     def runs(self) -> Iterator[None]:
-        """Begin one run after the other, until every sequence was picked."""
+        """Yield before each run, until every sequence has been picked."""
         while True:
             self._at = 0
             yield
@@ -58,7 +58,7 @@ class Choices:
 
 
 class Task:
-    """One thread of a schedule."""
+    """A thread of a schedule."""
 
     def __init__(self, name: str, work: Callable[[], Any]) -> None:
         self.name = name
@@ -74,7 +74,7 @@ class Task:
     def _run(self) -> None:
         try:
             self.result = self.work()
-        except BaseException as error:  # noqa: BLE001 - looked at by the test
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
             self.error = error
 
     @property
@@ -83,11 +83,11 @@ class Task:
 
 
 class Schedule:
-    """Threads, what they are up to, and the ``threading`` that they use.
+    """The threads of a run, which also replaces the module ``threading`` for them.
 
-    :param interruptible: The functions in which a thread may be killed, once each, and
-        not while it deals with another exception.
-    :param called_by: The function that has called them.
+    :param interruptible: The functions in which a thread may be killed, once each,
+        and not while it handles another exception.
+    :param called_by: The function that calls them.
     """
 
     TIMEOUT_MAX = threading.TIMEOUT_MAX
@@ -101,7 +101,7 @@ class Schedule:
         self._called_by = called_by
 
     def spawn(self, name: str, work: Callable[[], Any]) -> Task:
-        """Add a thread; it runs when it is picked."""
+        """Add a thread, which starts when it is picked."""
         task = Task(name, work)
         self.tasks.append(task)
         return task
@@ -109,7 +109,7 @@ class Schedule:
     def pause(
         self, ready: Callable[[], bool] = lambda: True, sleeps: bool = False
     ) -> str:
-        """Let others run. Outside of a thread nothing happens."""
+        """Let other threads run. Outside a thread, do nothing."""
         task = self.current
         if task is None:
             assert ready(), "the test itself would block"
@@ -134,7 +134,7 @@ class Schedule:
         return frame is not None and frame.f_code.co_name == self._called_by
 
     def options(self) -> list[tuple[Task, str]]:
-        """Return what can be done next; who runs already comes first."""
+        """Return the possible next actions, those of the last thread first."""
         found = []
         for task in sorted(self.tasks, key=lambda task: task is not self._last):
             if not task.done:
@@ -147,7 +147,7 @@ class Schedule:
         return found
 
     def do(self, task: Task, action: str = GO) -> None:
-        """Let one go on to its next pause."""
+        """Let a thread continue until its next pause."""
         self.log.append(f"{task.name}: {action}")
         self._last = self.current = task
         try:
@@ -158,12 +158,12 @@ class Schedule:
     def run(
         self, choices: Choices, *, switches: int, faults: int, check: Callable[[], None]
     ) -> None:
-        """Run to the end, as `choices` picks.
+        """Run all threads to their end, as `choices` picks.
 
-        :param switches: How often one that could go on has to let another one run.
-        :param faults: How often one times out or is killed.
+        :param switches: How often a thread that could continue is switched away from.
+        :param faults: How many times a thread times out or is killed.
         :param check: Called at each pause.
-        :raises Stuck: All are blocked.
+        :raises Stuck: All unfinished threads are blocked.
         """
         while not all(task.done for task in self.tasks):
             last = self._last
@@ -191,14 +191,14 @@ class Schedule:
         return Lock(self)
 
     def Condition(self, lock: object) -> None:  # noqa: N802
-        """Stand in for what is made, and not used."""
+        """Stand in for conditions that are created and never used."""
 
     def get_ident(self) -> int:
         return id(self.current)
 
 
 class RLock:
-    """A reentrant lock, with a pause before it is taken and after its release."""
+    """A reentrant lock, with a pause before it is acquired and after its release."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -220,7 +220,7 @@ class RLock:
 
 
 class Lock:
-    """A plain lock, which one may sleep on."""
+    """A plain lock, on which a thread can sleep."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule

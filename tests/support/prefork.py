@@ -1,4 +1,4 @@
-"""A real gunicorn with real workers."""
+"""Real gunicorn workers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Prefork(Served):
             group.wait_ready()
             assert group.get("/ok").status == 200
 
-    :param scratch: A folder of the test's own, for the log.
-    :param app: The application, as gunicorn reads it.
-    :param count: How many workers.
+    :param scratch: The test's folder, for the log.
+    :param app: The application, in gunicorn's syntax.
+    :param count: The number of workers.
     :param worker_class: ``"sync"``, ``"gthread"``, ``"gevent"``...
-    :param threads: Threads of each worker, for ``gthread``.
+    :param threads: The number of threads per worker, for ``gthread``.
     :param preload: Load the application before the fork.
-    :param max_requests: Recycle a worker after so many requests; 0: never.
-    :param timeout: Seconds after which gunicorn kills a silent worker.
-    :param env: Added to the environment; ``None`` takes a variable away.
+    :param max_requests: Recycle a worker after this many requests; 0 means never.
+    :param timeout: Seconds after which gunicorn kills an unresponsive worker.
+    :param env: Added to the environment; ``None`` removes a variable.
     :param cwd: The working directory; by default the folder of ``live_app.py``.
-    :param args: More of gunicorn's options.
+    :param args: Further options of gunicorn.
     :param python_args: Options for the interpreter, such as ``-W error``.
     """
 
@@ -72,6 +72,6 @@ class Prefork(Served):
 
 
 def _own_options() -> list[str]:
-    """Return what keeps gunicorn within the test's folder."""
+    """Return the options that stop gunicorn from writing outside the test's folder."""
     known = {setting.name for setting in gunicorn.config.KNOWN_SETTINGS}
     return ["--no-control-socket"] if "control_socket_disable" in known else []

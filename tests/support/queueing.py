@@ -1,4 +1,4 @@
-"""Simulated pools: requests arrive, wait in turn, hold a connection, and go."""
+"""Simulated pools: requests arrive, wait in order, and hold a connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from readings import a_pool
 
-from flask_scopedsession._buckets import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import Histogram
 from flask_scopedsession.snapshot import PoolSnapshot
@@ -52,7 +52,7 @@ def heavy_tailed(mean: float, chance: random.Random) -> Draw:
 
 
 def arriving(rate: float, hold: Draw, chance: random.Random) -> Iterator[Any]:
-    """Yield when requests arrive, at random, and how long they will hold."""
+    """Yield the time of each random arrival, and how long it will hold, in seconds."""
     now = 0.0
     while True:
         now += chance.expovariate(rate)
@@ -100,11 +100,11 @@ def share_beyond(waits: Sequence[float], wait: float) -> float:
     return sum(each > wait for each in waits) / len(waits)
 
 
-# What a worker would tell
+# What a worker would report
 
 
 def reading(visits: Sequence[Visit], seconds: float, servers: int) -> PoolSnapshot:
-    """Return what the ledger would have counted, ``seconds`` after the start."""
+    """Return what the pool would have counted, ``seconds`` after the start."""
     minutes: dict[int, list[float]] = {}
     for visit in visits:
         for at, index, value in (

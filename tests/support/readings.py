@@ -1,11 +1,11 @@
-"""Readings made by hand: pools, workers and surveys in any state."""
+"""Hand-made snapshots: pools, workers and surveys in any state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from flask_scopedsession._buckets import BUCKET_BOUNDS
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram
@@ -29,7 +29,7 @@ TIMES = Histogram.of([0] * 5 + [10] + [0] * (len(BUCKET_BOUNDS) - 5), 0.05, 0.00
 
 
 def a_holder(held_s: float = 3.0, **changes: Any) -> Holder:
-    """Return somebody who holds a connection."""
+    """Return a holder of a connection."""
     fields: dict[str, Any] = {
         "connection": 3,
         "backend_pid": 9001,
@@ -46,7 +46,7 @@ def a_holder(held_s: float = 3.0, **changes: Any) -> Holder:
 
 
 def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
-    """Return somebody who waits for a connection."""
+    """Return a waiter for a connection."""
     fields: dict[str, Any] = {
         "endpoint": "orders.index",
         "method": "GET",
@@ -58,7 +58,7 @@ def a_waiter(waited_s: float = 1.0, **changes: Any) -> Waiter:
 
 
 def a_timeout(**changes: Any) -> PoolTimeout:
-    """Return a checkout that gave up three seconds ago, and who held the pool then."""
+    """Return a checkout that timed out three seconds ago, with the holders then."""
     holders = (
         *(a_holder(44.0 - i) for i in range(14)),
         a_holder(20.0, endpoint="reports.build", at="shop/reports.py:9 build"),
@@ -73,7 +73,7 @@ def a_timeout(**changes: Any) -> PoolTimeout:
 
 
 def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
-    """Return what a view had of a pool: all of it."""
+    """Return the use of a pool by the only view that uses it."""
     fields: dict[str, Any] = {
         "method": "GET",
         "rule": "/orders/<int:id>",
@@ -89,7 +89,7 @@ def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
 
 
 def lost_work(objects: dict[str, int], **changes: Any) -> LostWorkCount:
-    """Return what one view lost."""
+    """Return the lost work of one view."""
     fields: dict[str, Any] = {
         "endpoint": "orders.add",
         "method": "POST",
@@ -158,7 +158,7 @@ def a_pool(bind: str = "default", used: int = 1, **changes: Any) -> PoolSnapshot
 
 
 def a_full_pool(bind: str = "default", **changes: Any) -> PoolSnapshot:
-    """Return a wedged pool: all held by one view, and three wait."""
+    """Return a wedged pool: one view holds nearly all connections, and three wait."""
     fields: dict[str, Any] = {
         "idle": 0,
         "pending": 3,
@@ -180,7 +180,7 @@ def a_full_pool(bind: str = "default", **changes: Any) -> PoolSnapshot:
 
 
 def a_session(number: int = 1, **changes: Any) -> SessionSnapshot:
-    """Return an open session that is idle in its transaction."""
+    """Return an open session that is idle in transaction."""
     fields: dict[str, Any] = {
         "name": "default",
         "scope": "context",
@@ -203,7 +203,7 @@ def a_session(number: int = 1, **changes: Any) -> SessionSnapshot:
 def a_worker(
     pid: int = 4711, pools: Iterable[PoolSnapshot] | None = None, **changes: Any
 ) -> WorkerSnapshot:
-    """Return a live worker; with one healthy pool, unless others are given."""
+    """Return a live worker, by default with one healthy pool."""
     fields: dict[str, Any] = {
         "id": f"{pid}-abcdef01",
         "ppid": 1,
@@ -229,7 +229,7 @@ def a_last_worker(pid: int, state: str, **changes: Any) -> WorkerSnapshot:
 
 
 def a_silent(pid: int, reason: str) -> Silent:
-    """Return a worker that gave no answer."""
+    """Return a worker that did not answer."""
     return Silent(f"{pid}-abcdef01", pid, "web-1", reason)
 
 

@@ -1,4 +1,4 @@
-"""Any real server: started, awaited, asked, always reaped by its processes' ids."""
+"""Any real server: start it, wait for it, send requests, and always stop it by PID."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from environment import child_environ
 from environment import WORKERS
 from waiting import wait_until
 
-#: What a worker of ``live_app`` answers to a request that names another one.
+#: The status with which ``live_app`` rejects a request for another worker.
 WRONG_WORKER = 421
 
 Self = TypeVar("Self", bound="Served")
@@ -33,21 +33,21 @@ Self = TypeVar("Self", bound="Served")
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer to a request."""
+    """A response to a request."""
 
     status: int
     text: str
     worker: int | None = None
-    """The process that answered, if it signs as ``live_app`` does."""
+    """The PID of the worker, if the response names it as ``live_app`` does."""
 
     @property
     def json(self) -> Any:
-        """Return the body, parsed."""
+        """Return the parsed body."""
         return json.loads(self.text)
 
 
 class Served:
-    """Run a command that serves ``live_app``, or what has its views.
+    """Run a command that serves ``live_app``, or an application with the same views.
 
     ::
 
@@ -56,12 +56,13 @@ class Served:
             group.wait_ready()
             assert group.get("/ok").status == 200
 
-    :param name: For messages, and for the name of the log.
-    :param scratch: A folder of the test's own, for the log.
-    :param command: Listens on port 0 of 127.0.0.1; which port that is, is found out.
-    :param count: How many processes serve.
-    :param in_children: Whether those are children of the one that is started.
-    :param env: Added to the environment; ``None`` takes a variable away.
+    :param name: The name in messages and of the log.
+    :param scratch: The test's folder, for the log.
+    :param command: The command, which must listen on port 0 of 127.0.0.1. The real port
+        is found out.
+    :param count: The number of processes that serve requests.
+    :param in_children: Whether these are children of the process that is started.
+    :param env: Added to the environment; ``None`` removes a variable.
     :param cwd: The working directory; by default the folder of ``live_app.py``.
     """
 
@@ -101,10 +102,10 @@ class Served:
     ) -> None:
         self.stop()
 
-    # Life
+    # Start and stop
 
     def start(self) -> None:
-        """Start the command; :meth:`wait_ready` tells when it serves."""
+        """Start the command. Use :meth:`wait_ready` to wait until it serves."""
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -113,12 +114,12 @@ class Served:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A signal to the tests' process group is not for the workers.
+                # A signal to the tests' process group must not reach the workers.
                 start_new_session=True,
             )
 
     def stop(self, *, timeout: float = 8.0) -> None:
-        """End the command and every process it ever had, by their ids."""
+        """Stop the command and all processes that it has started, by their PIDs."""
         if self._process is None:
             return
         self._note_children()
@@ -139,7 +140,7 @@ class Served:
         self._process = None
 
     def wait_ready(self: Self, *, timeout: float = 15.0) -> Self:  # noqa: PYI019
-        """Wait until all workers have been started, and one answers ``/pid``."""
+        """Wait until all workers have started, and one answers ``/pid``."""
         wait_until(self._is_ready, timeout=timeout, what=self._not_ready)
         return self
 
@@ -156,13 +157,13 @@ class Served:
         return False
 
     def check_running(self) -> None:
-        """Fail, with the end of the log, if the command has ended."""
+        """Raise an error with the end of the log if the command has ended."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"{self.name} has ended\n{self._end_of_log()}")
 
     def _find_url(self) -> str | None:
-        """Return where one of the processes listens, once one does."""
+        """Return the URL on which one of the processes listens, if any."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in [psutil.Process(self.pid), *self._note_children()]:
                 for found in process.net_connections("inet4"):
@@ -176,47 +177,47 @@ class Served:
     def _end_of_log(self) -> str:
         return "\n".join(self.log.splitlines()[-60:])
 
-    # Who is there
+    # Processes
 
     @property
     def log(self) -> str:
-        """Return what all processes have written so far."""
+        """Return the output of all processes until now."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     @property
     def pid(self) -> int:
-        """Return the id of the process that was started: the arbiter, if any."""
+        """Return the PID of the process that was started: the arbiter, if any."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def url(self) -> str:
-        """Return where it listens, without a slash at the end."""
+        """Return the server's URL, without a slash at the end."""
         assert self._url is not None, "call wait_ready() first"
         return self._url
 
     def worker_pids(self) -> list[int]:
-        """Return the process ids of the workers that live now, sorted."""
+        """Return the sorted PIDs of the live workers."""
         if not self._in_children:
             return [self.pid]
         return sorted(worker.pid for worker in self._note_children())
 
     def serving_pids(self) -> list[int]:
-        """Return the process ids of those that have answered and still live."""
+        """Return the sorted PIDs of the live workers that have answered a request."""
         return sorted(self._answered.intersection(self.worker_pids()))
 
     def _note_children(self) -> list[psutil.Process]:
-        """Return the children, and keep them in mind for :meth:`stop`."""
+        """Return the live children, and remember all children for :meth:`stop`."""
         try:
             children = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
         self._known.update((child.pid, child) for child in children)
-        # A killed worker that the arbiter has not reaped yet is no worker.
+        # Leave out a killed worker that the arbiter has not reaped yet.
         return [child for child in children if _lives(child)]
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the arbiter or to one of its own workers."""
+        """Send a signal to the arbiter or to one of its workers."""
         if pid != self.pid:
             self._note_children()
             assert pid in self._known, f"{pid} is no process of this group"
@@ -238,11 +239,11 @@ class Served:
         method: str = "GET",
         timeout: float = 10.0,
     ) -> Reply:
-        """Send one request and return its answer, whatever its status.
+        """Send one request and return its response, whatever its status.
 
-        :param on: The process id of the one worker that shall serve it. Others
-            turn it down before they do anything, and it is sent again.
-        :param timeout: Seconds to wait for an answer, and to look for ``on``.
+        :param on: The PID of the worker that must serve it. Other workers reject it
+            before they do anything, and it is sent again.
+        :param timeout: Seconds to wait for a response, and to reach ``on``.
         """
         if on is not None:
             path = f"{path}{'&' if '?' in path else '?'}only={on}"
@@ -255,7 +256,7 @@ class Served:
             if on is None or reply.status != WRONG_WORKER:
                 return reply
             if time.monotonic() > deadline:
-                raise TimeoutError(f"worker {on} took no request in {timeout:g} s")
+                raise TimeoutError(f"worker {on} served no request in {timeout:g} s")
 
     def send(self, path: str, **kwargs: Any) -> Future[Reply]:
         """Send one request in the background; see :meth:`get`."""
@@ -266,7 +267,7 @@ class Served:
         return [self.send(path, **kwargs) for _ in range(count)]
 
     def visit_all(self, path: str = "/pid", *, timeout: float = 15.0) -> list[int]:
-        """Have every live worker serve one request; return their process ids."""
+        """Let every live worker serve one request; return the workers' PIDs."""
         pids = self.worker_pids()
         waiting = [self.send(path, on=pid, timeout=timeout) for pid in pids]
         for reply in waiting:
@@ -296,6 +297,6 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _send(process: psutil.Process, number: int) -> None:
-    # psutil compares the start time first, so a reused id is safe.
+    # psutil compares the start time first, so a reused PID is safe.
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)

@@ -1,7 +1,7 @@
-"""A shell of one command, with job control: run by ``terminal.py`` on its terminal.
+"""A shell with job control for one command, which ``terminal.py`` runs on its terminal.
 
-Says how the command stopped or ended, and in which state it left the terminal.
-A line that is typed while the command is stopped brings it back.
+It prints how the command stopped or ended, and the state in which it left the terminal.
+A line that is typed while the command is stopped continues it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import termios
 def main() -> None:
     """Run ``sys.argv[1:]`` in the foreground of the terminal on stdin."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # So that it may take the terminal back.
+    # With SIGTTOU ignored, this shell can take the terminal back.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     print("$ the command", flush=True)
     pid = os.fork()
@@ -36,12 +36,12 @@ def main() -> None:
         os.tcsetpgrp(0, pid)
         os.kill(pid, signal.SIGCONT)
     print(f"exit {os.waitstatus_to_exitcode(status)}, {state()}", flush=True)
-    # The terminal lives as long as somebody has it open.
+    # Keep the terminal open until the test has read it.
     sys.stdin.readline()
 
 
 def state() -> str:
-    """Say whether typing is echoed, and whether something was typed."""
+    """Describe whether input is echoed, and whether unread input exists."""
     echo = termios.tcgetattr(0)[3] & termios.ECHO
     typed = select.select([0], [], [], 0)[0]
     return f"echo {'on' if echo else 'off'}, {'typed' if typed else 'nothing typed'}"

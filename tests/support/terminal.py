@@ -1,4 +1,4 @@
-"""A terminal with a person in front of it: what it shows, and what is typed."""
+"""A terminal for tests: they read its screen, type, and resize it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SWITCH = re.compile(rb"\x1b\[\?1049([hl])")
 
 
 class Terminal:
-    """Run a command under a small shell on a terminal of its own.
+    """Run a command under a small shell on a pseudo-terminal.
 
     ::
 
@@ -36,10 +36,10 @@ class Terminal:
             it.type("\\x03")
             it.wait_for("exit 130")
 
-    The normal and the alternate screen are two, as on a real one.
+    It has a normal and an alternate screen, as a real terminal has.
 
-    :param args: For ``sys.executable``.
-    :param env: Added to the environment; ``None`` takes a variable away.
+    :param args: Arguments for ``sys.executable``.
+    :param env: Added to the environment; ``None`` removes a variable.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Terminal:
         self._streams = {k: pyte.ByteStream(s) for k, s in self._screens.items()}
         self._current = b"l"
         self._pending = b""
-        #: Every byte that was sent to it.
+        #: All bytes that the terminal has received.
         self.sent = b""
         self._set_size(columns, rows)
         shell = Path(__file__).with_name("shell.py")
@@ -79,7 +79,7 @@ class Terminal:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # Closing it hangs up, which ends the command and its shell.
+        # Closing the terminal sends SIGHUP, which ends the command and its shell.
         os.close(self._main)
         try:
             self._process.wait(10)
@@ -87,39 +87,39 @@ class Terminal:
             self._process.kill()
             self._process.wait(10)
 
-    # What is seen
+    # Output
 
     @property
     def screen(self) -> pyte.Screen:
-        """Return the screen that is seen now."""
+        """Return the visible screen."""
         return self._screens[self._current]
 
     @property
     def alternate(self) -> bool:
-        """Tell whether the alternate screen is seen."""
+        """Return whether the alternate screen is visible."""
         return self._current == b"h"
 
     @property
     def lines(self) -> list[str]:
-        """Return the lines that are seen, without the empty ones below."""
+        """Return the visible lines, without empty lines at the end."""
         text = "\n".join(line.rstrip() for line in self.screen.display)
         return text.rstrip().split("\n")
 
     @property
     def text(self) -> str:
-        """Return all that is seen."""
+        """Return the visible text."""
         return "\n".join(self.lines)
 
     @property
     def tidy(self) -> bool:
-        """Tell whether the cursor is seen, and long lines wrap."""
+        """Return whether the cursor is visible and long lines wrap."""
         wraps = pyte.modes.DECAWM in self.screen.mode
         return wraps and not self.screen.cursor.hidden
 
     def wait_for(
         self, what: str | Callable[[], bool], *, timeout: float = 20.0
     ) -> Terminal:
-        """Read until a text is seen, or something is so."""
+        """Read output until a text is visible, or until *what* returns true."""
         deadline = time.monotonic() + timeout
         while not (what in self.text if isinstance(what, str) else what()):
             left = deadline - time.monotonic()
@@ -133,7 +133,7 @@ class Terminal:
         chunk = os.read(self._main, 65536)
         self.sent += chunk
         data = self._pending + chunk
-        # A switch may come in two pieces.
+        # An escape sequence may be split between two reads.
         cut = data.rfind(b"\x1b", -len("\x1b[?1049"))
         whole = len(data) if cut < 0 or b"1049" in data[cut:-1] else cut
         self._pending = data[whole:]
@@ -147,19 +147,19 @@ class Terminal:
         before, self._current = self.screen, to
         if to == b"h":
             self.screen.reset()
-        # These belong to the terminal, not to one of its screens.
+        # Both screens share these settings of the terminal.
         self.screen.cursor.hidden = before.cursor.hidden
         self.screen.mode.discard(pyte.modes.DECAWM)
         self.screen.mode |= before.mode & {pyte.modes.DECAWM}
 
-    # What is done
+    # Input
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Type a text."""
         os.write(self._main, text.encode())
 
     def resize(self, columns: int, rows: int = 24) -> None:
-        """Tug at the window's corner."""
+        """Resize the terminal's window."""
         for screen in self._screens.values():
             screen.resize(rows, columns)
         self._set_size(columns, rows)
@@ -169,5 +169,5 @@ class Terminal:
         fcntl.ioctl(self._main, termios.TIOCSWINSZ, size)
 
     def command_pid(self) -> int:
-        """Return the process id of what runs in the foreground."""
+        """Return the ID of the process group in the foreground."""
         return os.tcgetpgrp(self._main)

@@ -1,4 +1,4 @@
-"""Threads whose outcome the test sees."""
+"""Threads whose results and exceptions reach the test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Working:
-    """A thread that runs a function, with the context variables it was given."""
+    """A thread that runs a function, and keeps its result or exception."""
 
     def __init__(self, work: Callable[[], Any], name: str) -> None:
         self._work = work
@@ -27,16 +27,16 @@ class Working:
             self._error = error
 
     def result(self, timeout: float = 10) -> Any:
-        """Wait for the thread; return what its function did, or raise that."""
+        """Wait for the thread; return its function's result, or raise its exception."""
         self.thread.join(timeout)
         if self.thread.is_alive():
-            raise TimeoutError(f"{self.thread.name} is still at work")
+            raise TimeoutError(f"{self.thread.name} is still running")
         if self._error is not None:
             raise self._error
         return self._result
 
 
 def in_thread(work: Callable[[], T], name: str = "work") -> T:
-    """Run `work` in a thread of its own, and return what it returns."""
+    """Run `work` in a new thread, and return its result."""
     found: T = Working(work, name).result()
     return found

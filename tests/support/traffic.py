@@ -1,7 +1,7 @@
-"""An application that keeps rows, clients that remember what they were told.
+"""An application that stores rows, and clients that remember its responses.
 
-What was acknowledged has to be in the table afterwards, once; what was not is there
-once or not at all.
+A row whose storage was acknowledged must be in the table exactly once. Any other row
+must be there at most once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from flask_scopedsession import ScopedSession
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: What a view answers when the database failed it.
+#: The status of a response after an error of the database.
 DATABASE_FAILED = 503
 
 
@@ -47,7 +47,7 @@ class Base(DeclarativeBase):
 
 
 class Row(Base):
-    """Something that a client was told is kept. The token is not unique on purpose."""
+    """A stored row. The token is not unique on purpose, to detect duplicates."""
 
     __tablename__ = "row_kept"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -55,11 +55,11 @@ class Row(Base):
 
 
 class CrossedError(Exception):
-    """A request met another's session, or another's answer."""
+    """A request got the session or the response of another request."""
 
 
 def add_views(app: Flask, db: ScopedSession[Any]) -> None:
-    """Add the views. Errors of the database are answered, others are 500."""
+    """Add the views. Errors of the database are answered with 503, others with 500."""
     app.config["PROPAGATE_EXCEPTIONS"] = False
 
     @app.errorhandler(SQLAlchemyError)
@@ -67,7 +67,7 @@ def add_views(app: Flask, db: ScopedSession[Any]) -> None:
         return type(error).__name__, DATABASE_FAILED
 
     def own_session(token: str) -> None:
-        """Mark the session, and find that the connection answers this request."""
+        """Check that the session and the connection belong to this request."""
         found = db.session.info.setdefault("token", token)
         if found != token or db.session.scalar(select(func.lower(token))) != token:
             raise CrossedError
@@ -122,7 +122,7 @@ def add_views(app: Flask, db: ScopedSession[Any]) -> None:
 
 
 class Failure(NamedTuple):
-    """A request that was answered with an error of the database."""
+    """A request that failed with an error of the database."""
 
     token: str
     kind: str
@@ -131,21 +131,21 @@ class Failure(NamedTuple):
 
 
 class Tally:
-    """What all clients were told."""
+    """The responses to all clients."""
 
     def __init__(self) -> None:
         self.acknowledged: list[str] = []
         self.failures: list[Failure] = []
         self.strange: list[str] = []
-        """What must not happen, whatever the database does."""
+        """Responses that must not occur, whatever the database does."""
         self._numbers = itertools.count(1)
 
     def token(self) -> str:
-        """Return a token that was never used."""
+        """Return a new token."""
         return f"t{next(self._numbers)}"
 
     def post(self, client: FlaskClient, **query: Any) -> bool:
-        """Let a row be kept, and remember the answer."""
+        """Store a row, and remember the response."""
         token, began = self.token(), time.perf_counter()
         response = client.post(f"/rows/{token}", query_string=query)
         if response.status_code == 201:
@@ -155,7 +155,7 @@ class Tally:
         return False
 
     def get(self, client: FlaskClient, **query: Any) -> bool:
-        """Ask for an answer, and see that it is to this question."""
+        """Send a request, and check that the response belongs to it."""
         token, began = self.token(), time.perf_counter()
         response = client.get(f"/answer/{token}", query_string=query)
         if response.status_code == 200 and response.text == token:
@@ -164,7 +164,7 @@ class Tally:
         return False
 
     def failed(self, token: str, began: float, response: Any) -> None:
-        """Remember an answer that was no success."""
+        """Remember a failed response."""
         if response.status_code == DATABASE_FAILED:
             ended = time.perf_counter()
             self.failures.append(Failure(token, response.text, began, ended))
@@ -176,24 +176,24 @@ class Tally:
         return Counter(failure.kind for failure in self.failures)
 
     def audit(self, url: URL) -> None:
-        """Compare with the table: nothing lost, nothing twice, nothing strange."""
+        """Check the table: no row is lost, stored twice or unknown."""
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect() as connection:
             kept = Counter(connection.scalars(select(Row.token)))
         assert not self.strange, self.strange[:5]
         lost = set(self.acknowledged) - kept.keys()
-        assert not lost, f"acknowledged, and lost: {sorted(lost)}"
+        assert not lost, f"acknowledged and lost: {sorted(lost)}"
         twice = {token: count for token, count in kept.items() if count > 1}
-        assert not twice, f"kept more than once: {twice}"
+        assert not twice, f"stored more than once: {twice}"
         asked = {*self.acknowledged, *(failure.token for failure in self.failures)}
-        assert kept.keys() <= asked, f"nobody asked for {kept.keys() - asked}"
+        assert kept.keys() <= asked, f"no client stored {kept.keys() - asked}"
 
 
 class Crowd:
-    """Threads that send requests until they are told to stop.
+    """Threads that send requests until the block ends.
 
-    :param visit: Sends one; called with a client and a random generator of the
-        thread's own.
+    :param visit: Sends one request; called with the thread's own client and random
+        generator.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class Crowd:
             while not self._over.is_set():
                 visit(client, chance)
                 self.visits += 1
-        except BaseException as error:  # noqa: BLE001 - told by the one who waits
+        except BaseException as error:  # noqa: BLE001 - raised by __exit__()
             self._errors.append(error)
 
     def __enter__(self) -> Self:
@@ -239,18 +239,18 @@ class Crowd:
         self._over.set()
         for thread in self._threads:
             thread.join(60)
-            assert not thread.is_alive(), f"{thread.name} is still at it"
+            assert not thread.is_alive(), f"{thread.name} is still running"
         if self._errors:
             raise self._errors[0]
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more visits are over."""
+        """Wait until *more* further visits have ended."""
         goal = self.visits + more
         wait_until(lambda: self.visits >= goal, timeout=60, what=f"{more} visits")
 
 
 def together(count: int, work: Callable[[], Any]) -> list[Any]:
-    """Run `work` in so many threads at once, and return what each returned."""
+    """Run `work` in `count` threads at once, and return all results."""
     found: list[Any] = []
 
     def run() -> None:
@@ -261,18 +261,18 @@ def together(count: int, work: Callable[[], Any]) -> list[Any]:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(found) == count, f"{count - len(found)} did not come back"
+    assert len(found) == count, f"{count - len(found)} threads did not return"
     return found
 
 
 def books(db: ScopedSession[Any], app: Flask) -> tuple[int, int, int, int]:
-    """Return used and open by our ledger, then used and open by the pool itself."""
+    """Return used and open as counted by the ledger, then as counted by the pool."""
     with app.app_context():
         (ours,) = db.snapshot().pools
         pool: Any = db.engine.pool
-    # Private: of what is in the queue, the pool does not tell what is connected.
-    resting = sum(entry.dbapi_connection is not None for entry in pool._pool.queue)
-    return ours.used, ours.open, pool.checkedout(), resting + pool.checkedout()
+    # The pool's public API does not tell which queued entries are connected.
+    idle = sum(entry.dbapi_connection is not None for entry in pool._pool.queue)
+    return ours.used, ours.open, pool.checkedout(), idle + pool.checkedout()
 
 
 def check_books(
@@ -280,10 +280,10 @@ def check_books(
     app: Flask,
     server: Callable[[], int] | None = None,
 ) -> int:
-    """At a quiet point: ledger, pool and server agree, nobody holds or waits.
+    """Check, without traffic, that ledger, pool and server agree, and all is idle.
 
-    :param server: Counts the connections that the database has.
-    :return: How many connections are open.
+    :param server: Returns the number of connections on the database server.
+    :return: The number of open connections.
     """
     used, opened, out, in_pool = books(db, app)
     assert (used, out) == (0, 0)
@@ -292,7 +292,7 @@ def check_books(
     assert (pool.pending, pool.holders, pool.waiters) == (0, (), ())
     assert opened == in_pool
     if server is not None:
-        # A backend is there a little longer than its client's side.
+        # A backend lives a little longer than the client's side of its connection.
         wait_until(
             lambda: server() == opened,
             what=lambda: f"{opened} connections here, {server()} at the server",

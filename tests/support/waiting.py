@@ -1,4 +1,4 @@
-"""Waits that end: for a fact to hold, never for an amount of time."""
+"""Waiting for a condition, with a timeout, instead of for a fixed time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def wait_until(
     every: float = 0.02,
     what: str | Callable[[], str] = "the condition",
 ) -> T:
-    """Call ``check`` until what it returns is true, and return that.
+    """Call ``check`` until it returns a true value, and return that value.
 
     :param timeout: Seconds after which the wait fails with :exc:`TimeoutError`.
     :param every: Seconds between two calls.
-    :param what: What was waited for, for the error's message.
+    :param what: A description of the condition, for the error's message.
     """
     deadline = time.monotonic() + timeout
     while not (found := check()):

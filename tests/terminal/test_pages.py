@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from inside import PingResult
 from readings import a_full_pool
 from readings import a_holder
 from readings import a_last_worker
@@ -25,7 +26,6 @@ from readings import a_worker
 from readings import AUDIT
 from readings import lost_work
 
-from flask_scopedsession._pools.engine import PingResult
 from flask_scopedsession._terminal.page import duration
 from flask_scopedsession._terminal.page import Page
 from flask_scopedsession._terminal.page import some

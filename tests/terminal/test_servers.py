@@ -7,16 +7,16 @@ import shutil
 from typing import Any
 
 import pytest
+from inside import ConnectionLimit
+from inside import LockWait
+from inside import ServerConnection
+from inside import ServerView
+from inside import Unclaimed
 from readings import a_holder
 from readings import AUDIT
 from readings import ORDERS
 
 from flask_scopedsession._terminal.servers import render_servers
-from flask_scopedsession.snapshot._servers import ConnectionLimit
-from flask_scopedsession.snapshot._servers import LockWait
-from flask_scopedsession.snapshot._servers import ServerConnection
-from flask_scopedsession.snapshot._servers import ServerView
-from flask_scopedsession.snapshot._servers import Unclaimed
 
 
 def a_connection(backend_pid: int = 9001, **changes: Any) -> ServerConnection:

@@ -19,8 +19,6 @@ from flask import Flask
 from sqlalchemy import select
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._control.client import ask
-from flask_scopedsession._control.directory import Place
 
 #: Seconds after which a process ends by itself, should its script hang.
 LONGEST = 20
@@ -84,7 +82,8 @@ class Observer:
 
     def _run(self) -> None:
         while (line := self._questions.receive()) != "end":
-            answers = ask([Place(str(HOME), None)], float(line))
+            with app.app_context():
+                answers = db.workers(float(line))
             found = {
                 "live": {w.pid: w.id for w in answers.workers if w.source == "live"},
                 "silent": {s.pid: s.reason for s in answers.silent},

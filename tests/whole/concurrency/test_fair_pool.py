@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from inside import fair
+from inside import tracked
 from sqlalchemy import create_engine
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import QueuePool
@@ -19,8 +21,6 @@ from threads import Working
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._pools.fair_queue import fair
-from flask_scopedsession._pools.tracked_pool import tracked
 
 Run = Callable[..., Any]
 

@@ -1,11 +1,16 @@
-"""What docs/troubleshooting.md shows is what one sees."""
+"""The pages show what the commands and logs really say: ``docs/captured/``."""
 
 from __future__ import annotations
 
+import importlib
 import re
-import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import sqlalchemy
@@ -13,46 +18,115 @@ import sqlalchemy
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 
-#: What differs from one run or machine to the next, and what is put there instead.
+#: What differs from one run or machine to the next, and its replacement.
 VARIES = [
     (r"0x[0-9a-f]+", "ADDRESS"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*(?: \+0000| UTC)?", "TIME"),
     (r"\d+(?:\.\d+)? (?:ms|s|min|h)\b", "DURATION"),
-    # Not of a line in a file: that is to be the right one.
+    # Not the line number of a place in a file: it has to be right.
     (r"(?<![\w.])(?<!\.py:)\d+(?:\.\d+)*", "N"),
     (r"\bN(?:, N)+", "N"),
-    # Columns are as wide as what is in them, and lines are broken where they must.
+    # The width of a column depends on its values, and the end of a line on paths.
     (r"\s+", " "),
 ]
 
 
+def imported() -> ModuleType:
+    """Import ``docs/capture.py``, and leave the path of imports as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(DOCS), *sys.path])
+        return importlib.import_module("capture")
+
+
+capture = imported()
+
+
 def normalised(text: str) -> str:
-    for pattern, instead in VARIES:
-        text = re.sub(pattern, instead, text)
+    for pattern, replacement in VARIES:
+        text = re.sub(pattern, replacement, text)
     return text
 
 
-def test_the_page_shows_every_captured_file_and_no_other() -> None:
-    """A file that nobody shows, or that is not there, is a mistake."""
+@pytest.fixture(scope="module")
+def root() -> Iterator[Path]:
+    """A folder with a short path, open to the user that PostgreSQL runs as."""
+    with tempfile.TemporaryDirectory(prefix="ss-captured-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(root: Path) -> Any:
+    return capture.Stage(root / "sqlite")
+
+
+@pytest.fixture(scope="module")
+def small_server(root: Path) -> Iterator[Any]:
+    """A PostgreSQL with few connections, to crash."""
+    with capture.brought_server(root, durable=True) as server:
+        server.set(max_connections=10)
+        server.crash()
+        server.start()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def on_postgresql(root: Path, small_server: Any) -> Any:
+    url = small_server.url.render_as_string(hide_password=False)
+    return capture.Stage(root / "postgresql", FLASK_SQLALCHEMY_DATABASE_URI=url)
+
+
+def compare(captured: dict[str, str], root: Path) -> None:
+    """Expect in each committed file what was captured, except for numbers."""
+    assert captured
+    for name, text in captured.items():
+        committed = (DOCS / "captured" / f"{name}.txt").read_text(encoding="utf-8")
+        assert normalised(capture.tidy(text, root)) == normalised(committed), name
+
+
+def test_every_captured_file_is_shown_and_made() -> None:
+    """Each file is on the page, and a scene of the script writes it."""
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```\{literalinclude\} captured/(\S+)$", page, re.MULTILINE)
     assert sorted(shown) == sorted(p.name for p in (DOCS / "captured").iterdir())
+    source = (DOCS / "capture.py").read_text(encoding="utf-8")
+    names = [Path(name).stem for name in shown]
+    assert [name for name in names if f'"{name}": ' not in source] == []
 
 
-@pytest.mark.workers
-@pytest.mark.slow
-@pytest.mark.skipif(
+# One scene a test, so that several processes can share the scenes.
+sqlalchemy_2_1 = pytest.mark.skipif(
     not sqlalchemy.__version__.startswith("2.1"),
     reason="the words of SQLAlchemy's errors are those of 2.1",
 )
-def test_what_was_captured_is_what_one_sees(short_tmp: Path) -> None:
-    """All but numbers; ``python docs/capture.py`` writes it anew."""
-    short_tmp.chmod(0o755)
-    again = short_tmp / "again"
-    subprocess.run([sys.executable, DOCS / "capture.py", again], check=True)
-    committed = sorted((DOCS / "captured").iterdir())
-    assert sorted(p.name for p in again.iterdir()) == [p.name for p in committed]
-    for path in committed:
-        now = (again / path.name).read_text(encoding="utf-8")
-        then = path.read_text(encoding="utf-8")
-        assert normalised(now) == normalised(then), path.name
+
+
+@sqlalchemy_2_1
+@pytest.mark.workers
+@pytest.mark.slow
+@pytest.mark.parametrize("play", capture.ON_SQLITE, ids=lambda play: play.__name__)
+def test_on_sqlite(play: Any, on_sqlite: Any, root: Path) -> None:
+    """``python docs/capture.py`` writes the files anew."""
+    compare(play(on_sqlite), root)
+
+
+@sqlalchemy_2_1
+@pytest.mark.workers
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "play",
+    [
+        *capture.ON_POSTGRESQL,
+        capture.connections_died,
+        capture.too_many_clients,
+    ],
+    ids=lambda play: play.__name__,
+)
+def test_on_postgresql(
+    play: Any, on_postgresql: Any, small_server: Any, root: Path
+) -> None:
+    """``python docs/capture.py`` writes the files anew."""
+    if play is capture.connections_died:
+        play = partial(play, server=small_server)
+    compare(play(on_postgresql), root)

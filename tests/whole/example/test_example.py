@@ -189,8 +189,8 @@ def test_flight_by_api(browser: FlaskClient) -> None:
         ("number", "", "Enter a flight number"),
         ("number", "400", "Enter a flight number"),
         ("number", "LH\u0664\u0660\u0660", "Enter a flight number"),
-        ("date", "01.07.2025", "Enter a date as year-month-day"),
-        ("date", "2025-02-30", "Enter a date as year-month-day"),
+        ("date", "01.07.2025", "Enter a date as YYYY-MM-DD"),
+        ("date", "2025-02-30", "Enter a date as YYYY-MM-DD"),
         ("date", "1903-12-16", "Enter a date between"),
         ("date", "9999-12-31", "Enter a date between"),
         ("origin", None, "Enter an airport's ICAO or IATA code"),
@@ -607,7 +607,7 @@ def test_postgresql(pg_url: str, make_example: Callable[..., Flask]) -> None:
     """One setting switches to PostgreSQL; all the rest is as it was."""
     app = make_example(SQLALCHEMY_DATABASE_URI=pg_url)
     run = app.test_cli_runner().invoke
-    assert " 0 changed, 0 as they were" in run(args=["import-airports"]).output
+    assert " 0 changed, 0 unchanged" in run(args=["import-airports"]).output
     assert "0 added, 0 changed" in run(args=["import-airports"]).output
 
     browser = app.test_client()

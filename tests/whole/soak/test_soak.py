@@ -19,6 +19,7 @@ import psutil
 import pytest
 from databases import Backends
 from faults import FaultProxy
+from inside import Hold
 from postgres import fresh_database
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,7 +32,6 @@ from traffic import Tally
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._pools.account import Hold
 
 #: What the process may grow by once it is warm; and by each request, of which the
 #: clients remember what they were told. A session that leaks is several times that.

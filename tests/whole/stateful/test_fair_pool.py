@@ -22,6 +22,9 @@ from hypothesis.stateful import initialize
 from hypothesis.stateful import precondition
 from hypothesis.stateful import rule
 from hypothesis.stateful import RuleBasedStateMachine
+from inside import fair
+from inside import fair_queue as _fair
+from inside import tracked
 from interleaving import Choices
 from interleaving import GO
 from interleaving import KILL
@@ -31,10 +34,6 @@ from interleaving import Task
 from interleaving import TIME_OUT
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import QueuePool
-
-from flask_scopedsession._pools import fair_queue as _fair
-from flask_scopedsession._pools.fair_queue import fair
-from flask_scopedsession._pools.tracked_pool import tracked
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 from gates import Gates
+from inside import FULL
 from prefork import Prefork
 from terminal import Terminal
-
-from flask_scopedsession._terminal.charts import FULL
 
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
 

@@ -1,0 +1,125 @@
+"""The configured databases: their names, URLs and engine options."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from types import MappingProxyType
+
+from sqlalchemy.engine import URL
+
+from ..errors import ConfigError
+from .keys import BINDS
+from .keys import ENGINE_OPTIONS
+from .keys import URI
+from .options import engine_options
+from .urls import driver_of
+from .urls import is_sqlite
+from .urls import parse_url
+from .values import mapping
+
+DEFAULT_BIND = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class BindSettings:
+    """One database: where it is, and how its engine is made."""
+
+    name: str
+    key: str
+    """The configuration key that named it, for error messages."""
+    url: URL = field(repr=False)
+    options: Mapping[str, t.Any] = field(repr=False)
+    """Options for ``create_engine()``."""
+    ping_idle_after: float | None
+    """Seconds after which an idle connection is tested before use; ``None``: never."""
+    fair_pool: bool
+    pragmas: Mapping[str, str]
+    begin: str | None
+
+
+def read_binds(
+    values: Mapping[str, t.Any], defaults: Mapping[str, t.Any] | None
+) -> dict[str, BindSettings]:
+    """Return the settings of every bind by its name.
+
+    :param values: The values of all keys, as :func:`.read_keys` returns them.
+    :param defaults: The engine options that were given to the constructor.
+    :raises ConfigError: A bind or one of its options is wrong, or there is no bind.
+    """
+    basic = engine_options("ScopedSession(engine_options=...)", defaults)
+    parsed = {
+        name: (key, *_split(key, value))
+        for name, (key, value) in _named(values).items()
+    }
+    main = parsed.get(DEFAULT_BIND)
+    binds = {}
+    for name, (key, url, own) in parsed.items():
+        # Another driver may refuse the options that this one understands.
+        inherits = main is None or driver_of(url) == driver_of(main[1])
+        shared = values[ENGINE_OPTIONS] if inherits else {}
+        options = {"echo": values["SQLALCHEMY_ECHO"], **basic, **shared, **own}
+        binds[name] = _bind(values, name, key, url, options)
+    return binds
+
+
+def _named(values: Mapping[str, t.Any]) -> dict[str, tuple[str, t.Any]]:
+    """Return each bind's configuration key and its raw value, by its name."""
+    found: dict[str, tuple[str, t.Any]] = {}
+    if values[URI] is not None:
+        found[DEFAULT_BIND] = (URI, values[URI])
+    for given, value in values[BINDS].items():
+        # Flask-SQLAlchemy's name for the default bind is None.
+        name = DEFAULT_BIND if given is None else given
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{BINDS}: the name of a bind must be a string.")
+        key = f"{BINDS}[{given!r}]"
+        if name in found:
+            raise ConfigError(
+                f"{key} and {found[name][0]} both name the default bind. Keep one."
+            )
+        found[name] = (key, value)
+    if not found:
+        raise ConfigError(
+            f"{URI} is not set, and {BINDS} is empty. Set one of them before"
+            f" init_app, such as app.config[{URI!r}] = 'sqlite:///app.db'."
+        )
+    return found
+
+
+def _split(key: str, value: t.Any) -> tuple[URL, dict[str, t.Any]]:
+    """Separate a configured bind into its URL and its own engine options."""
+    if not isinstance(value, Mapping) or "drivername" in value:
+        return parse_url(key, value), {}
+    if "url" not in value:
+        raise ConfigError(
+            f"{key} must be a URL, a dict of its parts with a 'drivername', or a dict"
+            " with a 'url' and engine options."
+        )
+    options = mapping(key, value)
+    return parse_url(f"{key}['url']", options.pop("url")), engine_options(key, options)
+
+
+def _bind(
+    values: Mapping[str, t.Any],
+    name: str,
+    key: str,
+    url: URL,
+    options: dict[str, t.Any],
+) -> BindSettings:
+    sqlite = is_sqlite(url)
+    # pool_pre_ping tests at every checkout; a second test would be useless.
+    tested = not sqlite and not options.get("pool_pre_ping")
+    pragmas = values["SCOPEDSESSION_SQLITE_PRAGMAS"] if sqlite else {}
+    return BindSettings(
+        name=name,
+        key=key,
+        url=url,
+        options=MappingProxyType(options),
+        ping_idle_after=values["SCOPEDSESSION_PING_IDLE_AFTER"] if tested else None,
+        fair_pool=values["SCOPEDSESSION_FAIR_POOL"],
+        pragmas=MappingProxyType(pragmas),
+        begin=values["SCOPEDSESSION_SQLITE_BEGIN"] if sqlite else None,
+    )

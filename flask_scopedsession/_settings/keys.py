@@ -1,0 +1,217 @@
+"""The one table of configuration keys: parser, default, type and meaning of each.
+
+``docs/config.md`` prints the same table, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
+
+from ..errors import ConfigError
+from .options import engine_options
+from .options import session_options
+from .values import boolean
+from .values import choice
+from .values import chosen
+from .values import echo
+from .values import kind
+from .values import mapping
+from .values import optional_seconds
+from .values import seconds
+from .values import text
+
+PREFIX = "SCOPEDSESSION_"
+URI = "SQLALCHEMY_DATABASE_URI"
+BINDS = "SQLALCHEMY_BINDS"
+ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
+
+
+class Key(t.NamedTuple):
+    """How one key is read, and what the documentation says about it."""
+
+    parse: Callable[[str, t.Any], t.Any]
+    """Takes the key's name, for error messages, and the configured value."""
+    default: t.Any
+    type: str
+    """The type, and the unit of a number."""
+    meaning: str
+    shown: str | None = None
+    """The default in words, where it is not a plain value."""
+    in_debug: t.Any = None
+    """The default in debug mode, if it is another one."""
+    takes_none: bool = False
+    """Whether ``None`` is a value, and not the same as a missing key."""
+
+    @property
+    def default_text(self) -> str:
+        """The default, as the documentation prints it."""
+        if self.shown is not None:
+            return self.shown
+        debug = "" if self.in_debug is None else f", `{self.in_debug}` in debug mode"
+        return f"`{self.default!r}`{debug}"
+
+
+def read_keys(config: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the value of every key of the table: parsed, or its default.
+
+    :raises ConfigError: A value is wrong, or a key is unknown; the message names it.
+    """
+    _refuse_unknown(config)
+    debug = _is_debug(config)
+    found = {}
+    for name, key in KEYS.items():
+        value = chosen(config, name)
+        if value is not None or (key.takes_none and config.get(name, "") is None):
+            found[name] = key.parse(name, value)
+        elif debug and key.in_debug is not None:
+            found[name] = key.in_debug
+        else:
+            found[name] = key.default
+    return found
+
+
+def _refuse_unknown(config: Mapping[str, t.Any]) -> None:
+    for name in map(str, config):
+        if name.startswith(PREFIX) and name not in KEYS:
+            import difflib
+
+            ours = {
+                key.removeprefix(PREFIX): key for key in KEYS if key.startswith(PREFIX)
+            }
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), ours, 1)
+            hint = f" Did you mean {ours[near[0]]}?" if near else ""
+            raise ConfigError(f"{name} is not a key of this version.{hint}")
+
+
+def _is_debug(config: Mapping[str, t.Any]) -> bool:
+    """Whether the app is in debug mode. From the environment, ``"False"`` is text."""
+    value = chosen(config, "DEBUG")
+    return boolean("DEBUG", value) if isinstance(value, str) else bool(value)
+
+
+# -- parsers of a single key ---------------------------------------------------
+
+
+def _as_given(_: str, value: object) -> object:
+    return value  # parsed with the bind that it is for
+
+
+def _binds(where: str, value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must map names to URLs, not be {kind(value)}.")
+    return value
+
+
+def _path(where: str, value: object) -> str:
+    path = text(where, os.fsdecode(value) if isinstance(value, os.PathLike) else value)
+    if "\0" in path:
+        raise ConfigError(f"{where} may not contain a NUL character.")
+    return path
+
+
+def _pragmas(where: str, value: object) -> dict[str, str]:
+    pragmas = {}
+    for name, given in mapping(where, value).items():
+        word = ("ON" if given else "OFF") if isinstance(given, bool) else str(given)
+        # SQLite takes no parameters in a PRAGMA, so only plain words are safe.
+        plain = re.fullmatch(r"\w+(\.\w+)?", name) and re.fullmatch(r"-?[\w.]+", word)
+        if given is None or not plain:
+            raise ConfigError(
+                f"{where} needs plain names and plain values, such as"
+                " {'journal_mode': 'WAL'}."
+            )
+        pragmas[name] = word
+    return pragmas
+
+
+# -- the table -----------------------------------------------------------------
+
+KEYS: Mapping[str, Key] = {
+    URI: Key(
+        *(_as_given, None, "`str`, `URL` or `dict`"),
+        "URL of the bind `default`",
+        shown="none; this or `SQLALCHEMY_BINDS` is required",
+    ),
+    BINDS: Key(
+        *(_binds, {}, "`dict`"),
+        "more databases: the name of each bind, and its URL and engine options",
+    ),
+    ENGINE_OPTIONS: Key(
+        *(engine_options, {}, "`dict`"),
+        "options for `create_engine()`",
+    ),
+    "SQLALCHEMY_SESSION_OPTIONS": Key(
+        *(session_options, {}, "`dict`"),
+        "options for the sessionmaker",
+    ),
+    "SQLALCHEMY_ECHO": Key(
+        *(echo, False, '`bool` or `"debug"`'),
+        "log each SQL statement",
+    ),
+    "SCOPEDSESSION_NAME": Key(
+        *(text, None, "`str`"),
+        "which deployment this is",
+        shown="the application's name and the real path of its folder",
+    ),
+    "SCOPEDSESSION_TRACKING": Key(
+        *(boolean, True, "`bool`"),
+        "keep account of connections and sessions",
+    ),
+    "SCOPEDSESSION_CONTROL": Key(
+        *(boolean, None, "`bool`"),
+        "answer the status commands",
+        shown="`True`, but not while `TESTING`",
+    ),
+    "SCOPEDSESSION_CONTROL_DIR": Key(
+        *(_path, None, "`str`, a path"),
+        "directory of the control sockets",
+        shown="`<tmp>/flask-scopedsession-<uid>/<hash of the name>`",
+    ),
+    "SCOPEDSESSION_SNAPSHOT_FILE": Key(
+        *(boolean, True, "`bool`"),
+        "write a last snapshot when there is trouble",
+    ),
+    "SCOPEDSESSION_HELD_LONG_AFTER": Key(
+        *(partial(seconds, least=0.1), 15.0, "`float`, seconds, at least 0.1"),
+        "report a connection that is checked out for longer",
+    ),
+    "SCOPEDSESSION_LOST_WORK": Key(
+        *(choice("warn", "raise", "ignore"), "warn", "`str`"),
+        "what happens if a scope ends well but with uncommitted changes",
+        shown='`"warn"`',
+    ),
+    "SCOPEDSESSION_PING_IDLE_AFTER": Key(
+        *(optional_seconds, 0.5, "`float`, seconds, at least 0; or `None`, never"),
+        "test a pooled connection that was idle for longer before it is used",
+        shown="`0.5`; SQLite is not tested",
+        takes_none=True,
+    ),
+    "SCOPEDSESSION_FAIR_POOL": Key(
+        *(boolean, True, "`bool`"),
+        "a returned connection goes to the thread that has waited longest",
+    ),
+    "SCOPEDSESSION_STACKS": Key(
+        *(boolean, False, "`bool`"),
+        "record where each connection was checked out",
+        in_debug=True,
+    ),
+    "SCOPEDSESSION_SHOW_SQL": Key(
+        *(boolean, False, "`bool`"),
+        "show the text of statements, never their parameters",
+        in_debug=True,
+    ),
+    "SCOPEDSESSION_SQLITE_PRAGMAS": Key(
+        *(_pragmas, {}, "`dict`"),
+        "pragmas to run on each new SQLite connection",
+    ),
+    "SCOPEDSESSION_SQLITE_BEGIN": Key(
+        *(choice("DEFERRED", "IMMEDIATE"), None, "`str`"),
+        "how a transaction begins on SQLite",
+        shown="none, the driver's behaviour",
+    ),
+}

@@ -1,0 +1,73 @@
+"""The private names that tests outside of their own room use.
+
+No other file imports them from there, which ``whole/test_layout.py`` checks: so this is
+the one place to change when a private module is moved or rewritten.
+"""
+
+from __future__ import annotations
+
+from flask_scopedsession._control import directory
+from flask_scopedsession._control import endpoint
+from flask_scopedsession._control.client import ask
+from flask_scopedsession._control.directory import Place
+from flask_scopedsession._control.protocol import encode
+from flask_scopedsession._control.server import SERVER
+from flask_scopedsession._live import reader
+from flask_scopedsession._pools import fair_queue
+from flask_scopedsession._pools.account import Hold
+from flask_scopedsession._pools.engine import PingResult
+from flask_scopedsession._pools.fair_queue import fair
+from flask_scopedsession._pools.naming import process_name
+from flask_scopedsession._pools.tracked_pool import tracked
+from flask_scopedsession._scopes import context
+from flask_scopedsession._scopes.scope import Owner
+from flask_scopedsession._scopes.scope import Responsible
+from flask_scopedsession._settings.keys import KEYS
+from flask_scopedsession._settings.urls import safe_url
+from flask_scopedsession._terminal.advice import render_advice
+from flask_scopedsession._terminal.charts import FULL
+from flask_scopedsession._terminal.charts import History
+from flask_scopedsession._terminal.charts import Look
+from flask_scopedsession._terminal.page import fold
+from flask_scopedsession._terminal.page import unstyled
+from flask_scopedsession._terminal.pools import render_pools
+from flask_scopedsession._terminal.sections import render_sessions
+from flask_scopedsession.snapshot._servers import ConnectionLimit
+from flask_scopedsession.snapshot._servers import LockWait
+from flask_scopedsession.snapshot._servers import ServerConnection
+from flask_scopedsession.snapshot._servers import ServerView
+from flask_scopedsession.snapshot._servers import Unclaimed
+
+__all__ = [
+    "FULL",
+    "KEYS",
+    "SERVER",
+    "ConnectionLimit",
+    "History",
+    "Hold",
+    "LockWait",
+    "Look",
+    "Owner",
+    "PingResult",
+    "Place",
+    "Responsible",
+    "ServerConnection",
+    "ServerView",
+    "Unclaimed",
+    "ask",
+    "context",
+    "directory",
+    "encode",
+    "endpoint",
+    "fair",
+    "fair_queue",
+    "fold",
+    "process_name",
+    "reader",
+    "render_advice",
+    "render_pools",
+    "render_sessions",
+    "safe_url",
+    "tracked",
+    "unstyled",
+]
