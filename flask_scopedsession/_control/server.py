@@ -235,6 +235,7 @@ class Server:
         :raises ControlError: It has no safe directory, or no thread can be started.
         """
         with self._lock:
+            # A loop takes no lock, because its endpoints stay the same while it runs.
             self._stop()
             try:
                 # Under the lock, so that no fork inherits a half-made one.
@@ -243,8 +244,7 @@ class Server:
             finally:
                 self._start()
             if self._loop is None:
-                self._endpoints = self._endpoints[:-1]
-                endpoint.close()
+                self._drop([endpoint])
                 raise ControlError(
                     f"uid {os.geteuid()} cannot start a thread for {endpoint.path}."
                     " Raise its limit of processes, or set SCOPEDSESSION_CONTROL=0."
@@ -255,9 +255,7 @@ class Server:
         """Stop answering for an application, and remove its files."""
         with self._lock:
             self._stop()
-            if endpoint in self._endpoints:
-                self._endpoints = tuple(e for e in self._endpoints if e is not endpoint)
-                endpoint.close()
+            self._drop([endpoint])
             self._start()
 
     def retire(self, gone: t.Collection[Endpoint]) -> bool:
@@ -267,11 +265,9 @@ class Server:
         if not self._lock.acquire(False):
             return False
         try:
-            self._endpoints = tuple(e for e in self._endpoints if e not in gone)
+            self._drop(gone)
             if not self._endpoints:
                 self._loop = None
-            for endpoint in gone:
-                endpoint.close()
         finally:
             self._lock.release()
         return True
@@ -282,9 +278,7 @@ class Server:
             return  # a fork that ran no hook: all of this is the parent's
         with self._lock:
             self._stop()
-            endpoints, self._endpoints = self._endpoints, ()
-            for endpoint in endpoints:
-                endpoint.close()
+            self._drop(self._endpoints)
         self._report()
 
     def resume(self) -> None:
@@ -300,7 +294,7 @@ class Server:
         if type(error) not in self._failed:
             self._failed.add(type(error))
             # As text, because a traceback would keep the locals of its frames alive.
-            self._failures.append(traceback.format_exc())
+            self._failures.append("".join(traceback.format_exception(error)))
             self._ask_to_resume()
 
     def _report(self) -> None:
@@ -366,6 +360,11 @@ class Server:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.stop()
+
+    def _drop(self, dropped: t.Collection[Endpoint]) -> None:
+        self._endpoints = tuple(e for e in self._endpoints if e not in dropped)
+        for endpoint in dropped:
+            endpoint.close()
 
 
 #: The server of this process.
