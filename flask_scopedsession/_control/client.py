@@ -81,7 +81,7 @@ def ask(
         except FileNotFoundError:
             error = "does not exist" + place.obstacle()
         except PermissionError:
-            error = f"uid {os.geteuid()} may not look into it"
+            error = f"uid {os.geteuid()} is not allowed to read it"
             denied = True
         except OSError as problem:
             error = problem.strerror or type(problem).__name__
@@ -96,7 +96,7 @@ def _empty(path: str, owner: int) -> str | None:
     """Explain to root why its own workers are not in a directory of another user."""
     if directory.listing(path):
         return None
-    return f"is empty; it belongs to uid {owner}, whose workers alone may use it"
+    return f"is empty; only workers of uid {owner} use it, because it is theirs"
 
 
 def _is_strangers(path: str) -> bool:

@@ -757,5 +757,5 @@ def test_root_learns_the_owner_of_an_empty_directory(home: Path) -> None:
     """Root's own workers do not use it, which only their log says."""
     os.chown(home, 65534, -1)
     error, denied = why(home)
-    assert error == "is empty; it belongs to uid 65534, whose workers alone may use it"
+    assert error == "is empty; only workers of uid 65534 use it, because it is theirs"
     assert not denied

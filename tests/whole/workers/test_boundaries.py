@@ -203,7 +203,7 @@ def test_every_file_with_its_mode_and_content(
 # Users
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_a_user_without_a_name(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_user_without_a_name(
     assert theirs.serve()["workers"] == [[seen["pid"], NAMELESS]]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_another_user_can_do_nothing(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
@@ -292,8 +292,8 @@ def test_what_a_database_server_learns(
         row = other.execute(
             text("SELECT * FROM pg_stat_activity WHERE pid = :pid"), {"pid": mine}
         ).one()
-        told = own or f"shop@{socket.gethostname()}:{os.getpid()}"
-        assert row.application_name == told
+        expected = own or f"shop@{socket.gethostname()}:{os.getpid()}"
+        assert row.application_name == expected
         assert row.query == "<insufficient privilege>"
         assert row.state is row.client_addr is row.xact_start is None
         other.rollback()
