@@ -21,12 +21,12 @@ from sqlalchemy.orm import sessionmaker
 
 from ._application import AppState
 from ._control.server import SERVER
+from ._databases.ping import ping
 from ._live.worker import LiveView
 from ._pools.account import Ledger
 from ._pools.account import PoolAccount
 from ._pools.engine import dispose_all
 from ._pools.engine import make_engine
-from ._pools.engine import ping
 from ._runtime import fork
 from ._scopes.context import app_context
 from ._scopes.context import context_torn_down

@@ -1,7 +1,7 @@
 """Every error that this package raises, in one tree.
 
-An error that stands for one of Flask's or SQLAlchemy's also inherits from it,
-so that code written against those keeps working.
+An error that stands for one of Flask's or SQLAlchemy's also inherits from that, so that
+code written for those keeps working.
 """
 
 from __future__ import annotations
@@ -29,44 +29,91 @@ class ScopedSessionError(Exception):
 
 
 class ConfigError(ScopedSessionError, ValueError):
-    """A configuration key or argument is missing, malformed or contradictory."""
+    """A configuration key or an argument is missing, wrong or contradictory.
+
+    The message names the key or argument, what it must be, and never the value, which
+    may hold a password. Correct it where it is set: on ``app.config`` before
+    ``init_app``, in the environment, or in the call.
+    """
 
 
 class SetupError(ScopedSessionError, RuntimeError):
-    """The extension was set up wrongly, such as twice for one application."""
+    """The extension was set up wrongly, such as twice for one application.
+
+    Call :meth:`.ScopedSession.init_app` once for each application, with the
+    application itself. For several databases use ``SQLALCHEMY_BINDS``.
+    """
 
 
 class AppNotInitialized(SetupError):
-    """The current application was never given to :meth:`.ScopedSession.init_app`."""
+    """The current application was never given to :meth:`.ScopedSession.init_app`.
+
+    Call ``db.init_app(app)`` in the factory that makes the application, and use the
+    same ``db`` everywhere.
+    """
 
 
 class OutsideContext(ScopedSessionError, RuntimeError):
-    """A session or engine was asked for where no application context is active."""
+    """A session or engine was used where no application context is active.
+
+    Flask has one during each request and command. Elsewhere, such as in a thread of
+    your own or a script, use ``with app.app_context():``.
+    """
 
 
 class UnknownBind(ScopedSessionError, LookupError):
-    """No bind of that name is configured."""
+    """No bind of that name is configured.
+
+    The message lists the binds that are. Add the missing one to ``SQLALCHEMY_BINDS``,
+    or correct the name.
+    """
 
 
 class SessionRemoved(ScopedSessionError, InvalidRequestError):
-    """A session was used after its scope had ended."""
+    """A session was used after its scope had ended and removed it.
+
+    Something kept the session, or an object that loads from it, beyond the request or
+    context, such as a thread or a generator. Use ``db.session`` there instead, and pass
+    primary keys rather than objects.
+    """
 
 
 class SharedSession(ScopedSessionError, InvalidRequestError):
-    """A session was called while another thread was in the midst of a call of it."""
+    """A session was used while another thread was using it.
+
+    Two threads share an application context, and so its session and transaction. Give
+    each thread a context of its own: ``with app.app_context():``.
+    """
 
 
 class LostWork(ScopedSessionError, RuntimeError):
-    """A scope ended well, but its changes were never committed."""
+    """A scope ended well, but with changes that were never committed.
+
+    Raised only with ``SCOPEDSESSION_LOST_WORK = "raise"``. Call
+    ``db.session.commit()`` to keep the changes, or ``db.session.rollback()`` to discard
+    them.
+    """
 
 
 class PingError(ScopedSessionError):
-    """The database could not be reached, or did not answer in time."""
+    """The database could not be reached, or did not answer in time.
+
+    The message has the driver's kind of error, such as ``connection refused``, and not
+    its text, which may hold a password. Check that the server runs, that the URL is
+    right, and that the timeout is long enough.
+    """
 
 
 class ControlError(ScopedSessionError):
-    """The live view could not be offered, or not be read."""
+    """The control socket could not be served or read.
+
+    The message says why. The application itself works without it.
+    """
 
 
 class UnsafeDirectory(ControlError):
-    """The control directory could be read or replaced by somebody else."""
+    """The control directory could be read or replaced by another user.
+
+    It must belong to the user who runs the workers, and have mode 0700. Remove it, or
+    set ``SCOPEDSESSION_CONTROL_DIR`` to a directory that no other user can write to.
+    """

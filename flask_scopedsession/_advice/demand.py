@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import typing as t
 
+from ..snapshot import BusyMinute
 from ..snapshot import PoolSnapshot
 from ..snapshot import WorkerSnapshot
 from . import erlang
@@ -20,38 +20,25 @@ _DOUBT = 0.001
 _INSTANT = 1e-3
 
 
-class _Window(t.NamedTuple):
-    """What was counted in `span_s` seconds; `at` is the time when they ended."""
-
-    at: str | None
-    span_s: float
-    checkouts: int
-    held_s: float
-    waited_s: float
-    timeouts: int
-
-    @property
-    def hold_s(self) -> float:
-        return self.held_s / self.checkouts if self.checkouts else 0.0
-
-
 def measure(worker: WorkerSnapshot, pool: PoolSnapshot) -> Measured:
     """Return the load of a pool: in its busiest minute, or since the start."""
     window = _window(worker, pool)
+    span = max(window.span_s, _INSTANT)
+    hold = window.held_s / window.checkouts if window.checkouts else 0.0
     used = max(pool.used_max, pool.used, min(1, window.checkouts))
     together = used + (pool.pending_max or 0)
     full = pool.max is not None and used >= pool.max
-    load, most = _loads(window, pool, used, together, full)
+    load, most = _loads(window, span, hold, pool, used, together)
     varies = erlang.variability(pool.hold_s.buckets, pool.hold_s.max or 0.0)
     return Measured(
         pid=worker.pid,
         role=worker.role,
-        at=window.at,
-        span_s=window.span_s,
+        at=window.at or None,
+        span_s=span,
         checkouts=window.checkouts,
         timeouts=window.timeouts,
-        rate=(window.checkouts + window.timeouts) / window.span_s,
-        hold_s=window.hold_s,
+        rate=(window.checkouts + window.timeouts) / span,
+        hold_s=hold,
         hold_variability=varies,
         load=load,
         load_most=most,
@@ -67,44 +54,42 @@ def measure(worker: WorkerSnapshot, pool: PoolSnapshot) -> Measured:
     )
 
 
-def _window(worker: WorkerSnapshot, pool: PoolSnapshot) -> _Window:
-    minute = pool.busiest
-    if minute is not None and minute.checkouts:
-        return _Window(
-            minute.at,
-            max(minute.span_s, _INSTANT),
-            minute.checkouts,
-            minute.held_s,
-            minute.waited_s,
-            minute.timeouts,
-        )
-    return _Window(
-        None,
-        max(worker.age_s, _INSTANT),
-        pool.checkouts_total,
-        pool.hold_s.sum,
-        0.0 if pool.wait_s is None else pool.wait_s.sum,
-        pool.timeouts_total or 0,
+def _window(worker: WorkerSnapshot, pool: PoolSnapshot) -> BusyMinute:
+    """Return the busiest minute, or all since the start, which has no `at`."""
+    if pool.busiest is not None and pool.busiest.checkouts:
+        return pool.busiest
+    return BusyMinute(
+        at="",
+        span_s=worker.age_s,
+        checkouts=pool.checkouts_total,
+        held_s=pool.hold_s.sum,
+        waited_s=0.0 if pool.wait_s is None else pool.wait_s.sum,
+        timeouts=pool.timeouts_total or 0,
     )
 
 
 def _loads(
-    window: _Window, pool: PoolSnapshot, used: int, together: int, full: bool
+    window: BusyMinute,
+    span: float,
+    hold: float,
+    pool: PoolSnapshot,
+    used: int,
+    together: int,
 ) -> tuple[float, float]:
     """Return the load as measured, and the most that it can have been.
 
     By Little's law, it is the time that connections were held over the time that
     passed, whatever the arrivals and the holds are like.
     """
-    load = (window.held_s + window.timeouts * window.hold_s) / window.span_s
-    if not full:
+    load = (window.held_s + window.timeouts * hold) / span
+    if pool.max is None or used < pool.max:
         # A long hold counts in the minute in which it ended, but began before.
         load = min(load, used)
         return load, load
     # A waiting thread sends no further requests. With a connection for each, every
     # wait would at most have been a hold.
     given_up = window.timeouts * (pool.pool_timeout or 0.0)
-    most = (window.held_s + window.waited_s + given_up) / window.span_s
+    most = (window.held_s + window.waited_s + given_up) / span
     return min(load, together), min(max(load, most), together)
 
 

@@ -1,4 +1,4 @@
-"""The servers' own view of our connections, joined with what the workers say.
+"""The servers' own view of our connections, joined with what the workers report.
 
 Each database is asked over one connection outside the pool, after the workers were.
 """
@@ -9,12 +9,10 @@ import typing as t
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from time import perf_counter
 
 from .._pools.account import PoolAccount
-from .._pools.engine import server_version
-from .._pools.engine import visit
 from .._pools.naming import family_of
 from .._settings.urls import safe_url
 from ..errors import PingError
@@ -27,20 +25,25 @@ from ..snapshot._servers import Scope
 from ..snapshot._servers import ServerConnection
 from ..snapshot._servers import ServerView
 from ..snapshot._servers import Unclaimed
-from .queries import Activity
-from .queries import asks
-from .queries import Facts
+from . import mysql
+from . import postgresql
+from .facts import Activity
+from .facts import Facts
+from .ping import server_version
+from .ping import visit
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
+_ASK = {"postgresql": postgresql.ask, "mysql": mysql.ask, "mariadb": mysql.ask}
+
 _POOLED = "behind a pooler: connections are not joined with the workers'"
-_DRIVER = "the driver does not tell backend pids: connections are not joined"
+_DRIVER = "the driver does not report process IDs: connections are not joined"
 
 
 class _Claim(t.NamedTuple):
-    """A live worker's word that it has a connection open."""
+    """A live worker reports that it has a connection open."""
 
     pid: int
     bind: str
@@ -48,7 +51,7 @@ class _Claim(t.NamedTuple):
 
 
 class _Database(t.NamedTuple):
-    """One database of the app, and what its server said."""
+    """One database of the app, and the answer of its server."""
 
     binds: tuple[str, ...]
     engine: Engine
@@ -64,12 +67,12 @@ def view_servers(
     timeout: float,
     since: float,
 ) -> tuple[ServerView, ...]:
-    """Ask the server of each database, all at once.
+    """Ask the server of each database, all at the same time.
 
-    :param survey: What all live workers said.
-    :param timeout: Seconds to wait for each answer.
-    :param since: When asking them began, by :func:`time.perf_counter`. What was open
-        before, and still is, they must have told.
+    :param survey: The answers of all live workers.
+    :param timeout: Seconds to wait for each server.
+    :param since: The :func:`time.perf_counter` before the workers were asked. Their
+        answers include every connection that was opened earlier and still is open.
     """
     databases = _ask(engines, accounts, timeout)
     elapsed = perf_counter() - since
@@ -102,24 +105,24 @@ def _ask(
 def _begin(
     engine: Engine, account: PoolAccount | None, timeout: float
 ) -> Callable[[], Facts]:
-    ask = asks(engine)
-    if ask is not None:
-        query = partial(ask, engine)
-
-        def work(connection: DBAPIConnection, _: float) -> Facts:
-            return query(connection, timeout)
-
-        return visit(engine, account, work, timeout)
+    """Begin to ask one server; the returned function waits for the answer."""
     name = engine.dialect.name
+    ask = _ASK.get(name)
+    if ask is None:
 
-    def nobody() -> Facts:
-        raise PingError(
-            "no server: SQLite is none"
-            if name == "sqlite"
-            else f"not asked: {name} is neither PostgreSQL nor MySQL nor MariaDB"
-        )
+        def refuse() -> Facts:
+            raise PingError(
+                "no server: SQLite has none"
+                if name == "sqlite"
+                else f"not asked: {name} is neither PostgreSQL nor MySQL nor MariaDB"
+            )
 
-    return nobody
+        return refuse
+
+    def work(connection: DBAPIConnection, _: float) -> Facts:
+        return ask(engine, connection, timeout)
+
+    return visit(engine, account, work, timeout)
 
 
 # -- joined --------------------------------------------------------------------
@@ -131,41 +134,42 @@ def _view(
     url, facts = safe_url(database.engine.url), database.facts
     if facts is None:
         return ServerView(database.binds, url, error=database.error)
-    joined = facts.driver_pid == facts.own_pid
     same = [d for d in databases if d.facts and d.facts.identity == facts.identity]
-    claims = _claims(survey, same) if joined else {}
-    present = [e for e in facts.activity if e.pid in claims or not _looks(e, facts)]
-    found = {each.pid: _connection(each, claims) for each in present}
-    ours = {e.pid for e in present if e.pid in claims or _is_named_as_we(e, facts)}
+    claims = _claims(survey, same) if facts.joined else {}
+    present = [e for e in facts.activity if e.pid in claims or not _asks(e, facts)]
+    found = {each.pid: _joined(each, claims) for each in present}
+    ours = {e.pid for e in present if e.pid in claims or _has_our_name(e, facts)}
+    notes = () if facts.joined else (_why_not(database, facts),)
     missing = [
-        each
+        each.connection
         for each in present
         if each.here and each.pid in ours and each.pid not in claims
-        # What is younger, a worker may have opened since it told.
+        # A worker may have opened a younger one after it answered.
         if each.connected_s is None or each.connected_s > elapsed
     ]
     return ServerView(
         binds=database.binds,
         url=url,
         version=server_version(database.engine),
-        joined=joined,
-        notes=facts.notes if joined else (_why_not(database, facts), *facts.notes),
+        joined=facts.joined,
+        notes=(*notes, *facts.notes),
         waits=_waits(found, ours),
         connections=tuple(
             found[each.pid] for each in present if each.here and each.pid in claims
         ),
-        unclaimed=_unclaimed(missing) if joined else (),
+        unclaimed=_unclaimed(missing) if facts.joined else (),
         limits=_limits(database, facts, same, survey, present, claims),
     )
 
 
 def _why_not(database: _Database, facts: Facts) -> str:
-    tells = database.engine.dialect.driver in ("psycopg", "psycopg2")
-    return _POOLED if facts.driver_pid is not None or tells else _DRIVER
+    """Return why the connections are not joined with the workers'."""
+    knows = database.engine.dialect.driver in ("psycopg", "psycopg2")
+    return _POOLED if facts.driver_pid is not None or knows else _DRIVER
 
 
 def _claims(survey: Survey, same: Iterable[_Database]) -> dict[int, _Claim]:
-    """Return what the live workers have open, by the server's process ids."""
+    """Return the connections that live workers have open, by ID at the server."""
     claims: dict[int, _Claim] = {}
     for worker in survey.live:
         for pool in worker.pools:
@@ -183,43 +187,33 @@ def _is_of(pool: PoolSnapshot, database: _Database) -> bool:
     return pool.bind in database.binds and pool.url == safe_url(database.engine.url)
 
 
-def _looks(each: Activity, facts: Facts) -> bool:
-    """Whether it is this process, looking at another database of the same server."""
-    return family_of(facts.own_name or "") is not None and each.name == facts.own_name
+def _asks(each: Activity, facts: Facts) -> bool:
+    """Whether it is this process, asking about another database of the same server."""
+    own = facts.own_name or ""
+    return family_of(own) is not None and each.connection.application_name == own
 
 
-def _is_named_as_we(each: Activity, facts: Facts) -> bool:
-    own, name = facts.own_name or "", each.name or ""
+def _has_our_name(each: Activity, facts: Facts) -> bool:
+    """Whether it belongs to this app, judged by its name."""
+    own, name = facts.own_name or "", each.connection.application_name or ""
     beginning = family_of(own)
     if beginning is not None:
         return name.startswith(beginning)
-    # Without a name there is only the role to go by.
-    return name == own and (bool(own) or each.ours) and each.kind is None
+    # If our connections have no name, only the role is left to judge by.
+    return name == own and (bool(own) or each.ours) and each.connection.kind is None
 
 
-def _connection(each: Activity, claims: Mapping[int, _Claim]) -> ServerConnection:
+def _joined(each: Activity, claims: Mapping[int, _Claim]) -> ServerConnection:
     claim = claims.get(each.pid)
-    return ServerConnection(
-        backend_pid=each.pid,
-        pid=claim and claim.pid,
-        bind=claim and claim.bind,
-        holder=claim and claim.holder,
-        application_name=each.name,
-        client=each.client,
-        kind=each.kind,
-        state=each.state,
-        wait_event=each.wait_event,
-        blocked_by=each.blocked_by,
-        transaction_s=each.transaction_s,
-        query_s=each.query_s,
-        state_s=each.state_s,
-    )
+    if claim is None:
+        return each.connection
+    return replace(each.connection, **claim._asdict())
 
 
 def _waits(
     found: Mapping[int, ServerConnection], ours: set[int]
 ) -> tuple[LockWait, ...]:
-    """Return who waits for whom, longest first, where one of them is ours."""
+    """Return the lock waits in which a connection of ours takes part, longest first."""
     waits = [
         LockWait(
             each,
@@ -231,10 +225,11 @@ def _waits(
     return tuple(sorted(waits, key=lambda wait: -(wait.waiting.query_s or 0.0)))
 
 
-def _unclaimed(missing: Iterable[Activity]) -> tuple[Unclaimed, ...]:
-    groups: dict[tuple[str, str], list[Activity]] = {}
+def _unclaimed(missing: Iterable[ServerConnection]) -> tuple[Unclaimed, ...]:
+    groups: dict[tuple[str, str], list[ServerConnection]] = {}
     for each in missing:
-        groups.setdefault((each.name or "", each.client or ""), []).append(each)
+        key = each.application_name or "", each.client or ""
+        groups.setdefault(key, []).append(each)
     found = []
     for (name, client), members in sorted(groups.items()):
         oldest = max(members, key=lambda each: each.state_s or 0.0)
@@ -261,48 +256,40 @@ def _limits(
     present: list[Activity],
     claims: Mapping[int, _Claim],
 ) -> tuple[ConnectionLimit, ...]:
-    """Compare what the workers may open with each limit that is in their way."""
+    """Compare what the workers may open with each limit that applies to them."""
     url = database.engine.url
-    clients = [each for each in present if each.kind is None]
-    looking = len(facts.activity) - len(present)
+    clients = [each for each in present if each.connection.kind is None]
     here = [each for each in clients if each.here]
     ours = [each for each in clients if each.ours]
     siblings = [d for d in same if d.engine.url.database == url.database]
     roles = [d for d in same if d.engine.url.username == url.username]
-    found: list[ConnectionLimit] = []
-
-    def add(
-        scope: Scope,
-        limit: int | None,
-        inside: list[Activity],
-        sharing: list[_Database],
-    ) -> None:
+    limits: list[tuple[Scope, int | None, list[Activity], list[_Database]]] = [
+        ("server", facts.max_connections, clients, same),
+        ("database", facts.database_limit, here, siblings),
+        ("role", facts.role_limit, ours, roles),
+    ]
+    found = []
+    for scope, limit, inside, sharing in limits:
         if limit is None:
-            return
-        server = scope == "server"
-        # Of a server, we may not be shown all.
-        in_use = facts.in_use - looking if server else len(inside)
-        reserved = facts.reserved if server else 0
+            continue
+        in_use, reserved = len(inside), 0
+        if scope == "server":
+            # The server also counts connections that it does not show to our role.
+            in_use = facts.in_use - (len(facts.activity) - len(present))
+            reserved = facts.reserved
         others = left = None
-        if facts.driver_pid == facts.own_pid:
+        if facts.joined:
             others = in_use - sum(each.pid in claims for each in inside)
             left = max(0, limit - reserved - others)
         asking = _asking(survey, sharing)
         found.append(
             ConnectionLimit(scope, limit, reserved, in_use, others, left, *asking)
         )
-
-    add("server", facts.max_connections, clients, same)
-    add("database", facts.database_limit, here, siblings)
-    add("role", facts.role_limit, ours, roles)
     return tuple(found)
 
 
-def _asking(
-    survey: Survey, sharing: Iterable[_Database]
-) -> tuple[int, int | None, bool]:
-    """Return how many workers use a server, and what they may open at most."""
-    databases = list(sharing)
+def _asking(survey: Survey, databases: list[_Database]) -> tuple[int, int | None, bool]:
+    """Return how many workers connect, what they may open, and if that is unlimited."""
     pools = {
         worker.id: [p for p in worker.pools if any(_is_of(p, d) for d in databases)]
         for worker in survey.live

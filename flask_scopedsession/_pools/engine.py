@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-import time
 import typing as t
 import weakref
 from collections.abc import Callable
@@ -25,16 +23,13 @@ from .._settings.urls import in_memory
 from .._settings.urls import is_sqlite
 from .._settings.urls import is_sqlite_uri
 from .._settings.values import attempt
-from .._settings.values import seconds
 from ..errors import ConfigError
-from ..errors import PingError
 from .account import PoolAccount
 from .fair_queue import fair
 from .naming import name_connections
 from .statements import watch_engine
 from .tracked_pool import attach
 from .tracked_pool import tracked
-from .tracked_pool import TrackedPool
 
 #: ``sqlite3.LEGACY_TRANSACTION_CONTROL``, where Python has it.
 _LEGACY_TRANSACTIONS = -1
@@ -42,12 +37,6 @@ _LEGACY_TRANSACTIONS = -1
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
-
-    from ..snapshot import DatabaseURL
-
-    Work = Callable[[DBAPIConnection, float], "T"]
-
-T = t.TypeVar("T")
 
 
 def make_engine(
@@ -209,122 +198,3 @@ def dispose_all(engines: Iterable[Engine]) -> None:
     """Close the connections that rest; what is out is closed as it returns."""
     for engine in engines:
         engine.dispose()
-
-
-# -- outside the pool ----------------------------------------------------------
-
-#: What drivers say when they cannot connect. Only these words of a driver's text are
-#: repeated: the rest may hold the URL.
-_KNOWN_WORDS = (
-    *("connection refused", "connection reset", "connection timed out"),
-    *("timeout expired", "no such file or directory", "permission denied"),
-    *("name or service not known", "temporary failure in name resolution"),
-    *("could not translate host name", "unknown host", "network is unreachable"),
-    *("authentication failed", "access denied", "no password supplied"),
-    *("does not exist", "unknown database", "unable to open database file"),
-    *("too many clients", "too many connections", "remaining connection slots"),
-    *("starting up", "shutting down", "in recovery mode"),
-)
-
-
-class PingResult(t.NamedTuple):
-    """How one database answered."""
-
-    bind: str
-    url: DatabaseURL
-    latency_s: float | None
-    version: str | None
-    error: str | None
-
-
-def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) -> float:
-    """Make one connection outside the pool, test it, and close it.
-
-    It is made as the engine makes them: same driver arguments, same events.
-
-    :param wait: Seconds to wait for the answer.
-    :return: Seconds from connecting to the answer.
-    :raises PingError: No answer; the message says why, without the URL.
-    :raises ConfigError: `wait` is no number of seconds.
-    """
-    wait = seconds("ping(timeout=...)", wait, least=0.001)
-
-    def work(connection: DBAPIConnection, began: float) -> float:
-        engine.dialect.do_ping(connection)
-        return time.perf_counter() - began
-
-    answer = attempt(visit(engine, account, work, wait), PingError)
-    if isinstance(answer, Exception):
-        raise PingError(f"bind {name!r}: {answer}")
-    return answer
-
-
-def visit(
-    engine: Engine, account: PoolAccount | None, work: Work[T], wait: float
-) -> Callable[[], T]:
-    """Begin work on one connection outside the pool, made as the engine makes them.
-
-    :param work: Called, in a thread of its own, with the driver's connection and the
-        time when connecting began.
-    :param wait: Seconds to wait for the answer, from now on.
-    :return: Waits for what `work` returns; raises :exc:`PingError`, which says why
-        there is no answer, without the URL.
-    """
-    outcome: list[T | BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(_visit(engine, account, work))
-        except BaseException as error:  # noqa: BLE001  # the caller is told
-            outcome.append(error)
-
-    # Drivers differ in whether and how a connection attempt can be timed out.
-    thread = threading.Thread(target=run, name="scopedsession-ping", daemon=True)
-    deadline = time.perf_counter() + wait
-    thread.start()
-
-    def result() -> T:
-        thread.join(max(0.0, deadline - time.perf_counter()))
-        if not outcome:
-            raise PingError(f"no answer within {wait:g} s")
-        if isinstance(outcome[0], BaseException):
-            raise PingError(_reason(outcome[0])) from None
-        return outcome[0]
-
-    return result
-
-
-def _visit(engine: Engine, account: PoolAccount | None, work: Work[T]) -> T:
-    pool = engine.pool
-    spare = pool.spare() if isinstance(pool, TrackedPool) else pool.recreate()
-    ident = threading.get_ident()
-    if account is not None:
-        account.pinging.add(ident)
-    try:
-        began = time.perf_counter()
-        proxied = spare.connect()
-        try:
-            return work(t.cast(t.Any, proxied.dbapi_connection), began)
-        finally:
-            proxied.close()
-            spare.dispose()
-    finally:
-        if account is not None:
-            account.pinging.discard(ident)
-
-
-def _reason(error: BaseException) -> str:
-    """Say what went wrong by class, SQLSTATE and words that are known to be safe."""
-    origin = getattr(error, "orig", None) or error
-    state = getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None)
-    said = str(origin).lower()
-    words = [phrase for phrase in _KNOWN_WORDS if phrase in said]
-    details = [f"SQLSTATE {state}"] if state else []
-    details += words[:1]
-    return type(origin).__name__ + (f" ({', '.join(details)})" if details else "")
-
-
-def server_version(engine: Engine) -> str | None:
-    """Return the server's version as its dialect learnt it on the first connect."""
-    found = getattr(engine.dialect, "server_version_info", None)
-    return ".".join(str(part) for part in found) if found else None

@@ -1,7 +1,7 @@
 """What a connection is called at its server: the app, the host, and the process.
 
-PostgreSQL shows it as ``application_name``, MySQL and MariaDB as the connection
-attribute ``program_name``. A name of the user's own, an empty one too, is kept.
+PostgreSQL shows the name as ``application_name``, MySQL and MariaDB as the connection
+attribute ``program_name``. A name that the application sets is kept, even if empty.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from sqlalchemy import event
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: What PostgreSQL keeps of a name, in bytes.
+#: How many bytes of a name PostgreSQL keeps.
 _LONGEST = 63
 
-#: All processes of an app shall begin alike, however long the name of their host.
+#: How many characters of an app's name are kept. They are few enough that the names of
+#: all its processes begin alike, however long the name of their host is.
 _LONGEST_APP = 24
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.:/+-]")
@@ -31,9 +32,11 @@ _Finder = Callable[[t.Sequence[t.Any], Mapping[str, t.Any]], "str | None"]
 
 
 def name_connections(engine: Engine, app_name: str) -> None:
-    """Let an engine's connections bear the name of the process that opens them.
+    """Give an engine's connections the name of the process that opens them.
 
-    Where the user's `creator` connects, this has no effect.
+    This has no effect if the application's own `creator` connects.
+
+    :param app_name: The first part of the name.
     """
     dialect = engine.dialect
     find = _ARGUMENTS.get((dialect.name, dialect.driver))
@@ -42,8 +45,8 @@ def name_connections(engine: Engine, app_name: str) -> None:
     last: str | None = None
 
     def connecting(_: object, __: object, cargs: t.Any, cparams: t.Any) -> None:
-        # The engine may be older than the process, which may be a fork. Old versions
-        # of SQLAlchemy give the same dict each time, with the name we set last.
+        # The process may be a fork, younger than the engine, so the name is made here.
+        # Old versions of SQLAlchemy pass the same dict again, with our last name.
         nonlocal last
         argument = find(cargs, cparams)
         if argument is not None and cparams.get(argument, last) == last:
@@ -53,15 +56,15 @@ def name_connections(engine: Engine, app_name: str) -> None:
 
 
 def own_name(app_name: str) -> str:
-    """Return what this process's connections are called."""
+    """Return the name of this process's connections."""
     return process_name(app_name, socket.gethostname(), os.getpid())
 
 
 def process_name(app_name: str, host: str, pid: int) -> str:
-    """Return ``app@host:pid``, in at most 63 characters of ASCII.
+    """Return ``app@host:pid``, in at most 63 ASCII characters.
 
-    The process id is never cut. Of the app's name the beginning is kept, of the
-    host's the end, by which the hosts of one deployment differ.
+    The process ID is never cut. The app's name is cut at its end, and the host's at its
+    beginning, because the hosts of one deployment differ at the end.
     """
     label = host.partition(".")[0]
     host = _UNSAFE.sub("_", host if label.isdigit() else label)
@@ -76,18 +79,21 @@ def family(app_name: str) -> str:
 
 
 def family_of(name: str) -> str | None:
-    """Return how names like this process's begin; ``None`` for one of the user's."""
+    """Return how the names of this app's processes begin, from this process's name.
+
+    ``None`` if this process did not make the name, but the application set it.
+    """
     found = re.fullmatch(rf"([^@]*@)[^@]+:{os.getpid()}", name)
     return found and found[1]
 
 
 def _postgresql(cargs: t.Sequence[t.Any], cparams: Mapping[str, t.Any]) -> str | None:
-    # Given as an option, a name would lose against the one that we send.
+    # A name among the options would be overridden by the one that we send.
     options = cparams.get("options", os.environ.get("PGOPTIONS"))
     given = (options, cparams.get("dsn"), cparams.get("conninfo"), *cargs)
     if any(_SET_AT_SERVER.search(text) for text in given if isinstance(text, str)):
         return None
-    # libpq uses it when there is no other: in the URL, PGAPPNAME, a service file.
+    # libpq uses it if no other is set in the URL, PGAPPNAME or a service file.
     return "fallback_application_name"
 
 
@@ -95,7 +101,8 @@ def _pymysql(_: t.Sequence[t.Any], __: Mapping[str, t.Any]) -> str | None:
     return "program_name"
 
 
-#: By dialect and driver: the argument that names a connection, where that is certain.
+#: By dialect and driver: finds the argument that names a connection. Other drivers are
+#: left alone.
 _ARGUMENTS: Mapping[tuple[str, str], _Finder] = {
     ("postgresql", "psycopg"): _postgresql,
     ("postgresql", "psycopg2"): _postgresql,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._databases.ping import PingResult
 from .._format import duration
-from .._pools.engine import PingResult
 from .page import Page
 
 

@@ -20,7 +20,7 @@ from .options import PING_HELP
 from .options import WAIT
 
 if t.TYPE_CHECKING:
-    from .._pools.engine import PingResult
+    from .._databases.ping import PingResult
 
 
 @click.command(
@@ -63,8 +63,8 @@ def db_ping(
 
 
 def _ping(db: Extension, name: str, timeout: float) -> PingResult:
-    from .._pools.engine import PingResult
-    from .._pools.engine import server_version
+    from .._databases.ping import PingResult
+    from .._databases.ping import server_version
     from .._settings.urls import safe_url
 
     engine = db.engines[name]

@@ -249,8 +249,8 @@ class PoolSnapshot(Reading):
     busiest: BusyMinute | None = None
     """The busiest minute; null in a worker's first ten seconds."""
     wedged: bool = False
-    """Whether a thread has waited for some seconds in which no connection was
-    returned."""
+    """Whether a thread has waited for 2 seconds or longer, and no connection was
+    returned meanwhile."""
     holders: tuple[Holder, ...] = ()
     """The connections that are checked out, longest first."""
     waiters: tuple[Waiter, ...] = ()
@@ -309,7 +309,7 @@ class SessionSnapshot(Origin):
     """Seconds since it was opened."""
     state: SessionState = "idle"
     """``idle``, no transaction; ``begun``, a transaction without a connection;
-    ``holding``, a statement runs or the transaction is not open at the database;
+    ``holding``, it has a connection, and a statement is running or none was sent yet;
     ``idle in transaction``, a transaction is open and no statement runs; ``needs
     rollback``, a flush failed."""
     statements: int | None = None

@@ -194,7 +194,7 @@ def test_server_without_one(invoke: Invoke) -> None:
     plain = invoke("pool-status").output
     result = invoke("pool-status", "--server")
     assert result.exit_code == 0
-    assert result.output.count("no server: SQLite is none") == 2
+    assert result.output.count("no server: SQLite has none") == 2
     assert result.output.splitlines()[2:4] == plain.splitlines()[2:4]
     document = json.loads(invoke("pool-status", "--server", "--json").stdout)
     assert [view["binds"] for view in document["servers"]] == [["default"], ["audit"]]

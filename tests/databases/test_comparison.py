@@ -1,4 +1,4 @@
-"""What the servers say, joined with what the workers say."""
+"""What the servers report, joined with what the workers report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from inside import process_name
 from inside import safe_url
+from inside import ServerConnection
 from inside import ServerView
 from readings import a_holder
 from readings import a_last_worker
@@ -18,8 +19,8 @@ from readings import a_worker
 from sqlalchemy import create_engine
 
 from flask_scopedsession._databases import comparison as _server_view
-from flask_scopedsession._databases.queries import Activity
-from flask_scopedsession._databases.queries import Facts
+from flask_scopedsession._databases.facts import Activity
+from flask_scopedsession._databases.facts import Facts
 from flask_scopedsession.snapshot import WorkerSnapshot
 
 ENGINE = create_engine("postgresql+psycopg://db/shop")
@@ -27,16 +28,15 @@ OURS = process_name("shop", "web-1", os.getpid())
 
 
 def at_server(pid: int, **changes: Any) -> Activity:
+    own = {"here": True, "ours": True, "connected_s": 60.0}
+    own.update({name: changes.pop(name) for name in own.keys() & changes.keys()})
     fields: dict[str, Any] = {
-        "here": True,
-        "ours": True,
-        "name": f"shop@web-1:{pid}",
+        "application_name": f"shop@web-1:{pid}",
         "client": "10.0.0.5",
         "state": "idle",
         "state_s": 60.0,
-        "connected_s": 60.0,
     }
-    return Activity(pid, **{**fields, **changes})
+    return Activity(ServerConnection(pid, **{**fields, **changes}), **own)
 
 
 def a_member(pid: int, *backends: int, **changes: Any) -> WorkerSnapshot:
@@ -78,7 +78,7 @@ def unclaimed(found: ServerView) -> dict[str | None, int]:
 
 
 def test_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the holders' backend ids, and by those of all that is open."""
+    """By the IDs of holders at the server, and by those of all open connections."""
     holder = a_holder(backend_pid=12)
     found = view(
         monkeypatch,
@@ -92,16 +92,16 @@ def test_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unclaimed(found) == {"shop@web-1:13": 1}
 
 
-def test_what_is_younger_than_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker may have opened it after it told: nobody is accused."""
+def test_younger_than_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may have opened it after it answered."""
     young = at_server(11, connected_s=0.5)
     assert unclaimed(view(monkeypatch, [young, at_server(12)], a_member(1))) == {
         "shop@web-1:12": 1
     }
 
 
-def test_the_gone_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last snapshot of a killed worker says nothing of now."""
+def test_last_snapshots_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connections of a killed worker are not open any more."""
     pool = a_pool(url=safe_url(ENGINE.url), backend_pids=(11,))
     gone = a_last_worker(7, "gone", pools=[pool])
     assert unclaimed(view(monkeypatch, [at_server(11)], gone)) == {"shop@web-1:11": 1}
@@ -112,10 +112,10 @@ def test_other_databases_and_names_are_not_ours(
 ) -> None:
     activity = [
         at_server(11, here=False),
-        at_server(12, name="shop_too@web-1:12"),
-        at_server(13, name=None),
-        at_server(14, name="psql"),
-        at_server(15, name=OURS),  # this process, looking elsewhere
+        at_server(12, application_name="shop_too@web-1:12"),
+        at_server(13, application_name=None),
+        at_server(14, application_name="psql"),
+        at_server(15, application_name=OURS),  # this process, asking about another
     ]
     found = view(monkeypatch, activity, a_member(1))
     assert unclaimed(found) == {}
@@ -125,7 +125,7 @@ def test_other_databases_and_names_are_not_ours(
 
 @pytest.mark.parametrize("driver_pid", [None, 2])
 def test_a_pooler(monkeypatch: pytest.MonkeyPatch, driver_pid: int | None) -> None:
-    """A number that is by chance another backend's claims nothing."""
+    """The driver's numbers are another server's and claim nothing."""
     found = view(
         monkeypatch, [at_server(11)], a_member(4711, 11), driver_pid=driver_pid
     )
@@ -134,12 +134,12 @@ def test_a_pooler(monkeypatch: pytest.MonkeyPatch, driver_pid: int | None) -> No
     assert found.connections == found.unclaimed == ()
 
 
-def test_waits_among_strangers_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_waits_of_others_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     activity = [
         at_server(11, blocked_by=(12,), query_s=1.0),
-        at_server(12, name="psql", ours=False),
-        at_server(13, name="psql", blocked_by=(12,), query_s=9.0),
-        at_server(14, name="psql", blocked_by=(11, 0), query_s=5.0),
+        at_server(12, application_name="psql", ours=False),
+        at_server(13, application_name="psql", blocked_by=(12,), query_s=9.0),
+        at_server(14, application_name="psql", blocked_by=(11, 0), query_s=5.0),
     ]
     found = view(monkeypatch, activity, a_member(4711, 11))
     assert [
@@ -149,7 +149,7 @@ def test_waits_among_strangers_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_no_limit_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one of the pools cannot know is not known of all."""
+    """The sum is unknown if one of the pools has no limit."""
     workers = [a_member(1, max=None, unlimited=True), a_member(2)]
     (limit,) = view(monkeypatch, [], *workers).limits
     assert (limit.workers, limit.may_open, limit.unlimited) == (2, None, True)

@@ -1,4 +1,4 @@
-"""What a real server says our connections are called."""
+"""What our connections are called at a real server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINE = text("SELECT current_setting('application_name')")
 
 
 @pytest.fixture(autouse=True)
-def no_settings_of_the_users(monkeypatch):
+def no_names_in_the_environment(monkeypatch):
     for name in ("PGAPPNAME", "PGOPTIONS", "PGSERVICE", "PGSERVICEFILE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -45,24 +45,24 @@ def test_app_host_and_pid(named):
 
 @on_postgresql
 def test_a_name_of_the_users(named, monkeypatch):
-    """Wherever it is set, it stays."""
+    """It is kept, wherever it is set."""
     assert named({"application_name": "in_the_url"}) == "in_the_url"
     assert named(application_name="an_argument") == "an_argument"
     monkeypatch.setenv("PGAPPNAME", "of_the_environment")
     assert named() == "of_the_environment"
 
 
-# PgBouncer leaves to who has none the name of whoever was there before.
+# With PgBouncer, a connection without a name keeps that of the client before it.
 @pytest.mark.databases("postgresql", "psycopg2")
 def test_an_empty_name(named, monkeypatch):
-    """It is one as well: who wants none has none."""
+    """An empty name is kept, too, so that a connection can have none."""
     assert named({"application_name": ""}) == ""
     assert named(application_name="") == ""
     monkeypatch.setenv("PGAPPNAME", "")
     assert named() == ""
 
 
-# PgBouncer takes no options.
+# PgBouncer refuses options.
 @pytest.mark.databases("postgresql", "psycopg2")
 def test_a_name_in_the_options(named, monkeypatch, short_tmp):
     option = "-c application_name=mine"
@@ -78,8 +78,8 @@ def test_a_name_in_the_options(named, monkeypatch, short_tmp):
 
 
 @on_postgresql
-def test_ping_bears_the_name(make, database, monkeypatch):
-    """It is made as the engine makes its connections."""
+def test_ping_has_the_name(make, database, monkeypatch):
+    """The engine's events apply to its connection."""
     db, app = make()
     seen = []
     with app.app_context():
@@ -98,7 +98,7 @@ def test_ping_bears_the_name(make, database, monkeypatch):
 
 @pytest.mark.databases("postgresql")
 def test_a_creator_names_its_own(make_app, database):
-    """It connects itself, so we have no part in it."""
+    """The application connects by itself, so no name is set."""
     url = database.url.set(drivername="postgresql").render_as_string(False)
     db = ScopedSession()
     app = make_app(
@@ -112,7 +112,7 @@ def test_a_creator_names_its_own(make_app, database):
 
 @pytest.mark.databases("mariadb")
 def test_mariadb(make, database):
-    """PyMySQL sends it as an attribute, which the performance schema shows."""
+    """PyMySQL sends the name as an attribute, which the performance schema shows."""
     query = text(
         "SELECT attr_value FROM performance_schema.session_account_connect_attrs"
         " WHERE processlist_id = CONNECTION_ID() AND attr_name = 'program_name'"
@@ -125,7 +125,7 @@ def test_mariadb(make, database):
 
 @pytest.mark.subprocess
 def test_a_fork_has_its_own_name(run_script, pg_url):
-    """The engine is made before the fork, the connection in it."""
+    """The engine is made before the fork, and the connection in the child."""
     source = """
         import os, sys
         from flask import Flask

@@ -1,4 +1,4 @@
-"""``pool-status --server``: what real servers say, joined with what we say."""
+"""``pool-status --server``: what real servers report, joined with what we report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "swordfish"
 
 @contextmanager
 def serving(app, db):
-    """Be a live worker."""
+    """Make this process a live worker of the app."""
     with app.app_context():
         db.serve_control("job")
         try:
@@ -40,7 +40,7 @@ def serving(app, db):
 
 @contextmanager
 def stranger(url, name):
-    """Connect as somebody else does, and be called `name`."""
+    """Connect without the app, under the name `name`."""
     if url.get_backend_name() == "postgresql":
         plain = url.set(drivername="postgresql").render_as_string(False)
         connection = psycopg.connect(plain, application_name=name)
@@ -84,7 +84,10 @@ def page(monkeypatch):
 
 
 def settled(look, app, check):
-    """Look until what is open is older than the look; return the first server."""
+    """Ask until the answer passes a check; return the first server.
+
+    Connections younger than the workers' answers are not reported as unclaimed.
+    """
 
     def found():
         (server,) = look(app)
@@ -93,12 +96,12 @@ def settled(look, app, check):
     return wait_until(found, every=0.2)
 
 
-# Whose connections
+# Connections and their workers
 
 
 @on_servers
-def test_held_and_resting_connections_are_joined(make, look, page, backends):
-    """By the server's own ids: all of ours, with worker and bind, and no others."""
+def test_held_and_idle_connections_are_joined(make, look, page, backends):
+    """By the server's process IDs: all of ours, with worker and bind, and no others."""
     db, app = make(options={"pool_size": 3})
     with serving(app, db):
         with ExitStack() as stack:
@@ -108,7 +111,7 @@ def test_held_and_resting_connections_are_joined(make, look, page, backends):
         (server,) = look(app)
         assert server["error"] is None
         assert server["joined"] is True
-        # The one that has looked is closed, but may take the server a moment to end.
+        # The server may need a moment to end the connection that asked.
         seen = {c["backend_pid"] for c in server["connections"]}
         wait_until(lambda: backends.ids() == seen)
         assert {c["bind"] for c in server["connections"]} == {"default"}
@@ -121,8 +124,8 @@ def test_held_and_resting_connections_are_joined(make, look, page, backends):
 
 
 @on_servers
-def test_looking_leaves_no_trace(make, look, backends):
-    """It is no connection of the pool, and is closed afterwards."""
+def test_asking_leaves_no_connection(make, look, backends):
+    """The connection that asks is outside the pool, and closed afterwards."""
     db, app = make()
     with serving(app, db):
         db.session.execute(select(1))
@@ -136,7 +139,7 @@ def test_looking_leaves_no_trace(make, look, backends):
 
 
 @on_servers
-def test_connections_that_no_worker_admits_to(make, look, page, database):
+def test_connections_that_no_worker_has_open(make, look, page, database):
     """Grouped by name and address, with the age of the oldest state; ours only."""
     db, app = make()
     with serving(app, db), ExitStack() as stack:
@@ -160,7 +163,7 @@ def test_connections_that_no_worker_admits_to(make, look, page, database):
 
 @on_postgresql
 def test_a_shared_name_of_the_users(make, look, database):
-    """Those of the same name are ours, and told apart by their backend ids alone."""
+    """Connections of that name are ours, and told apart only by their process IDs."""
     db, app = make(connect_args={"application_name": "shop"})
     with serving(app, db), ExitStack() as stack:
         db.session.execute(select(1))
@@ -179,7 +182,7 @@ def test_a_shared_name_of_the_users(make, look, database):
 
 @on_servers
 def test_blocked_by_a_stranger(make, look, page, database):
-    """Who is in the way is named by what the server knows of it."""
+    """The blocker is named by what the server knows of it."""
     db, app = make()
     with serving(app, db), stranger(database.direct, "nightly_export") as other:
         db.session.add(Row(token="wanted"))
@@ -221,7 +224,7 @@ def setting(db, name):
 
 @on_postgresql
 def test_what_the_server_has_left(make, look, page, database):
-    """Its limit, less what is reserved, and what others have."""
+    """Its limit, less what is reserved and what others use."""
     db, app = make(options={"pool_size": 90, "max_overflow": 15})
     with serving(app, db), stranger(database.direct, "backup"):
         most = setting(db, "max_connections")
@@ -250,7 +253,7 @@ def test_what_the_server_has_left(make, look, page, database):
 
 @on_postgresql
 def test_two_databases_of_one_server_share_its_limit(make, look, database):
-    """What the workers may open counts for both; neither counts as others."""
+    """The workers' pools count for both, and their connections are not "others"."""
     db, app = make(
         options={"pool_size": 2, "max_overflow": 3},
         SQLALCHEMY_BINDS={
@@ -295,7 +298,7 @@ def plain_role(database):
 def test_limits_of_role_and_database_without_rights(
     make_app, database, plain_role, look, page
 ):
-    """Each limit in the way is shown; what our role may not see is said."""
+    """Each limit is shown, and a note says what our role may not see."""
 
     db = ScopedSession()
     app = make_app(db, SQLALCHEMY_DATABASE_URI=database.url.set(username=plain_role))
@@ -307,7 +310,7 @@ def test_limits_of_role_and_database_without_rights(
         found = {limit["scope"]: limit for limit in server["limits"]}
         assert list(found) == ["server", "database", "role"]
         assert (found["role"]["left"], found["role"]["may_open"]) == (7, 15)
-        # The one that made the role is connected to the database as well.
+        # The connection that made the role is open as well.
         assert found["database"]["others"] == found["server"]["others"] == 1
         assert found["database"]["left"] == 11
         shown = page(app)
@@ -332,7 +335,7 @@ def test_what_mariadb_has_left(make, look, database):
 
 @pytest.mark.databases("mariadb")
 def test_mariadb_without_rights(make_app, database, look):
-    """Ours are joined all the same; what is not readable is said."""
+    """Ours are joined nevertheless, and a note says what cannot be read."""
 
     with stranger(database.direct, "admin") as admin:
         execute(admin, "CREATE USER plain WITH MAX_USER_CONNECTIONS 9")
@@ -354,12 +357,12 @@ def test_mariadb_without_rights(make_app, database, look):
             execute(admin, "DROP USER plain")
 
 
-# Where it is not possible
+# Nothing to join
 
 
 @behind_pgbouncer
 def test_behind_a_pooler(make, look, page, database):
-    """Its numbers are nobody's: nothing is joined, and nobody is accused."""
+    """The driver's process IDs are the pooler's: nothing is joined or unclaimed."""
     db, app = make(options={"pool_size": 4})
     with serving(app, db), stranger(database.direct, "tests_app@gone:1"):
         db.session.execute(select(1))
@@ -382,13 +385,13 @@ def test_no_server(make, look, page):
     db, app = make()
     with serving(app, db):
         (server,) = look(app)
-        assert server["error"] == "no server: SQLite is none"
-        assert "no server: SQLite is none" in page(app)
+        assert server["error"] == "no server: SQLite has none"
+        assert "no server: SQLite has none" in page(app)
 
 
 @on_servers
 def test_a_server_that_does_not_answer(make, look, page, proxy, proxied):
-    """One line says so, after the timeout; the workers are told all the same."""
+    """One line says so, after the timeout; the workers are shown nevertheless."""
     db, app = make(proxied)
     with serving(app, db):
         db.session.execute(select(1))
@@ -405,7 +408,7 @@ def test_a_server_that_does_not_answer(make, look, page, proxy, proxied):
 
 @on_postgresql
 def test_a_server_that_refuses(make, make_app, look, page, database):
-    """The words that are known to be safe, and none of the driver's others."""
+    """Of the driver's message, only words that are known to be safe are shown."""
 
     gone = database.url.set(database="nobody_made_this", password=SECRET)
     app = make_app(ScopedSession(), SQLALCHEMY_DATABASE_URI=gone)

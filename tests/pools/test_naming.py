@@ -1,4 +1,4 @@
-"""What connections are called at the server, and that a name of the user's stays."""
+"""What connections are called at the server; a name that the user set is kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def arguments(url, **options):
 
 
 @pytest.fixture(autouse=True)
-def no_settings_of_the_users(monkeypatch):
+def no_names_in_the_environment(monkeypatch):
     for name in ("PGAPPNAME", "PGOPTIONS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -58,7 +58,7 @@ def no_settings_of_the_users(monkeypatch):
     ],
 )
 def test_process_name(app_name, host, pid, expected):
-    """At most 63 bytes of ASCII; the process id is always there in full."""
+    """At most 63 bytes of ASCII; the process ID is never cut."""
     name = process_name(app_name, host, pid)
     assert name == expected
     assert len(name.encode("ascii")) <= 63
@@ -66,7 +66,7 @@ def test_process_name(app_name, host, pid, expected):
 
 
 def test_family():
-    """A name that this process made is known by its beginning; others are not ours."""
+    """The beginning of a name that this process made, and of no other name."""
     mine = process_name("a" * 80, "web-1", os.getpid())
     assert family_of(mine) == family("a" * 80)
     assert family_of(process_name("shop", "web-1", os.getpid() + 1)) is None
@@ -75,7 +75,7 @@ def test_family():
 
 @pytest.mark.parametrize("driver", POSTGRESQL)
 def test_postgresql(driver):
-    """libpq has it as the name for when there is no other."""
+    """libpq uses it if there is no other name."""
     found = arguments(f"postgresql+{driver}://db/shop")
     assert found["fallback_application_name"] == process_name(
         "shop", socket.gethostname(), os.getpid()
@@ -95,7 +95,7 @@ def test_postgresql(driver):
     ],
 )
 def test_a_name_among_the_options(driver, query, connect_args):
-    """The one that libpq is given would win against it, so there is none."""
+    """It is kept, because no name is sent that would override it."""
     found = arguments(
         f"postgresql+{driver}://db/shop{query}", connect_args=connect_args
     )
@@ -116,7 +116,7 @@ def test_options_in_the_environment(monkeypatch):
     url = "postgresql+psycopg://db/shop"
     monkeypatch.setenv("PGOPTIONS", "-c application_name=mine")
     assert "fallback_application_name" not in arguments(url)
-    # Those of the URL replace those of the environment.
+    # The options of a URL replace those of the environment.
     found = arguments(url, connect_args={"options": "-c work_mem=64MB"})
     assert "fallback_application_name" in found
 
@@ -132,7 +132,7 @@ def test_pymysql(dialect):
 
 
 def test_other_drivers():
-    """Where we are not certain how, nothing is added."""
+    """Drivers that we do not know how to name are left alone."""
     engine = create_engine("sqlite://")
     name_connections(engine, "shop")
     assert not engine.dialect.dispatch.do_connect

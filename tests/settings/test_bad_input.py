@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import sys
@@ -38,14 +39,14 @@ def refused(make_app: MakeApp, **config: Any) -> str:
     """Return the message with which an application's configuration is refused."""
     with pytest.raises(ConfigError) as info:
         make_app(**config)
-    told = "".join(traceback.format_exception_only(info.value))
-    assert SECRET not in told
+    shown = "".join(traceback.format_exception_only(info.value))
+    assert SECRET not in shown
     assert info.value.__cause__ is None
     assert info.value.__context__ is None
     return str(info.value)
 
 
-# Configuration, as far as it shows only when engines are made
+# Configuration that is only found to be wrong when engines are made
 
 
 def test_driver_not_installed(
@@ -65,7 +66,7 @@ def test_driver_not_installed(
 
 @pytest.mark.parametrize("tracking", [True, False])
 def test_unknown_engine_option(make_app: MakeApp, tracking: bool) -> None:
-    """The option is named, and where it may stand; not its value."""
+    """The option is named, and where it may be set; not its value."""
     message = refused(
         make_app,
         SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
@@ -103,7 +104,7 @@ def test_engine_option_refused_by_value(make_app: MakeApp) -> None:
 
 
 def test_url_refused_by_value(make_app: MakeApp) -> None:
-    """Where no option was given, it is not an option that was refused."""
+    """Without any option, the URL is what was refused."""
     message = refused(
         make_app, SQLALCHEMY_DATABASE_URI=f"postgresql://h/?plugin={SECRET}"
     )
@@ -164,7 +165,7 @@ def test_scopefunc_returns_no_hashable(make_app: MakeApp) -> None:
 
 
 def test_bind_of_models_is_unknown(make_app: MakeApp) -> None:
-    """A bind that models are in must be configured."""
+    """A bind that models live in must be configured."""
     with pytest.raises(ConfigError, match=r"names the bind 'audit'.*\['default'\]"):
         make_app(ScopedSession(binds={Base: "audit"}))
 
@@ -182,7 +183,7 @@ def test_init_app_twice(make_app: MakeApp, db: ScopedSession) -> None:
 
 
 def test_failed_init_app_can_be_repeated(make_app: MakeApp, db: ScopedSession) -> None:
-    """An error leaves nothing behind that the next try would trip over."""
+    """An error leaves nothing behind that would break the next attempt."""
     app = Flask("again")
     app.config.update(TESTING=True, SQLALCHEMY_DATABASE_URI="nonsense://")
     with pytest.raises(ConfigError):
@@ -246,7 +247,7 @@ def test_app_never_initialised(
 def test_unknown_bind(
     make_app: MakeApp, db: ScopedSession, use: Callable[[ScopedSession], Any]
 ) -> None:
-    """The bind, where to add it, and those there are."""
+    """The bind, where to add it, and the binds that are configured."""
     app = make_app(db, SQLALCHEMY_BINDS={"audit": "sqlite://", "default": "sqlite://"})
     with app.app_context(), pytest.raises(UnknownBind) as info:
         use(db)
@@ -276,7 +277,7 @@ def test_ping_timeout(make_app: MakeApp, db: ScopedSession, timeout: Any) -> Non
 
 @pytest.mark.parametrize("timeout", [0, -1, "soon", float("nan"), None])
 def test_workers_timeout(make_app: MakeApp, db: ScopedSession, timeout: Any) -> None:
-    """Also when there is nobody to wait for."""
+    """Also when there is no worker to wait for."""
     app = make_app(db)
     expected = r"workers\(timeout=\.\.\.\) must be a number of seconds"
     with app.app_context(), pytest.raises(ConfigError, match=expected):
@@ -299,7 +300,7 @@ def test_session_option_of_wrong_value(
 
 
 def test_session_class_of_the_configuration(make_app: MakeApp) -> None:
-    """``class_`` has one place."""
+    """``class_`` can be set in one place only."""
     message = refused(make_app, SQLALCHEMY_SESSION_OPTIONS={"class_": Session})
     assert "ScopedSession(session_options={'class_': ...})" in message
 
@@ -311,7 +312,7 @@ def test_session_class_of_the_configuration(make_app: MakeApp) -> None:
 def test_note_on_foreign_keys(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, value: object
 ) -> None:
-    """Keys of Flask-SQLAlchemy work on, with one note each."""
+    """Keys of Flask-SQLAlchemy do no harm, with one note each."""
     caplog.set_level(logging.INFO, "flask_scopedsession")
     make_app(SQLALCHEMY_TRACK_MODIFICATIONS=value, SQLALCHEMY_RECORD_QUERIES=False)
     (record,) = caplog.records
@@ -325,7 +326,7 @@ def test_note_on_foreign_keys(
 
 
 def test_every_error_is_ours() -> None:
-    """One base for all, and every one is documented and exported."""
+    """One base for all; each is exported, and documented with cause and remedy."""
     found = {
         name: value
         for name, value in vars(errors).items()
@@ -334,7 +335,9 @@ def test_every_error_is_ours() -> None:
     assert set(errors.__all__) == set(found)
     for error in found.values():
         assert issubclass(error, ScopedSessionError)
-        assert re.match(r"[A-Z].*\.$", error.__doc__ or "", re.DOTALL)
+        cause, _, remedy = (inspect.getdoc(error) or "").partition("\n\n")
+        assert re.fullmatch(r"[A-Z].*\.", cause)
+        assert remedy.endswith(".") or error is ScopedSessionError
 
 
 @pytest.mark.parametrize(
@@ -347,5 +350,5 @@ def test_every_error_is_ours() -> None:
     ],
 )
 def test_errors_stand_for_others(error: type[Exception], stands_for: type) -> None:
-    """Code that is written for those works on."""
+    """Code that is written for those keeps working."""
     assert issubclass(error, stands_for)

@@ -48,7 +48,7 @@ def refused(**config: Any) -> str:
     with pytest.raises(ConfigError) as info:
         read(**config)
     error = info.value
-    # Nothing that was handled meanwhile, and could quote a value, hangs on it.
+    # It is not chained to another error, which could quote a value.
     assert error.__cause__ is None
     assert error.__context__ is None
     whole = "".join(traceback.format_exception(error))
@@ -90,7 +90,7 @@ def test_defaults() -> None:
 
 
 def test_debug_records_stacks_and_sql() -> None:
-    """In debug mode both are on, and can be turned off."""
+    """In debug mode both are on by default, and can be turned off."""
     assert read(DEBUG=True).stacks is True
     assert read(DEBUG=True).show_sql is True
     assert read(DEBUG=True, SCOPEDSESSION_STACKS=False).stacks is False
@@ -248,7 +248,7 @@ def test_fair_pool() -> None:
 
 
 def test_ping_idle_after_yields_to_pre_ping() -> None:
-    """Where every checkout is tested, none is tested twice."""
+    """If every checkout is tested, none is tested twice."""
     options = {"pool_pre_ping": True}
     settings = bind(SQLALCHEMY_DATABASE_URI=PG, SQLALCHEMY_ENGINE_OPTIONS=options)
     assert settings.ping_idle_after is None
@@ -304,13 +304,13 @@ def test_sqlite_pragmas_refused(value: object, uri: str) -> None:
 
 
 def test_control_dir_with_nul() -> None:
-    """No path has one, and none is tried at each request."""
+    """No path has one, so it is refused at once, and not at each request."""
     key = "SCOPEDSESSION_CONTROL_DIR"
     assert refused(**{key: "/run/a\0b"}) == f"{key} may not contain a NUL character."
 
 
 def test_sqlite_begin() -> None:
-    """Two ways to begin."""
+    """A transaction begins in one of two ways."""
     key = "SCOPEDSESSION_SQLITE_BEGIN"
     assert bind(**{key: "DEFERRED"}).begin == "DEFERRED"
     assert bind(**{key: "IMMEDIATE"}).begin == "IMMEDIATE"
@@ -357,19 +357,19 @@ def test_the_documentation_prints_the_table() -> None:
     ],
 )
 def test_unknown_key(key: str, hint: str) -> None:
-    """A slip in a key's name is an error that suggests the right one."""
+    """A misspelt key is an error that suggests the right one."""
     message = refused(**{key: 1})
     assert message == f"{key} is not a key of this version. Did you mean {hint}?"
 
 
-def test_unknown_key_like_none() -> None:
-    """Nothing is suggested where nothing is near."""
+def test_unknown_key_without_a_near_one() -> None:
+    """Nothing is suggested if no key has a similar name."""
     message = refused(SCOPEDSESSION_XYZZY_PLUGH=1)
     assert message == "SCOPEDSESSION_XYZZY_PLUGH is not a key of this version."
 
 
-def test_keys_of_others_are_theirs() -> None:
-    """Only the prefix is ours, and keys need not even be text."""
+def test_keys_of_others_are_ignored() -> None:
+    """Keys without our prefix are ignored, and need not be text."""
     config: dict[Any, Any] = {"SQLALCHEMY_DATABASE_URI": URI, "OTHER": 1, 7: 8}
     read_settings(config, default_name="x", environ={})
 
@@ -509,7 +509,7 @@ def test_malformed_url(value: str) -> None:
     ],
 )
 def test_malformed_parts(value: dict[str, Any]) -> None:
-    """A dict that makes no URL says what belongs into it, not what was there."""
+    """The error lists the parts that a URL has, not those that were given."""
     message = refused(SQLALCHEMY_DATABASE_URI=value)
     assert message.startswith("SQLALCHEMY_DATABASE_URI")
     assert "drivername" in message
@@ -520,7 +520,7 @@ def test_malformed_parts(value: dict[str, Any]) -> None:
     [(5, "an int"), (b"sqlite://", "a bytes"), ([PG], "a list"), (True, "a bool")],
 )
 def test_url_of_wrong_type(value: object, kind: str) -> None:
-    """Only types are told."""
+    """Only the type of the value is shown."""
     message = refused(SQLALCHEMY_DATABASE_URI=value)
     assert message == (
         f"SQLALCHEMY_DATABASE_URI must be a str, a URL or a dict, not {kind}."
@@ -528,7 +528,7 @@ def test_url_of_wrong_type(value: object, kind: str) -> None:
 
 
 def test_unknown_dialect() -> None:
-    """The dialect is named; a well-known slip has its remedy."""
+    """The dialect is named; a common mistake has its remedy."""
     message = refused(SQLALCHEMY_DATABASE_URI="oracel://u:swordfish@db/app")
     assert "names the dialect 'oracel', which SQLAlchemy does not know" in message
     assert "Check the spelling" in message
@@ -549,7 +549,7 @@ def test_unknown_dialect() -> None:
     ],
 )
 def test_async_driver(name: str, instead: str) -> None:
-    """Refused, whether or not the driver is installed, with a synchronous one."""
+    """Refused, installed or not; the error names a synchronous one."""
     message = refused(SQLALCHEMY_BINDS={"audit": f"{name}:///x"})
     assert message.startswith(
         f"SQLALCHEMY_BINDS['audit'] names the async driver '{name}'."
@@ -559,7 +559,7 @@ def test_async_driver(name: str, instead: str) -> None:
 
 @pytest.mark.parametrize("value", ["sqlite://app.db", "sqlite://u:swordfish@h/x"])
 def test_sqlite_has_no_host(value: str) -> None:
-    """Two slashes where three are needed."""
+    """Two slashes are one too few."""
     assert "three slashes" in refused(SQLALCHEMY_DATABASE_URI=value)
 
 
@@ -567,7 +567,7 @@ def test_sqlite_has_no_host(value: str) -> None:
 
 
 def test_binds() -> None:
-    """Each bind by its name, the default's under its own key."""
+    """Each bind by its name; the default one has its own key."""
     binds = read(
         SQLALCHEMY_DATABASE_URI=URI,
         SQLALCHEMY_BINDS={"audit": "sqlite:///audit.db", "pg": {"url": PG, "echo": 1}},
@@ -581,7 +581,7 @@ def test_binds() -> None:
 
 @pytest.mark.parametrize("name", [None, "default"])
 def test_default_bind_among_the_binds(name: str | None) -> None:
-    """The default may stand among the binds, but not in both places."""
+    """The default may be among the binds, but not in both places."""
     assert bind(SQLALCHEMY_BINDS={name: URI}).url.database == "app.db"
     message = refused(SQLALCHEMY_DATABASE_URI=URI, SQLALCHEMY_BINDS={name: URI})
     assert message == (
@@ -612,7 +612,7 @@ def test_default_bind_twice_among_the_binds() -> None:
     ],
 )
 def test_malformed_binds(value: object, expected: str) -> None:
-    """Each with the bind's name."""
+    """The error names the bind."""
     assert expected in refused(SQLALCHEMY_BINDS=value)
 
 
@@ -620,7 +620,7 @@ def test_malformed_binds(value: object, expected: str) -> None:
 
 
 def test_engine_options_are_inherited_by_driver() -> None:
-    """By binds of the same driver, the dialect's default spelt out or not."""
+    """By binds of the same driver, whether or not the URL names it."""
     binds = read(
         SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
         SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3, "pool_timeout": 1},
@@ -640,7 +640,7 @@ def test_engine_options_are_inherited_by_driver() -> None:
 
 
 def test_engine_options_without_a_default_bind() -> None:
-    """They are then everybody's."""
+    """Then every bind has them."""
     binds = read(
         SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3},
         SQLALCHEMY_BINDS={"a": "sqlite:///a.db", "b": PG},
@@ -649,7 +649,7 @@ def test_engine_options_without_a_default_bind() -> None:
 
 
 def test_constructor_options_are_for_every_bind() -> None:
-    """Whatever their driver; the configuration wins, and a bind's own most."""
+    """Whatever its driver. The configuration wins, and a bind's own options over it."""
     binds = read(
         engine_options={"pool_size": 1, "max_overflow": 1, "pool_timeout": 1},
         SQLALCHEMY_DATABASE_URI=URI,
@@ -667,7 +667,7 @@ def test_constructor_options_are_for_every_bind() -> None:
 
 
 def test_the_callers_dicts_are_not_changed() -> None:
-    """Neither are they kept, to be changed by the caller later."""
+    """And a later change by the caller has no effect."""
     config: dict[str, Any] = {
         "SQLALCHEMY_DATABASE_URI": {"drivername": "sqlite", "database": "x"},
         "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": {"timeout": 1}, "echo": "no"},
@@ -704,7 +704,7 @@ def test_the_callers_dicts_are_not_changed() -> None:
     ],
 )
 def test_engine_option_values(option: str, value: object, expected: object) -> None:
-    """As they are, or as text from the environment."""
+    """Given in Python, or as text from the environment."""
     found = bind(SQLALCHEMY_ENGINE_OPTIONS={option: value}).options[option]
     assert found == expected
     assert type(found) is type(expected)
@@ -736,7 +736,7 @@ def test_engine_option_values(option: str, value: object, expected: object) -> N
     ],
 )
 def test_engine_option_of_wrong_type(option: str, value: object) -> None:
-    """Named with the key, or the argument, that it came from."""
+    """The error names the option, and the key or argument that it came from."""
     options = {option: value}
     message = refused(SQLALCHEMY_ENGINE_OPTIONS=options)
     assert message.startswith(f"SQLALCHEMY_ENGINE_OPTIONS: {option} must")
@@ -754,7 +754,7 @@ def test_options_of_wrong_type() -> None:
 
 
 def test_echo_is_the_default_of_every_bind() -> None:
-    """``SQLALCHEMY_ECHO`` yields to a bind's own option."""
+    """A bind's own option wins over ``SQLALCHEMY_ECHO``."""
     binds = read(
         SQLALCHEMY_DATABASE_URI=URI,
         SQLALCHEMY_ECHO="debug",
@@ -767,7 +767,7 @@ def test_echo_is_the_default_of_every_bind() -> None:
 
 
 def test_session_options() -> None:
-    """Text from the environment is parsed, else ``"False"`` would be true."""
+    """Text from the environment is parsed, as ``"False"`` would be true."""
     options = {"expire_on_commit": "False", "autoflush": "off", "info": {"a": "b"}}
     assert dict(read(SQLALCHEMY_SESSION_OPTIONS=options).session_options) == {
         "expire_on_commit": False,
@@ -780,7 +780,7 @@ def test_session_options() -> None:
 
 @pytest.mark.parametrize("name", ["class_", "bind", "binds"])
 def test_session_options_that_belong_elsewhere(name: str) -> None:
-    """The remedy says where."""
+    """The error says where they are set."""
     message = refused(SQLALCHEMY_SESSION_OPTIONS={name: object()})
     assert message.startswith(f"SQLALCHEMY_SESSION_OPTIONS may not hold {name!r}. Use")
 
@@ -843,7 +843,7 @@ def test_from_prefixed_env(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_uri_parts_from_prefixed_env(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL can be given in parts, which spares the percent-encoding."""
+    """A URL can be given in parts, without percent-encoding."""
     config = from_env(
         monkeypatch,
         SQLALCHEMY_DATABASE_URI__drivername="postgresql+psycopg",
@@ -855,7 +855,7 @@ def test_uri_parts_from_prefixed_env(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (url.password, url.port) == ("0123", 5433)
 
 
-# What a repr shows
+# Reprs
 
 
 def test_reprs_show_no_secret() -> None:

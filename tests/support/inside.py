@@ -12,12 +12,12 @@ from flask_scopedsession._control.client import ask
 from flask_scopedsession._control.directory import Place
 from flask_scopedsession._control.protocol import encode
 from flask_scopedsession._control.server import SERVER
+from flask_scopedsession._databases.ping import PingResult
 from flask_scopedsession._format import duration
 from flask_scopedsession._format import some
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
 from flask_scopedsession._pools.account import Hold
-from flask_scopedsession._pools.engine import PingResult
 from flask_scopedsession._pools.fair_queue import fair
 from flask_scopedsession._pools.naming import process_name
 from flask_scopedsession._pools.tracked_pool import tracked

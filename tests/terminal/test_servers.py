@@ -193,13 +193,13 @@ def test_unclaimed() -> None:
 def test_no_answer() -> None:
     """Each error is one line, and the other servers are shown."""
     down = a_view(version=None, joined=False, error="no answer within 2 s")
-    file = ServerView(("audit",), AUDIT, error="no server: SQLite is none")
+    file = ServerView(("audit",), AUDIT, error="no server: SQLite has none")
     text = render(down, file, a_view(limits=(a_limit(),)))
     assert "Server of postgresql+psycopg://db.internal:5432/orders · bind default" in (
         text
     )
     assert "  no answer within 2 s\n" in text
-    assert "  no server: SQLite is none\n" in text
+    assert "  no server: SQLite has none\n" in text
     assert "are left" in text
 
 
@@ -208,7 +208,7 @@ def test_no_answer() -> None:
     [
         (ORDERS, "no answer within 2 s", True),
         (ORDERS, "not allowed", True),
-        (AUDIT, "no server: SQLite is none", False),
+        (AUDIT, "no server: SQLite has none", False),
         (DatabaseURL("oracle", "db.internal", 1521, "x"), "not asked", False),
     ],
 )
