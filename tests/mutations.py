@@ -399,10 +399,10 @@ MUTATIONS = (
         "stacks: frames are held while their thread goes on",
         Change(
             "flask_scopedsession._runtime.stacks:stack_of_thread",
+            None,
             """
-    return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
-""",
-            """
+def stack_of_thread(ident: int) -> RawStack:
+    import sys
     frame, found = sys._current_frames().get(ident), []
     while frame is not None:
         found.append((frame.f_code, frame.f_lineno))
