@@ -402,9 +402,10 @@ MUTATIONS = (
             None,
             """
 def stack_of_thread(ident: int) -> RawStack:
-    import sys
+    import time
     frame, found = sys._current_frames().get(ident), []
     while frame is not None:
+        time.sleep(0)  # lets the thread run, as any instruction may
         found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
