@@ -73,7 +73,7 @@ def test_in_turn() -> None:
     assert pool.served == list("abcdef")
 
 
-def test_one_who_asks_again_goes_behind() -> None:
+def test_a_repeated_checkout_waits_behind_others() -> None:
     """A thread that returns a connection does not get it again before waiters."""
     pool = Pool()
     held = pool.connect()
@@ -132,7 +132,7 @@ def test_an_overflow_connection_that_is_closed_lets_the_next_one_connect() -> No
     assert pool.served == ["waits"]
 
 
-def test_an_interrupted_connect_of_one_who_was_given_the_right_to_connect() -> None:
+def test_an_interrupted_connect_of_a_waiter_that_got_a_slot() -> None:
     """The next waiting thread connects instead."""
     tries = iter([OSError("first"), KeyboardInterrupt("second")])
     connecting, fail = threading.Event(), threading.Event()
@@ -282,7 +282,7 @@ def test_the_waiters_of_a_snapshot(
         assert names() == []
 
 
-def test_one_who_connects_does_not_wait(
+def test_a_connecting_thread_does_not_count_as_waiting(
     make_app: Callable[..., Flask], sqlite_url: str
 ) -> None:
     """Nor is a thread that got a slot and waits for the database."""
@@ -463,7 +463,7 @@ def test_gevents_timeout(green: Callable[[str], None]) -> None:
 
 
 @pytest.mark.subprocess
-def test_a_fork_in_the_midst_of_the_queue(run_script: Run, sqlite_url: str) -> None:
+def test_a_fork_while_threads_wait(run_script: Run, sqlite_url: str) -> None:
     """A thread held the lock and another waited: the child starts afresh."""
     source = textwrap.dedent("""
         import os, sys, threading, warnings

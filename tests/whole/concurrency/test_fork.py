@@ -80,7 +80,7 @@ def test_the_child_opens_its_own_connection(fork):
 
 
 @pytest.mark.parametrize("nicely", [True, False], ids=["sys.exit", "os._exit"])
-def test_the_parents_transaction_goes_on(fork, nicely):
+def test_the_parents_transaction_continues(fork, nicely):
     """A fork during a transaction does not disturb the parent's transaction."""
     (answer,) = fork(
         f"""

@@ -275,7 +275,7 @@ def test_what_another_user_can_do(
 
 
 @pytest.mark.parametrize("own", [None, "shop-web"])
-def test_what_a_database_server_is_told(
+def test_connections_carry_a_name(
     make_app: Callable[..., Flask], pg_url: str, own: str | None
 ) -> None:
     """App, host and process, or a configured name; other roles can see it."""

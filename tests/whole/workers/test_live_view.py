@@ -152,9 +152,7 @@ def test_a_wedged_worker_answers_at_once(
     }
 
 
-def test_the_stopped_and_the_frozen_are_named_and_the_others_told_in_full(
-    prefork: Start, run_cli: Cli
-) -> None:
+def test_stopped_and_frozen_workers_are_named(prefork: Start, run_cli: Cli) -> None:
     group = prefork(count=3)
     stopped, frozen, well = group.visit_all("/ok")
     group.kill(stopped, signal.SIGSTOP)

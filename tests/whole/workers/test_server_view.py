@@ -37,7 +37,7 @@ def servers(run_cli: Cli, *args: str) -> Any:
     return run_cli(["pool-status", "--server", "--json", *args]).check().json["servers"]
 
 
-def test_who_waits_for_whose_lock(prefork: Start, run_cli: Cli, gates: Gates) -> None:
+def test_lock_waits_name_both_views(prefork: Start, run_cli: Cli, gates: Gates) -> None:
     """Both views are named, with worker and line, without any preparation."""
     run_cli(["create-tables"]).check()
     group = prefork(count=2)
