@@ -244,7 +244,7 @@ def test_a_sync_worker_that_is_aborted(prefork, run_cli, gates, live_env, short_
         survey = run_cli(["pool-status", "--json"]).json
         return [w for w in survey["workers"] if w["state"] == "gone"]
 
-    wait_until(gone, timeout=30)
+    wait_until(gone)
     (worker,) = gone()
     thread.join(20)
     (waiter,) = worker["pools"][0]["waiters"]

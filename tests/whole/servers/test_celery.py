@@ -124,7 +124,7 @@ def test_recycled_children(start: Any, pg_url: str) -> None:
     and the parent's transaction continues until the parent ends it."""
     with start("--max-tasks-per-child=3") as jobs:
         jobs.ask_for("for n in range(9): jobs_app.own.delay(f'token-{n}')")
-        wait_until(lambda: len(jobs.answers()) == 9, timeout=30, what=lambda: jobs.log)
+        wait_until(lambda: len(jobs.answers()) == 9, what=lambda: jobs.log)
         answers = jobs.answers()
         owner: dict[int, int] = {}
         for answer in answers:

@@ -224,7 +224,7 @@ def visited(
         }
         group = kind.make(scratch, env, **kind.options)
         with group, observer(url, **live) as observe:
-            group.wait_ready(timeout=30)
+            group.wait_ready()
             yield Visited(kind, group, partial(activity, address), observe)
             group.stop(timeout=1)
 

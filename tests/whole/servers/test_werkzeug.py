@@ -39,7 +39,7 @@ def server(
     options = ["--debug", "--port", "0", "--extra-files", str(watched_file)]
     command = [sys.executable, "-m", "flask", "--app", "live_app:create_app", "run"]
     with Served("flask", short_tmp, [*command, *options], env=live_env) as server:
-        yield server.wait_ready(timeout=30)
+        yield server.wait_ready()
         server.stop(timeout=1)
 
 

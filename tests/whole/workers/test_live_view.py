@@ -156,9 +156,9 @@ def test_stopped_and_frozen_workers_are_named(prefork: Start, run_cli: Cli) -> N
     group = prefork(count=3)
     stopped, frozen, well = group.visit_all("/ok")
     group.kill(stopped, signal.SIGSTOP)
-    group.send("/freeze?seconds=4", on=frozen, timeout=15)
+    group.send("/freeze?seconds=30", on=frozen)
     wait_until(lambda: cpu_asleep(frozen), what="a frozen worker")
-    result = run_cli(["pool-status", "--json", "--check", "--timeout", "0.7"])
+    result = run_cli(["pool-status", "--json", "--check", "--timeout", "1.5"])
     assert result.code == 5, result.stderr
     found = result.json
     assert pids(found) == [well]
