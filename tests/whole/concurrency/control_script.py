@@ -21,7 +21,7 @@ from sqlalchemy import select
 from flask_scopedsession import ScopedSession
 
 #: Seconds after which a process of a failed script ends.
-LONGEST = 60
+LONGEST = 40
 signal.alarm(LONGEST)
 
 HERE = tempfile.mkdtemp(prefix="")

@@ -482,7 +482,7 @@ def test_forking_while_others_check_out_and_in(fork):
         for thread in threads:
             thread.start()
         def work():
-            signal.alarm(60)
+            signal.alarm(40)
             return visit()
         found = {{child(work) for _ in range(20)}}
         over.set()
