@@ -399,12 +399,13 @@ MUTATIONS = (
         "stacks: frames are held while their thread goes on",
         Change(
             "flask_scopedsession._runtime.stacks:stack_of_thread",
+            None,
             """
-    return _read(map(dict.get, starmap(_current_frames, [()]), [ident]))
-""",
-            """
-    frame, found = _current_frames().get(ident), []
+def stack_of_thread(ident: int) -> RawStack:
+    import time
+    frame, found = sys._current_frames().get(ident), []
     while frame is not None:
+        time.sleep(0)  # lets the thread run, as any instruction may
         found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)

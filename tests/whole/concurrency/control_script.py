@@ -1,7 +1,7 @@
-"""The beginning of the scripts of the fork and gevent tests.
+"""The common part of the scripts of the fork and gevent tests.
 
-An application that serves its control socket, and an observer: another process,
-forked before anything was served, that asks all workers on request.
+It has an application that serves its control socket, and an observer: another process,
+forked before the first request, which asks the workers on command.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sqlalchemy import select
 
 from flask_scopedsession import ScopedSession
 
-#: Seconds after which a process ends by itself, should its script hang.
-LONGEST = 20
+#: Seconds after which a process of a failed script ends.
+LONGEST = 40
 signal.alarm(LONGEST)
 
 HERE = tempfile.mkdtemp(prefix="")
@@ -51,7 +51,7 @@ def serve(path: str = "/work") -> None:
 
 
 class Pipe:
-    """Lines between two processes, over descriptors that a fork does not close."""
+    """Lines between two processes, by descriptors that a fork does not close."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -101,19 +101,19 @@ class Observer:
         self._questions.send(str(timeout))
 
     def answer(self) -> dict[str, Any]:
-        """Return the answers by process ID."""
+        """Return the workers that it found, by process ID."""
         found = json.loads(self._answers.receive())
         for key in ("live", "silent"):
             found[key] = {int(pid): value for pid, value in found[key].items()}
         return found  # type: ignore[no-any-return]
 
     def look(self, timeout: float = 5.0) -> dict[str, Any]:
-        """Ask, and return the answers."""
+        """Ask, and return the workers that answer now."""
         self.ask(timeout)
         return self.answer()
 
     def live(self) -> set[int]:
-        """Return the process IDs of the workers; each of them must answer."""
+        """Return the process IDs of the workers that answer; all must."""
         found = self.look()
         assert not found["silent"], found
         return set(found["live"])
@@ -125,17 +125,17 @@ class Observer:
 
 
 def files() -> list[str]:
-    """Return what is in the control directory."""
+    """Return the names of the files in the control directory."""
     return sorted(path.name for path in HOME.iterdir()) if HOME.exists() else []
 
 
 def wait_for(pid: int) -> None:
-    """Wait for the end of a child; it must have succeeded."""
+    """Reap a child, which must exit with 0."""
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 class Child:
-    """A fork that calls a function, and exits when asked."""
+    """A fork that runs a function, and exits normally on command."""
 
     def __init__(self, todo: Callable[[], object]) -> None:
         self._done, self._go_on = Pipe(), Pipe()

@@ -1,4 +1,4 @@
-"""Files, users, namespaces and read-only systems, as in docs/security.md."""
+"""Files, users, namespaces and read-only systems, as docs/security.md states."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ pytestmark = [pytest.mark.workers, pytest.mark.slow]
 Start = Callable[..., Prefork]
 Cli = Callable[..., Result]
 
-#: A user ID without a name, such as some platforms assign.
+#: A user without an entry in the passwd file, as some platforms assign one.
 NAMELESS = 4242
 
-#: Files of tools that measure a process, written as it ends.
+#: Files that a measured process writes at its end.
 UNWRITING: dict[str, str | None] = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "COVERAGE_PROCESS_START": None,
@@ -49,7 +49,7 @@ UNWRITING: dict[str, str | None] = {
 
 
 def may_unshare() -> bool:
-    """Whether this machine allows to create namespaces and mounts."""
+    """Whether this machine allows new namespaces and mounts."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "-mpf", "true"], check=False).returncode == 0
@@ -59,7 +59,7 @@ in_namespaces = pytest.mark.skipif(
     not may_unshare(), reason="needs root and Linux's namespaces"
 )
 
-#: An application that serves a request for each line of input, then asks the others.
+#: An application that serves a request on command, and then asks the other workers.
 RESIDENT = """
 import json, logging, os, sys
 from flask import Flask
@@ -106,7 +106,7 @@ for line in sys.stdin:
 
 
 class Resident:
-    """One such process, possibly in namespaces of its own."""
+    """One such process, in any environment."""
 
     def __init__(self, before: list[str], env: dict[str, str], log: Path) -> None:
         self.log = log
@@ -122,7 +122,7 @@ class Resident:
             )
 
     def serve(self) -> Any:
-        """Let it serve a request, and return what it finds afterwards."""
+        """Let it serve a request, and return the workers that it sees afterwards."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
@@ -132,7 +132,7 @@ class Resident:
         return json.loads(line)
 
     def end(self) -> None:
-        """Let it end, by the end of its input."""
+        """Close its input, which ends it."""
         self.process.communicate(timeout=20)
 
 
@@ -164,7 +164,7 @@ def test_every_file_with_its_mode_and_content(
     live_env: dict[str, str],
     short_tmp: Path,
 ) -> None:
-    """Three files for a worker in trouble, below two directories, and no more."""
+    """A worker in trouble has exactly three files, below two directories."""
     live_env["FLASK_SCOPEDSESSION_HELD_LONG_AFTER"] = "0.1"
     live_env["FLASK_SCOPEDSESSION_NAME"] = "shop"
     live_env["FLASK_SCOPEDSESSION_SHOW_SQL"] = "1"
@@ -189,7 +189,7 @@ def test_every_file_with_its_mode_and_content(
     last = json.loads(files[".json"].read_text())
     assert set(last) == {"protocol", "deployment", "app", "worker"}
     answered = run_cli(["pool-status", "--json"]).check().json["workers"][0]
-    # The client adds the source of the answer.
+    # The asking process adds the source of the answer.
     assert set(last["worker"]) | {"uid", "host"} == set(answered)
     (holder,) = last["worker"]["pools"][0]["holders"]
     assert holder["endpoint"] == "block"
@@ -207,7 +207,7 @@ def test_every_file_with_its_mode_and_content(
 def test_a_user_without_a_name(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """It has no entry in the passwd file, and no home."""
+    """It is known by its number only: it has neither a passwd entry nor a home."""
     short_tmp.chmod(0o1777)  # as /tmp is
     theirs = resident(RESIDENT_UID=NAMELESS, HOME="/nonexistent")
     mine = resident()
@@ -227,7 +227,7 @@ def test_a_user_without_a_name(
 def test_another_user_can_do_nothing(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """Except to see that the directory exists."""
+    """Another user sees the directory, but nothing in it."""
     short_tmp.chmod(0o1777)  # as /tmp is
     resident(RESIDENT_UID=NAMELESS).serve()
     base = short_tmp / f"flask-scopedsession-{NAMELESS}"
@@ -275,7 +275,7 @@ def test_another_user_can_do_nothing(
 
 
 @pytest.mark.parametrize("own", [None, "shop-web"])
-def test_what_a_database_server_learns(
+def test_connections_carry_a_name(
     make_app: Callable[..., Flask], pg_url: str, own: str | None
 ) -> None:
     """App, host and process, or a configured name; other roles can see it."""
@@ -303,7 +303,7 @@ def test_what_a_database_server_learns(
 
 
 def mounted(*commands: str) -> list[str]:
-    """Return the words before a command that run it with these mounts."""
+    """Return the command that runs something with these mounts only."""
     script = " && ".join(["mount --make-rprivate /", *commands, 'exec "$@"'])
     return ["unshare", "-m", "sh", "-ec", script, "sh"]
 
@@ -337,7 +337,7 @@ def test_a_read_only_file_system_is_one_warning_and_the_app_serves(
 def test_a_command_on_a_read_only_file_system(
     live_env: dict[str, str], target: str
 ) -> None:
-    """It says why it finds no worker, even if the application does not load."""
+    """It says why it finds no worker, also if the application does not load."""
     command = ["-m", "flask", "--app", target, "pool-status", "--check"]
     done = subprocess.run(
         [
@@ -364,7 +364,7 @@ def test_a_command_on_a_read_only_file_system(
 def test_a_world_writable_tmpfs_as_in_kubernetes(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """It works as the temporary directory; a directory configured in it does not."""
+    """It works as the temporary directory, but not as a chosen directory."""
     volume = short_tmp / "volume"
     volume.mkdir()
     for parent in (volume, short_tmp):
@@ -391,7 +391,7 @@ def test_a_world_writable_tmpfs_as_in_kubernetes(
 def test_a_service_with_a_tmp_of_its_own(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """Visible from inside, or through a runtime directory, but not from outside."""
+    """It is visible only from within, or in a runtime directory."""
     private, runtime = short_tmp / "tmp", short_tmp / "run" / "shop"
     for path in (private, runtime):
         path.mkdir(parents=True)
@@ -424,7 +424,7 @@ def test_a_service_with_a_tmp_of_its_own(
 def test_two_containers_that_share_a_directory(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """Each sees both workers, although their process IDs are equal."""
+    """With equal process IDs, each sees both, and knows which one has ended."""
     container = ["unshare", "-pf", "--kill-child", "--mount-proc"]
     one, two = resident(*container), resident(*container)
     one.serve()
@@ -433,10 +433,10 @@ def test_two_containers_that_share_a_directory(
     seen = outside.serve()
     assert seen["workers"] == sorted([[1, 0], [1, 0], [seen["pid"], 0]])
 
-    one.process.kill()  # and so everything in the container
+    one.process.kill()  # this kills the processes in the container
     one.process.wait(10)
     wait_until(lambda: two.serve()["workers"] == seen["workers"][1:], what="its end")
-    # The files of the dead worker are removed, and no others.
+    # Exactly the files of the ended process.
     folder = next(short_tmp.glob("flask-scopedsession-*/*"))
     wait_until(lambda: len(list(folder.glob("*.lock"))) == 2, what="the sweep")
     assert two.serve()["workers"] == seen["workers"][1:]
