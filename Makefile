@@ -1,4 +1,4 @@
-# Everything happens in .venv, made here from $(PYTHON), which must be 3.10 or newer.
+# All commands run in .venv, which is made from $(PYTHON), version 3.10 or newer.
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -8,7 +8,7 @@ PROCESSES ?= 3
 
 VENV = .venv
 BIN = $(VENV)/bin
-# Quiet about what an editable install of a flat layout always says.
+# Ignore the warning about the editable install of a flat layout.
 PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install
 FLASK = $(BIN)/python -m flask --app example_app
 
@@ -21,7 +21,7 @@ help:
 	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest,"
 	@echo '             PROCESSES=0 runs them in one process)'
 	@echo "make bench   measure it beside its peers (ARGS=--quick for a few minutes' run)"
-	@echo 'make clean   remove what the others made: .venv, caches, instance/ with the flight log'
+	@echo 'make clean   remove .venv, caches, and instance/ with the flight log'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python for .venv.'
 
@@ -43,11 +43,11 @@ serve: $(VENV)/.example
 	    --config example_app/gunicorn_conf.py --bind 127.0.0.1:$(PORT) \
 	    'example_app:create_app()'
 
-# Many tests wait for servers, so that three at a time suit two cores.
+# Many tests wait for servers, so three processes keep two cores busy.
 test: $(VENV)/.tests
 	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about four minutes on two cores).'
 	@echo 'They start servers on this machine (gunicorn, Celery, PostgreSQL and others)'
-	@echo 'and stop them at their end.'
+	@echo 'and stop them again.'
 	@$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 bench: $(VENV)/.bench
@@ -58,7 +58,7 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The files below say "done", so that a second run has nothing to do.
+# The files below mark finished steps, which a second run skips.
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

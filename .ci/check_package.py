@@ -1,4 +1,4 @@
-"""Build the package; check what the wheel holds and that it works on its own.
+"""Build the package, and check that the wheel is complete and works installed.
 
 Usage: python check_package.py PROJECT SCRATCH
 """
@@ -24,7 +24,7 @@ def main(project: Path, scratch: Path) -> None:
 
 
 def check_content(wheel: Path, project: Path) -> None:
-    """Expect the package as it is in the checkout, and nothing else."""
+    """Expect exactly the modules of the checkout, the license and the metadata."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         [record] = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -36,13 +36,14 @@ def check_content(wheel: Path, project: Path) -> None:
         path.relative_to(project).as_posix()
         for path in [*root.rglob("*.py"), root / "py.typed"]
     }
-    expect(package == wanted, f"in the wheel or missing: {package ^ wanted}")
+    expect(not wanted - package, f"missing in the wheel: {wanted - package}")
+    expect(not package - wanted, f"only in the wheel: {package - wanted}")
     expect(f"{folder}/licenses/LICENSE" in names, "no LICENSE")
     expect(metadata["License-Expression"] == "BSD-3-Clause", "no SPDX license")
 
 
 def check_installed(wheel: Path, place: Path) -> None:
-    """Expect it to import without a warning, alone, and to add its commands."""
+    """Expect the installed package to import without a warning, and its commands."""
     venv.create(place, with_pip=True, clear=True)
     python = place / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel)

@@ -1,4 +1,4 @@
-"""``python -m flask_scopedsession``: the commands, without anybody else's."""
+"""``python -m flask_scopedsession``: only the commands of this package."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .cli import COMMANDS
 
 
 class _Commands(FlaskGroup):
-    """Flask's options; but neither plugins nor the application add commands.
+    """A group with Flask's options, but without commands of plugins and the app.
 
-    So no application is loaded to list them.
+    So listing the commands does not load the application.
     """
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -23,7 +23,7 @@ class _Commands(FlaskGroup):
 
 main: click.Group = _Commands(
     name="flask_scopedsession",
-    help="Show what every database pool and session of a Flask application does.",
+    help="Show what every database pool and session of a Flask application is doing.",
     add_default_commands=False,
 )
 for _command in COMMANDS:

@@ -1,4 +1,4 @@
-"""How we write durations, amounts and lists; without what draws."""
+"""How durations, amounts and lists are written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def duration(value: float | None) -> str:
-    """Write a duration as people say it: ``3 ms``, ``4.1 s``, ``41 s``, ``2 min``."""
+    """Write a duration, given in seconds: ``3 ms``, ``4.1 s``, ``41 s``, ``2 min``."""
     if value is None:
         return "-"
     if value < 0.0095:
@@ -23,24 +23,24 @@ def duration(value: float | None) -> str:
 
 
 def number(value: int | None) -> str:
-    """Write a number; what is not known is a dash."""
+    """Write a number, or a dash if it is unknown."""
     return "-" if value is None else str(value)
 
 
 def count(amount: int, noun: str) -> str:
-    """Write an amount of things: ``1 worker``, ``2 workers``."""
+    """Write an amount with its noun: ``1 worker``, ``2 workers``."""
     return f"{amount} {noun}{'' if amount == 1 else 's'}"
 
 
 def some(items: Sequence[str], most: int = 5) -> str:
-    """List the first of many."""
+    """List the first few items, and how many more there are."""
     shown = ", ".join(items[:most])
     rest = len(items) - most
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def percent(share: float) -> str:
-    """Write a share of 1, so that little is not called nothing: ``2.1 %``."""
+    """Write a share of 1 in percent; a tiny share is not written as 0: ``2.1 %``."""
     value = 100.0 * share
     if 0 < value < 0.1:
         return "less than 0.1 %"
@@ -48,7 +48,7 @@ def percent(share: float) -> str:
 
 
 def number_of(value: float) -> str:
-    """Write a number that is no count with two digits or so: ``0.31``, ``12.4``."""
+    """Write a number with about two significant digits: ``0.31``, ``12.4``."""
     if value < 0.095:
         return f"{value:.2g}"
     return f"{value:.2f}" if value < 0.995 else f"{value:.1f}"

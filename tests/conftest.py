@@ -356,7 +356,7 @@ def prefork(
 def run_cli(live_env: dict[str, str]) -> Callable[..., Result]:
     """Run ``flask --app live_app:create_app ARGS`` in a separate process.
 
-    ``run_cli(args, app=..., env=..., cwd=..., input=..., timeout=30)`` returns
+    ``run_cli(args, app=..., env=..., cwd=..., input=..., timeout=60)`` returns
     ``code``, ``stdout`` and ``stderr``. ``env`` is added to ``live_env``;
     ``app=None`` omits ``--app``.
     """

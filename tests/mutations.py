@@ -399,19 +399,20 @@ MUTATIONS = (
         "stacks: frames are held while their thread goes on",
         Change(
             "flask_scopedsession._runtime.stacks:stack_of_thread",
+            None,
             """
-    return _read(map(dict.get, starmap(sys._current_frames, [()]), [ident]))
-""",
-            """
+def stack_of_thread(ident: int) -> RawStack:
+    import time
     frame, found = sys._current_frames().get(ident), []
     while frame is not None:
+        time.sleep(0)  # lets the thread run, as any instruction may
         found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
 """,
         ),
         tests="""
-        runtime/test_stacks.py test_what_a_thread_holds_is_freed_by_that_thread
+        runtime/test_stacks.py test_the_locals_of_a_thread_are_freed_in_that_thread
         """,
     ),
     mutation(
@@ -419,7 +420,7 @@ MUTATIONS = (
         Change(
             "flask_scopedsession._runtime.stacks:_read", "chain(off, map", "chain(map"
         ),
-        tests="runtime/test_stacks.py test_the_collector_does_not_come_in_between",
+        tests="runtime/test_stacks.py test_the_collector_is_off_during_a_reading",
     ),
     mutation(
         "ledger: one hold is timed twice",

@@ -1,1 +1,1 @@
-"""How a second terminal reaches the workers: sockets in a safe directory."""
+"""How commands reach the workers: Unix sockets in a private directory."""

@@ -137,11 +137,17 @@ def prepare(path: str | None, name: str) -> str:
     :raises UnsafeDirectory: It exists, but others own it or may enter it.
     :raises ControlError: It cannot be created, or its path is too long for a socket.
     """
-    levels = _levels(path, name)
+    if path is None:
+        levels = [base_path(), default_path(name)]
+    else:
+        levels = [os.path.abspath(path)]
+        while not os.path.exists(parent := os.path.dirname(levels[0])):
+            levels.insert(0, parent)
     _check_length(levels[-1])
     try:
         if path is not None:
             _check_parent(os.path.dirname(levels[0]), os.geteuid())
+        # One level at a time, because makedirs() gives parents the umask's mode.
         for level in levels:
             _make(level)
             check(level, os.geteuid())
@@ -175,21 +181,7 @@ def check(path: str, uid: int) -> None:
     raise UnsafeDirectory(f"{path} {problem} Or: {_REMEDY}")
 
 
-def _levels(path: str | None, name: str) -> list[str]:
-    """Return the directories to create and check, the outermost first.
-
-    For a configured path: its last level, and the levels above it that are missing.
-    """
-    if path is None:
-        return [base_path(), default_path(name)]
-    levels = [os.path.abspath(path)]
-    while not os.path.exists(parent := os.path.dirname(levels[0])):
-        levels.insert(0, parent)
-    return levels
-
-
 def _make(level: str) -> None:
-    # One level at a time, because makedirs() gives parents the umask's mode.
     try:
         os.mkdir(level, 0o700)
         os.chmod(level, 0o700)  # mkdir() has applied the umask
@@ -343,11 +335,10 @@ def sweep(path: str, id: str, own: t.Collection[str]) -> None:
 
 def _swept(path: str, found: Found) -> bool:
     """Remove the files of a process if it is dead; whether it is."""
-    names = {kind: file(path, found.id, kind) for kind in found.kinds}
-    last = names.pop("json", None)
-    if "lock" not in names:
-        remove(names.values(), older_than=_UNFINISHED)
-        remove([last] if last is not None else [], older_than=KEEP_LAST)
+    if "lock" not in found.kinds:
+        for kind in found.kinds:
+            age = KEEP_LAST if kind == "json" else _UNFINISHED
+            remove([file(path, found.id, kind)], older_than=age)
         return True
     try:
         held = _lock_of_the_dead(path, found.id, os.O_RDWR, fcntl.LOCK_EX)
@@ -355,7 +346,7 @@ def _swept(path: str, found: Found) -> bool:
         return True  # another worker has removed it, or it is no lock file
     if held is None:
         return False
-    remove(names.values())
+    remove(file(path, found.id, kind) for kind in found.kinds - {"json"})
     os.close(held)
     return True
 

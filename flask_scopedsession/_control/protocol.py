@@ -1,7 +1,7 @@
-"""What is said over a control socket: one request, one reply, both JSON.
+"""The messages on a control socket: one request and one reply, both JSON.
 
-Each is preceded by its length as four bytes, big-endian. A request is
-``{"protocol": 1, "want": "snapshot"}``; there is none that acts on a worker.
+Each is preceded by its length in four bytes, big-endian. The only request is
+``{"protocol": 1, "want": "snapshot"}``. None changes anything in a worker.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ REPLY_LIMIT = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct("!I")
 
-#: Linux: ``struct ucred``, the process id, then the user and the group.
+#: Linux: ``struct ucred``, the process ID, then the user ID and the group ID.
 _UCRED = struct.Struct("3i")
 
-#: macOS, FreeBSD: how ``struct xucred`` begins, a version and the user. SOL_LOCAL
-#: is 0, LOCAL_PEERCRED is 1; the socket module has no names for them.
+#: macOS, FreeBSD: the beginning of ``struct xucred``, a version and the user ID.
+#: SOL_LOCAL is 0, LOCAL_PEERCRED is 1; the socket module has no names for them.
 _XUCRED = struct.Struct("=II")
 _XUCRED_SIZE = 76
 
 _LINUX = sys.platform in ("linux", "android") and hasattr(socket, "SO_PEERCRED")
 _BSD = sys.platform == "darwin" or sys.platform.startswith("freebsd")
 
-#: Whether this platform says who is at the other end; without it, no service.
+#: Whether this platform reports the user at the other end; required for answering.
 CREDENTIALS = _LINUX or _BSD
 
 
@@ -48,25 +48,25 @@ class TooLarge(Malformed):
 
 
 def pack(message: object) -> bytes:
-    """Return `message` as it goes over the wire."""
+    """Return a message as it is sent: its length and its JSON."""
     return frame(encode(message))
 
 
 def encode(message: object) -> bytes:
-    """Return `message` as compact JSON."""
+    """Return a message as compact JSON."""
     return json.dumps(message, separators=(",", ":")).encode()
 
 
 def frame(body: bytes) -> bytes:
-    """Return `body` with its length before it."""
+    """Return a message that is encoded already, preceded by its length."""
     return _LENGTH.pack(len(body)) + body
 
 
 def unpack(received: bytes | bytearray, limit: int) -> dict[str, t.Any] | None:
     """Return the message once it is complete, ``None`` until then.
 
-    :param limit: The most bytes a message may announce.
-    :raises Malformed: It is too large, or no JSON object.
+    :param limit: Most bytes that a message may announce.
+    :raises Malformed: It is too large, or not a JSON object.
     """
     if len(received) < _LENGTH.size:
         return None
@@ -81,7 +81,7 @@ def unpack(received: bytes | bytearray, limit: int) -> dict[str, t.Any] | None:
 def decode(body: bytes) -> dict[str, t.Any]:
     """Return the JSON object in `body`.
 
-    :raises Malformed: It is something else, or has numbers that nobody counts with.
+    :raises Malformed: It is something else, or contains huge or infinite numbers.
     """
     try:
         message = json.loads(
@@ -108,10 +108,10 @@ def _float(digits: str) -> float:
 
 
 def peer_credentials(connection: t.Any) -> tuple[int | None, int] | None:
-    """Return the process id, if known, and user id at the other end of a socket.
+    """Return the process ID, if known, and the user ID at the other end of a socket.
 
-    Those of the time of ``connect()``, and for a listener of ``listen()``. In
-    another pid namespace the process id is 0.
+    They are those at the time of ``connect()``, or of ``listen()`` for the listening
+    side. The process ID is unknown if it is not in this PID namespace.
     """
     if _LINUX:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)

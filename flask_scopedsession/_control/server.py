@@ -17,6 +17,7 @@ import socket
 import time
 import traceback
 import typing as t
+from collections import deque
 from contextlib import suppress
 
 from .._runtime import fork
@@ -59,21 +60,30 @@ class _Client:
         self.endpoint = endpoint
         self.began = time.monotonic()
         self.received = bytearray()
-        self.out: memoryview | None = None
+        self.reply: memoryview | None = None
 
-    def request(self) -> dict[str, t.Any] | None:
-        """Receive what has arrived; return the request once it is complete."""
-        chunk = self.socket.recv(REQUEST_LIMIT)
-        if not chunk:
-            raise ConnectionResetError
-        self.received += chunk
-        return unpack(self.received, REQUEST_LIMIT)
+    def go_on(self, server: Server) -> bool:
+        """Receive or send as much as possible; whether the conversation is over."""
+        if self.reply is None:
+            chunk = self.socket.recv(REQUEST_LIMIT)
+            if not chunk:
+                return True
+            self.received += chunk
+            request = unpack(self.received, REQUEST_LIMIT)
+            if request is None:
+                return False
+            self.reply = memoryview(self._reply_to(request, server))
+        self.reply = self.reply[self.socket.send(self.reply) :]
+        return not self.reply
 
-    def send(self, reply: bytes | memoryview) -> bool:
-        """Send as much as the socket takes; whether that was all."""
-        self.out = memoryview(reply)
-        self.out = self.out[self.socket.send(self.out) :]
-        return not self.out
+    def _reply_to(self, request: dict[str, t.Any], server: Server) -> bytes:
+        if any(request.get(key) != value for key, value in REQUEST.items()):
+            return pack({"protocol": PROTOCOL, "error": "unknown request"})
+        try:
+            return self.endpoint.answer()
+        except Exception as error:  # noqa: BLE001  # rather than seem unresponsive
+            server.failed(error)
+            return pack({"protocol": PROTOCOL, "error": type(error).__name__})
 
 
 class _Loop:
@@ -121,10 +131,10 @@ class _Loop:
             while not self._stopping:
                 try:
                     self._round()
-                except Exception:  # noqa: BLE001  # later clients must be answered
+                except Exception as error:  # noqa: BLE001  # others must be answered
                     # A thread that does not stop in time finds its sockets closed.
                     if not self._stopping:
-                        self._server.failed()
+                        self._server.failed(error)
                         original("time", "sleep")(_PAUSE)
         finally:
             self.abandon()
@@ -138,13 +148,14 @@ class _Loop:
         for descriptor in listening:
             poll.register(descriptor, select.POLLIN)
         for descriptor, client in self._clients.items():
-            wanted = select.POLLIN if client.out is None else select.POLLOUT
+            wanted = select.POLLIN if client.reply is None else select.POLLOUT
             poll.register(descriptor, wanted)
         wait = max(0.0, self._next_tick - time.monotonic())
         # A little late rather than early, which would be a second wait for nothing.
         wait = min(wait, _EXPIRE) if self._clients else wait + 0.001
         ready = [descriptor for descriptor, _ in poll.poll(wait * 1000)]
-        self._stopping = self._stopping or self._stop_reader.fileno() in ready
+        if self._stop_reader.fileno() in ready:
+            self._stopping = True
         for descriptor in self._clients.keys() & ready:
             self._serve(descriptor)
         self._expire()
@@ -163,30 +174,14 @@ class _Loop:
                 self._clients[connection.fileno()] = _Client(connection, endpoint)
 
     def _serve(self, descriptor: int) -> None:
-        client = self._clients[descriptor]
         try:
-            reply: bytes | memoryview | None = client.out
-            if reply is None and (request := client.request()) is not None:
-                reply = self._reply_to(request, client.endpoint)
-            done = reply is not None and client.send(reply)
+            is_over = self._clients[descriptor].go_on(self._server)
         except BlockingIOError:
-            done = False
+            is_over = False
         except (OSError, Malformed):
-            done = True
-        if done:
-            self._hang_up(descriptor)
-
-    def _reply_to(self, request: dict[str, t.Any], endpoint: Endpoint) -> bytes:
-        if any(request.get(key) != value for key, value in REQUEST.items()):
-            return pack({"protocol": PROTOCOL, "error": "unknown request"})
-        try:
-            return endpoint.answer()
-        except Exception as error:  # noqa: BLE001  # rather than seem unresponsive
-            self._server.failed()
-            return pack({"protocol": PROTOCOL, "error": type(error).__name__})
-
-    def _hang_up(self, descriptor: int) -> None:
-        self._clients.pop(descriptor).socket.close()
+            is_over = True
+        if is_over:
+            self._clients.pop(descriptor).socket.close()
 
     def _expire(self) -> None:
         patience = DEADLINE if len(self._clients) < _MOST_CLIENTS else _CROWDED
@@ -194,7 +189,7 @@ class _Loop:
         for descriptor, client in list(self._clients.items()):
             if client.began > latest:
                 break
-            self._hang_up(descriptor)
+            self._clients.pop(descriptor).socket.close()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -204,15 +199,16 @@ class _Loop:
         gone = [endpoint for endpoint in self._endpoints if endpoint.source.gone()]
         if gone and self._server.retire(gone):
             self._endpoints = tuple(e for e in self._endpoints if e not in gone)
-            self._stopping = not self._endpoints
+            if not self._endpoints:
+                self._stopping = True
         own = frozenset(endpoint.id for endpoint in self._endpoints)
         for endpoint in self._endpoints:
             try:
                 endpoint.tick(now, own)
             except (OSError, ControlError):
                 pass  # the disk is full, or the directory is another user's now
-            except Exception:  # noqa: BLE001  # the other endpoints are due, too
-                self._server.failed()
+            except Exception as error:  # noqa: BLE001  # the others are due, too
+                self._server.failed(error)
 
 
 class Server:
@@ -224,8 +220,8 @@ class Server:
         self._forking: int | None = None
         self._endpoints: tuple[Endpoint, ...] = ()
         self._loop: _Loop | None = None
-        self._failure: str | None = None
-        self._has_failed = False
+        self._failures: deque[str] = deque()
+        self._failed: set[type[Exception]] = set()
         self.paused = False
         """The next piece of work must call :meth:`resume`."""
 
@@ -239,6 +235,7 @@ class Server:
         :raises ControlError: It has no safe directory, or no thread can be started.
         """
         with self._lock:
+            # A loop takes no lock, because its endpoints stay the same while it runs.
             self._stop()
             try:
                 # Under the lock, so that no fork inherits a half-made one.
@@ -247,8 +244,7 @@ class Server:
             finally:
                 self._start()
             if self._loop is None:
-                self._endpoints = self._endpoints[:-1]
-                endpoint.close()
+                self._drop([endpoint])
                 raise ControlError(
                     f"uid {os.geteuid()} cannot start a thread for {endpoint.path}."
                     " Raise its limit of processes, or set SCOPEDSESSION_CONTROL=0."
@@ -259,9 +255,7 @@ class Server:
         """Stop answering for an application, and remove its files."""
         with self._lock:
             self._stop()
-            if endpoint in self._endpoints:
-                self._endpoints = tuple(e for e in self._endpoints if e is not endpoint)
-                endpoint.close()
+            self._drop([endpoint])
             self._start()
 
     def retire(self, gone: t.Collection[Endpoint]) -> bool:
@@ -271,11 +265,9 @@ class Server:
         if not self._lock.acquire(False):
             return False
         try:
-            self._endpoints = tuple(e for e in self._endpoints if e not in gone)
+            self._drop(gone)
             if not self._endpoints:
                 self._loop = None
-            for endpoint in gone:
-                endpoint.close()
         finally:
             self._lock.release()
         return True
@@ -286,7 +278,7 @@ class Server:
             return  # a fork that ran no hook: all of this is the parent's
         with self._lock:
             self._stop()
-            self._close_endpoints()
+            self._drop(self._endpoints)
         self._report()
 
     def resume(self) -> None:
@@ -297,21 +289,20 @@ class Server:
 
     # -- errors ----------------------------------------------------------------
 
-    def failed(self) -> None:
-        """Remember the error that the thread is handling; only the first is logged."""
-        if not self._has_failed:
-            self._has_failed = True
-            # As text: a traceback would keep the locals of what it passed alive.
-            self._failure = traceback.format_exc()
+    def failed(self, error: Exception) -> None:
+        """Remember an error that the thread handles, the first of each type."""
+        if type(error) not in self._failed:
+            self._failed.add(type(error))
+            # As text, because a traceback would keep the locals of its frames alive.
+            self._failures.append("".join(traceback.format_exception(error)))
             self._ask_to_resume()
 
     def _report(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
+        while self._failures:
             log.error(
-                "the control thread met an unexpected error; status commands may not"
-                " see this process\n%s",
-                failure,
+                "the control thread met an unexpected error, so status commands may"
+                " not see this process\n%s",
+                self._failures.popleft(),
                 extra={"scopedsession_pid": os.getpid()},
             )
 
@@ -370,9 +361,9 @@ class Server:
         if loop is not None:
             loop.stop()
 
-    def _close_endpoints(self) -> None:
-        endpoints, self._endpoints = self._endpoints, ()
-        for endpoint in endpoints:
+    def _drop(self, dropped: t.Collection[Endpoint]) -> None:
+        self._endpoints = tuple(e for e in self._endpoints if e not in dropped)
+        for endpoint in dropped:
             endpoint.close()
 
 

@@ -1,1 +1,1 @@
-"""What this process reports about itself, and how the other workers are asked."""
+"""What this process reports about itself, and how it asks the other workers."""

@@ -42,7 +42,8 @@ class Places:
         if view is None:
             return None
         view = inspect.unwrap(view)
-        methods = (vars(view).get(n) for n in ("dispatch_request", "get", "post"))
+        own = getattr(view, "__dict__", {})  # a built-in function has none
+        methods = (own.get(name) for name in ("dispatch_request", "get", "post"))
         codes = (getattr(each, "__code__", None) for each in (view, *methods))
         code = next((each for each in codes if each is not None), None)
         return None if code is None else self.innermost([(code, None)])

@@ -6,12 +6,11 @@ import json
 import typing as t
 
 from .._advice.reasons import measured_as
+from .._format import count
 from ..snapshot import Survey
-from .page import count
 from .page import Page
-from .sections import absent
-from .sections import header
-from .sections import nobody
+from .sections import absent_workers
+from .sections import start
 
 if t.TYPE_CHECKING:
     from .._advice.report import Advice
@@ -22,7 +21,7 @@ if t.TYPE_CHECKING:
 
 _SETTINGS: tuple[str, ...] = ("pool_size", "max_overflow", "pool_timeout")
 
-#: How to ask a server for its limit, by the name of its dialect.
+#: The query for a server's limit, by the name of its dialect.
 _ASK = {
     "postgresql": "SHOW max_connections",
     "mysql": "SELECT @@max_connections",
@@ -32,18 +31,16 @@ _ASK = {
 
 def render_advice(survey: Survey, report: Report) -> str:
     """Return what ``pool-advise`` prints."""
-    page = Page()
-    header(page, survey)
-    if not survey.workers and not survey.silent:
-        nobody(page, survey)
+    page, found = start(survey)
+    if not found:
         return str(page)
     for advice in report.advice:
         _advice(page, advice)
     if not report.advice:
-        page.line("No worker has told of a pool.")
+        page.line("No worker has reported a pool.")
     for total in report.servers:
         _server(page, total, report.silent)
-    absent(page, survey)
+    absent_workers(page, survey)
     return str(page)
 
 
@@ -56,7 +53,7 @@ def _advice(page: Page, advice: Advice) -> None:
     if advice.recommended is not None:
         _recommended(page, advice.bind, advice.recommended)
     else:
-        _say(page, f"No advice: {advice.problem}.")
+        _say(page, f"No recommendation: {advice.problem}.")
     if advice.recommended is not None and advice.warnings:
         page.line()
     _warnings(page, advice.warnings)
@@ -64,7 +61,7 @@ def _advice(page: Page, advice: Advice) -> None:
 
 
 def _pool(advice: Advice) -> str:
-    """Name the pool as it is."""
+    """Name the pool and its current settings."""
     if advice.size is None:
         return advice.pool_class
     most = "any number" if advice.max is None else f"at most {advice.max}"
@@ -101,9 +98,9 @@ def _pasted(bind: str, options: t.Mapping[str, int]) -> list[str]:
 
 
 def _variable(bind: str) -> str:
-    """Return the environment's name for a bind's options.
+    """Return the environment variable for a bind's options.
 
-    Those of another bind can be set so if it is configured as a dict.
+    For a bind other than the default, it needs a bind that is configured as a dict.
     """
     if bind == "default":
         return "FLASK_SQLALCHEMY_ENGINE_OPTIONS"
@@ -111,7 +108,7 @@ def _variable(bind: str) -> str:
 
 
 def _server(page: Page, total: ServerTotal, silent: int) -> None:
-    """Add the worst case of one server, and what it accepts."""
+    """Compare what all workers may open on one server with what it accepts."""
     now = "any number" if total.now is None else f"at most {total.now}"
     advised = "any number" if total.advised is None else str(total.advised)
     workers = f"{count(total.workers, 'worker')} may open {now} connections,"
@@ -122,12 +119,12 @@ def _server(page: Page, total: ServerTotal, silent: int) -> None:
     if silent:
         _say(
             page,
-            f"{count(silent, 'worker')} gave no answer; each counts as the others.",
+            f"{count(silent, 'worker')} did not answer; assumed to be like the others.",
         )
     if total.limit is None:
         ask = _ASK.get(total.server.partition(":")[0])
-        how = f"'{ask}' tells what it accepts" if ask else "Look up what it accepts"
-        _say(page, f"{how}: then give --max-connections. Other hosts count as well.")
+        how = f"'{ask}' shows the limit" if ask else "Look up the limit"
+        _say(page, f"{how}; pass it as --max-connections. Other hosts connect, too.")
     _warnings(page, total.warnings)
 
 
@@ -137,5 +134,5 @@ def _warnings(page: Page, warnings: t.Iterable[AdviceWarning]) -> None:
 
 
 def _say(page: Page, text: str, style: str = "") -> None:
-    """Add a sentence, which may be broken anywhere."""
+    """Add a sentence that can be broken anywhere."""
     page.parts(text.split(), indent=2, hang=2, style=style)

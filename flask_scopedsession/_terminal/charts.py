@@ -1,6 +1,6 @@
-"""What ``--watch`` has seen of each pool, as bars and sparklines.
+"""The use of each pool as ``--watch`` has seen it: bars and sparklines.
 
-Drawn in Unicode; :class:`~._page.Page` writes ASCII where the encoding has no more.
+Drawn in Unicode; :class:`~.page.Page` prints ASCII where the encoding has no more.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import typing as t
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Iterable
 
+from .._format import duration
 from ..snapshot import DatabaseTotal
 from ..snapshot import DatabaseURL
 from ..snapshot import PoolSnapshot
@@ -21,25 +21,28 @@ if t.TYPE_CHECKING:
     from ..snapshot._servers import ServerView
 
 FULL, EMPTY = "█", "░"
-#: From no connection to all of them.
+#: From no connection in use to all of them.
 LEVELS = "▁▂▃▄▅▆▇█"
-#: Somebody waits, and then all connections are in use: no level is lost.
+#: A thread waits, so all connections are in use: no level is lost.
 WAITS = "!"
 
-#: Readings that are kept: what the widest terminal shows.
+#: Samples that are kept: as many as the widest terminal shows.
 MOST = 50
 
 
-class Look(t.NamedTuple):
-    """What one look has found."""
+class Refresh(t.NamedTuple):
+    """What one refresh found."""
 
     survey: Survey
+    """The workers and binds that were asked for."""
     servers: tuple[ServerView, ...] | None = None
-    """What the databases' servers say; ``None`` if they were not to be asked."""
+    """The reports of the database servers; ``None`` if they were not asked."""
+    other_pids: tuple[int, ...] = ()
+    """Live workers that were not asked for."""
 
 
-class Reading(t.NamedTuple):
-    """What one look has found of one pool."""
+class Sample(t.NamedTuple):
+    """The use of one pool at one refresh."""
 
     used: int
     waits: bool
@@ -47,7 +50,7 @@ class Reading(t.NamedTuple):
 
 #: A worker's id and a bind; for a whole database, its URL.
 Key = tuple[str, str] | DatabaseURL
-Readings = t.Sequence[Reading | None]
+Samples = t.Sequence[Sample | None]
 
 
 class Shape(t.NamedTuple):
@@ -55,10 +58,10 @@ class Shape(t.NamedTuple):
 
     bar: int
     beyond: int
-    looks: int
+    samples: int
 
 
-#: From how many columns on a terminal has charts of a shape.
+#: The shape of charts on a terminal of at least so many columns.
 _SHAPES = (
     (160, Shape(20, 5, MOST)),
     (100, Shape(10, 3, 24)),
@@ -67,59 +70,53 @@ _SHAPES = (
 
 
 class History:
-    """The last readings of each pool, and of each database over all workers."""
+    """The last samples of each pool, and of each database over all workers.
 
-    def __init__(self, narrow: Callable[[Survey], Survey], seconds: float) -> None:
-        """Begin with nothing.
+    :param seconds: The time between two refreshes.
+    """
 
-        :param narrow: Leaves what was asked for of a survey.
-        :param seconds: Between two looks.
-        """
-        self._narrow = narrow
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._readings: dict[Key, deque[Reading | None]] = {}
+        self._samples: dict[Key, deque[Sample | None]] = {}
 
     def add(self, survey: Survey) -> None:
-        """Keep one reading of each pool; none of those that did not answer."""
-        found = dict(_readings_in(self._narrow(survey)))
+        """Keep a sample of each pool, or a gap if its worker did not answer."""
+        found = dict(_samples_in(survey))
         for key in found:
-            self._readings.setdefault(key, deque(maxlen=MOST))
-        for key, readings in list(self._readings.items()):
-            readings.append(found.get(key))
-            # Its worker is gone, and so is all that was known of it.
-            if not any(readings):
-                del self._readings[key]
+            self._samples.setdefault(key, deque(maxlen=MOST))
+        for key, samples in list(self._samples.items()):
+            samples.append(found.get(key))
+            if not any(samples):  # the worker has been gone for long
+                del self._samples[key]
 
     def charts(self, width: int | None) -> Charts:
-        """Return what draws for a terminal of so many columns."""
+        """Return the charts for a terminal of this many columns."""
         shape = next(shape for least, shape in _SHAPES if (width or 80) >= least)
-        return Charts(self._readings, shape, self._seconds)
+        return Charts(self._samples, shape, self._seconds)
 
 
-def _readings_in(survey: Survey) -> Iterable[tuple[Key, Reading]]:
+def _samples_in(survey: Survey) -> Iterable[tuple[Key, Sample]]:
     for worker in survey.live:
         for pool in worker.pools:
-            yield (worker.id, pool.bind), Reading(pool.used, bool(pool.pending))
+            yield (worker.id, pool.bind), Sample(pool.used, bool(pool.pending))
     waits = {p.url for w in survey.live for p in w.pools if p.pending}
     for total in survey.totals:
-        yield total.url, Reading(total.used, total.url in waits)
+        yield total.url, Sample(total.used, total.url in waits)
 
 
 class Charts:
-    """Draws the use of pools: how it is now, and how it was."""
+    """Draws the use of pools: a bar for now, and a sparkline for the past."""
 
     def __init__(
-        self, readings: t.Mapping[Key, Readings], shape: Shape, seconds: float
+        self, samples: t.Mapping[Key, Samples], shape: Shape, seconds: float
     ) -> None:
-        self._readings = readings
+        self._samples = samples
         self._shape = shape
-        from .page import duration
-
-        span = duration(shape.looks * seconds)
+        span = duration(shape.samples * seconds)
         self.title = f"{'USE':<{shape.bar + shape.beyond}} LAST {span}"
 
     def pool(self, worker: WorkerSnapshot, pool: PoolSnapshot) -> str:
-        """Draw one pool of one worker; of one that is silent, only its past."""
+        """Draw one pool of one worker; only its past if the worker is silent."""
         live = worker.source == "live"
         most = None if pool.unlimited else pool.max
         pending = pool.pending if live else 0
@@ -134,14 +131,14 @@ class Charts:
         self, key: Key, used: int | None, most: int | None, pending: int | None
     ) -> str:
         now = bar(used, most, pending or 0, self._shape)
-        past = sparkline(self._readings.get(key, ()), most, self._shape.looks)
+        past = sparkline(self._samples.get(key, ()), most, self._shape.samples)
         return f"{now} {past}"
 
 
 def bar(used: int | None, most: int | None, pending: int, shape: Shape) -> str:
-    """Draw how much of a pool is used; who waits stands beyond its end.
+    """Draw how much of a pool is used, with waiting threads beyond its end.
 
-    Only an unused pool is empty, and only one that is used up is full.
+    Only an unused pool is drawn empty, and only an exhausted one full.
     """
     if used is None or not most:
         return "-".ljust(shape.bar + shape.beyond)
@@ -151,27 +148,26 @@ def bar(used: int | None, most: int | None, pending: int, shape: Shape) -> str:
     return drawn.ljust(shape.bar + shape.beyond)
 
 
-def sparkline(readings: Readings, most: int | None, length: int) -> str:
-    """Draw the last readings, the newest on the right; none is a gap.
+def sparkline(samples: Samples, most: int | None, length: int) -> str:
+    """Draw the last samples, the newest on the right, with gaps for ``None``.
 
-    Its scale is what the pool may open; where that is unknown, the highest reading.
+    The scale is what the pool may open; if that is unknown, the highest sample.
     """
-    shown = list(readings)[-length:]
-    highest = max((reading.used for reading in shown if reading), default=0)
-    scale = most or highest
-    return "".join(_mark(reading, scale) for reading in shown).rjust(length)
+    shown = list(samples)[-length:]
+    highest = max((sample.used for sample in shown if sample), default=0)
+    return "".join(_mark(sample, most or highest) for sample in shown).rjust(length)
 
 
-def _mark(reading: Reading | None, scale: int) -> str:
-    if reading is None:
+def _mark(sample: Sample | None, scale: int) -> str:
+    if sample is None:
         return " "
-    if reading.waits:
+    if sample.waits:
         return WAITS
-    return LEVELS[_share(reading.used, scale, len(LEVELS) - 1)]
+    return LEVELS[_share(sample.used, scale, len(LEVELS) - 1)]
 
 
 def _share(used: int, most: int, size: int) -> int:
-    """Return how much of `size` is used: 0 and all of it only where that is so."""
+    """Return how much of `size` is used: 0 or `size` only if that is exact."""
     if used <= 0:
         return 0
     if used >= most:
@@ -180,7 +176,7 @@ def _share(used: int, most: int, size: int) -> int:
 
 
 def style_of(chart: str) -> str:
-    """Return the colour of a chart, which only repeats what it says."""
+    """Return the colour of a chart, which only repeats its characters."""
     now = chart.partition(" ")[0]
     if now.endswith(WAITS):
         return "red"

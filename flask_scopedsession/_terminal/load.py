@@ -1,13 +1,16 @@
-"""What was measured: whose time it was, how long it took, and what died."""
+"""What was measured: which views used the pools, how long, and how much they waited."""
 
 from __future__ import annotations
 
 import typing as t
 from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .._advice.recommend import advise
 from .._advice.report import Aims
+from .._format import duration
+from .._format import number
 from ..snapshot import Histogram
 from ..snapshot import Holder
 from ..snapshot import PoolSnapshot
@@ -15,228 +18,168 @@ from ..snapshot import PoolTimeout
 from ..snapshot import Survey
 from ..snapshot import ViewUse
 from ..snapshot import WorkerSnapshot
-from .page import Column
-from .page import count
-from .page import duration
-from .page import number
+from .page import commas
 from .page import Page
-from .page import some
 from .sections import ago
-from .sections import doer
-from .sections import pids_of
+from .sections import by_bind
+from .sections import label
 
-#: Views that are named where a pool is strained; a table has more.
+#: How many views and groups of holders are named for a pool with waiters.
 _VIEWS = 3
 
-_MEASURES = (
-    *(Column("PID", True), Column("BIND"), Column("TIME TO")),
-    *(Column("60S", True), Column("P50", True), Column("P95", True)),
-    *(Column("MAX", True), Column("TOTAL", True), Column("P95", True)),
-    Column("MAX", True),
+_DURATIONS = (
+    *(">PID", "BIND", "TIME TO", ">60S", ">P50", ">P95", ">MAX"),
+    *(">TOTAL", ">P95", ">MAX"),
 )
 _PEAKS = (
-    *(Column("PID", True), Column("BIND"), Column("USED60", True)),
-    *(Column("USED", True), Column("WAIT60", True), Column("WAIT", True)),
-    *(Column("OPENED", True), Column("DIED", True), Column("AGE", True)),
+    *(">PID", "BIND", ">USED60", ">USED", ">WAIT60", ">WAIT"),
+    *(">OPENED", ">DIED", ">AGE"),
 )
-_VIEW_COLUMNS = (
-    *(Column("VIEW"), Column("BIND"), Column("SHARE60", True)),
-    *(Column("HOLDS60", True), Column("SHARE", True), Column("HOLDS", True)),
-    Column("MEAN", True),
-)
+_VIEW_USE = ("VIEW", "BIND", ">SHARE60", ">HOLDS60", ">SHARE", ">HOLDS", ">MEAN")
+_SUMMED = ("checkouts_total", "held_s", "checkouts_60s", "held_60s")
 
 
-class Pools(t.NamedTuple):
-    """All live workers' pools of one bind."""
-
-    bind: str
-    found: tuple[tuple[WorkerSnapshot, PoolSnapshot], ...]
-
-    def all(self) -> list[PoolSnapshot]:
-        """Return the pools."""
-        return [pool for _, pool in self.found]
+# -- the last minute -----------------------------------------------------------
 
 
-def by_bind(survey: Survey) -> list[Pools]:
-    """Return the live workers' pools by bind."""
-    grouped: dict[str, list[tuple[WorkerSnapshot, PoolSnapshot]]] = {}
-    for worker in survey.live:
-        for pool in worker.pools:
-            grouped.setdefault(pool.bind, []).append((worker, pool))
-    return [Pools(bind, tuple(found)) for bind, found in grouped.items()]
+def last_minute(page: Page, survey: Survey, *, advice: bool) -> None:
+    """Explain the waits of each bind, so that a burst between two refreshes is seen.
 
-
-# -- where a pool is strained --------------------------------------------------
-
-
-def strained(page: Page, survey: Survey) -> None:
-    """Tell of each bind that kept somebody waiting in the last minute: why, and whom.
-
-    So that a burst between two looks is seen, and not only its end.
+    :param advice: Add the recommended size, which takes the most time to compute.
     """
-    for pools in by_bind(survey):
-        busy = [pool for pool in pools.all() if _is_strained(pool)]
-        if busy:
+    for bind, found in by_bind(survey).items():
+        pools = [
+            pool
+            for _, pool in found
+            if pool.pending or pool.pending_max_60s or pool.timeouts_60s
+        ]
+        if pools:
             page.line()
-            page.parts(
-                [f"Bind {pools.bind}, last minute:", *_strain(busy)], style="bold"
-            )
-            _most_of_the_time(page, busy)
-            _last_timeout(page, survey, busy)
-            _size(page, survey, pools.bind)
+            page.parts([f"Bind {bind}, last minute:", *_waits(pools)], style="bold")
+            _views(page, pools)
+            _last_timeout(page, survey, pools)
+            if advice:
+                _size(page, survey, bind)
 
 
-def _is_strained(pool: PoolSnapshot) -> bool:
-    return bool(pool.pending or pool.pending_max_60s or pool.timeouts_60s)
-
-
-def _strain(pools: Iterable[PoolSnapshot]) -> list[str]:
-    pools = list(pools)
-    used = max((pool for pool in pools), key=lambda pool: pool.used_max_60s)
-    parts = [f"up to {used.used_max_60s}/{number(used.max)} in use"]
+def _waits(pools: Sequence[PoolSnapshot]) -> list[str]:
+    used = max(pools, key=lambda pool: pool.used_max_60s)
     waiting = max(max(p.pending_max_60s or 0, p.pending or 0) for p in pools)
-    parts.append(f"and {waiting} waiting in one worker,")
     waits = Histogram.merged(pool.wait_60s for pool in pools)
-    if waits.count:
-        parts.append(f"95 % of those served waited at most {duration(waits.p95)},")
-    parts.append(f"the longest wait {duration(_longest_wait(pools, waits))},")
     holds = Histogram.merged(pool.hold_60s for pool in pools)
+    parts = [
+        f"up to {used.used_max_60s}/{number(used.max)} in use",
+        f"and {waiting} waiting in one worker",
+    ]
+    if waits.count:
+        parts.append(f"95 % of checkouts waited at most {duration(waits.p95)}")
+    parts.append(f"longest wait {duration(_longest_wait(pools, waits))}")
     if holds.count:
-        parts.append(f"95 % of holds at most {duration(holds.p95)},")
-    parts[-1] = parts[-1].rstrip(",")
-    return parts
+        parts.append(f"95 % of holds lasted at most {duration(holds.p95)}")
+    return [parts[0], *commas(parts[1:])]
 
 
-def _longest_wait(pools: Iterable[PoolSnapshot], served: Histogram) -> float:
-    """Return how long somebody waited, served or not, or has been waiting till now."""
-    gave_up = (
+def _longest_wait(pools: Iterable[PoolSnapshot], completed: Histogram) -> float:
+    """Return the longest wait: of completed, timed out and waiting checkouts."""
+    timed_out = (
         timeout.waited_s
         for pool in pools
         if pool.timeouts_60s
         for timeout in pool.recent_timeouts
     )
-    waits_now = (pool.max_wait_s or 0.0 for pool in pools)
-    return max(served.max or 0.0, *waits_now, *gave_up)
+    waiting = (pool.max_wait_s or 0.0 for pool in pools)
+    return max(completed.max or 0.0, *waiting, *timed_out)
 
 
-def _most_of_the_time(page: Page, pools: Iterable[PoolSnapshot]) -> None:
-    views = [v for v in merged_views(pools) if v.share_60s][:_VIEWS]
+def _views(page: Page, pools: Iterable[PoolSnapshot]) -> None:
+    views = [view for view in merged_views(pools) if view.share_60s][:_VIEWS]
     if views:
-        shares = [f"{v.share_60s or 0:.0%} {doer(v)}" for v in views]
-        parts = [f"{share}," for share in shares[:-1]] + shares[-1:]
-        page.parts(["Most of its time went to", *parts], indent=2)
+        shares = [f"{view.share_60s or 0:.0%} {label(view)}" for view in views]
+        page.parts(["Hold time by view:", *commas(shares)], indent=2)
 
 
 def _last_timeout(page: Page, survey: Survey, pools: Iterable[PoolSnapshot]) -> None:
     timeouts = [timeout for pool in pools for timeout in pool.recent_timeouts]
     if timeouts:
         last = max(timeouts, key=lambda timeout: timeout.at_time)
-        who = last.endpoint or "somebody"
         page.parts(
             [
                 f"{ago(survey, last.at_time)},",
-                f"{who} gave up after {duration(last.waited_s)};",
-                *_who_held(last),
+                f"{last.endpoint or 'a checkout'}",
+                f"timed out after {duration(last.waited_s)};",
+                *_holders_then(last),
             ],
             indent=2,
         )
 
 
+def _holders_then(timeout: PoolTimeout) -> list[str]:
+    groups: dict[tuple[str, str | None], list[Holder]] = {}
+    for holder in timeout.holders:
+        groups.setdefault((label(holder), holder.at), []).append(holder)
+    said = []
+    for (view, at), holders in list(groups.items())[:_VIEWS]:
+        longest = duration(max(holder.held_s for holder in holders))
+        where = f" {at}" if at else ""
+        said.append(f"{len(holders)}× {view}{where}, longest {longest}")
+    if not said:
+        return ["the holders at that time are unknown"]
+    return ["connections were held by", *commas(said, ";")]
+
+
 def _size(page: Page, survey: Survey, bind: str) -> None:
-    """Say how large the pool should be, as far as that can be told."""
+    """Add the recommended size, or why there is none."""
     for advice in advise(survey, Aims(), bind=bind).advice:
         found = advice.recommended
         if found is None:
-            page.parts(
-                [
-                    "What size it should have cannot be told:",
-                    *f"{advice.problem}.".split(),
-                ],
-                indent=2,
-            )
+            problem = f"{advice.problem}.".split()
+            page.parts(["No recommendation:", *problem], indent=2)
             continue
         same = found.max == advice.max
         page.parts(
             [
-                f"It should have {found.max} connections,",
-                "as it has:" if same else f"in place of {number(advice.max)}:",
+                f"Recommended: {found.max} connections,",
+                "as configured:" if same else f"instead of {number(advice.max)}:",
                 f"pool_size {found.pool_size},",
                 f"max_overflow {found.max_overflow}",
-                "('pool-advise' tells why)",
+                "('pool-advise' explains why)",
             ],
             indent=2,
         )
 
 
-def _who_held(timeout: PoolTimeout) -> list[str]:
-    groups: dict[tuple[str, str | None], list[Holder]] = {}
-    for holder in timeout.holders:
-        groups.setdefault((doer(holder), holder.at), []).append(holder)
-    said = []
-    for (who, at), holders in list(groups.items())[:_VIEWS]:
-        longest = duration(max(holder.held_s for holder in holders))
-        where = f" {at}" if at else ""
-        said.append(f"{len(holders)}× {who}{where}, longest {longest}")
-    if not said:
-        return ["who held then is not known any more"]
-    return ["held then by", *(f"{each};" for each in said[:-1]), said[-1]]
+# -- everything that was measured ----------------------------------------------
 
 
-# -- what died -----------------------------------------------------------------
-
-
-def died(page: Page, survey: Survey) -> None:
-    """Tell of connections that died in the last minute."""
-    for pools in by_bind(survey):
-        hit = [(w, p) for w, p in pools.found if p.invalidated_60s]
-        if hit:
-            total = count(sum(p.invalidated_60s for _, p in hit), "connection")
-            ages = Histogram.merged(p.invalidated_age_s for _, p in hit)
-            page.parts(
-                [
-                    f"{total} died in the last minute",
-                    f"· bind {pools.bind}",
-                    f"· at an age of at most {duration(ages.max)}",
-                    f"· pid {some(pids_of(worker for worker, _ in hit))}",
-                ],
-                style="red",
-            )
-
-
-# -- everything ----------------------------------------------------------------
-
-
-def measures(page: Page, survey: Survey) -> None:
-    """Add all that was measured, and all views: what ``--verbose`` is for."""
-    found = [each for pools in by_bind(survey) for each in pools.found]
+def measurements(page: Page, survey: Survey) -> None:
+    """Add the tables of ``--verbose``: durations, peaks and views."""
+    grouped = by_bind(survey)
+    found = [each for pools in grouped.values() for each in pools]
     if not found:
         return
-    page.line()
-    page.line("Durations: in the last minute, and since the start", "bold")
+    page.title("Durations, in the last minute and since the start")
     page.table(
-        _MEASURES,
-        [row for worker, pool in found for row in _measure_rows(worker, pool)],
+        _DURATIONS,
+        [row for worker, pool in found for row in _duration_rows(worker, pool)],
     )
-    page.line()
-    page.line("The most at a time, and connections that came and went", "bold")
+    page.title("Highest numbers at a time, and connections opened and invalidated")
     page.table(_PEAKS, [_peak_row(worker, pool) for worker, pool in found])
-    rows = [
-        _view_row(view, pools.bind)
-        for pools in by_bind(survey)
-        for view in merged_views(pools.all())
+    views = [
+        _view_row(view, bind)
+        for bind, pools in grouped.items()
+        for view in merged_views(pool for _, pool in pools)
     ]
-    if rows:
-        page.line()
-        page.line("Views, by their share of the pool's time", "bold")
-        page.table(_VIEW_COLUMNS, rows, below="VIEW")
+    if views:
+        page.title("Views, by their share of the hold time")
+        page.table(_VIEW_USE, views, below="VIEW")
 
 
-def _measure_rows(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[list[str]]:
+def _duration_rows(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[list[str]]:
     return [
         [
             *(str(worker.pid), pool.bind, name),
-            *_shown(lately, ("count", "p50", "p95", "max")),
-            *_shown(ever, ("count", "p95", "max")),
+            *_values(lately, ("count", "p50", "p95", "max")),
+            *_values(ever, ("count", "p95", "max")),
         ]
         for name, lately, ever in (
             ("wait", pool.wait_60s, pool.wait_s),
@@ -246,7 +189,7 @@ def _measure_rows(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[list[str]]
     ]
 
 
-def _shown(histogram: Histogram | None, names: Iterable[str]) -> list[str]:
+def _values(histogram: Histogram | None, names: Iterable[str]) -> list[str]:
     if histogram is None:
         return ["-" for _ in names]
     values = [getattr(histogram, name) for name in names]
@@ -270,7 +213,7 @@ def _peak_row(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[str]:
 
 def _view_row(view: ViewUse, bind: str) -> list[str]:
     return [
-        doer(view),
+        label(view),
         bind,
         "-" if view.share_60s is None else f"{view.share_60s:.0%}",
         str(view.checkouts_60s),
@@ -281,28 +224,22 @@ def _view_row(view: ViewUse, bind: str) -> list[str]:
 
 
 def merged_views(pools: Iterable[PoolSnapshot]) -> list[ViewUse]:
-    """Add up what each view had of several pools; who had most comes first."""
-    found: dict[t.Hashable, ViewUse] = {}
+    """Add up each view's use of several pools; the view with the longest is first."""
+    merged: dict[t.Hashable, ViewUse] = {}
     for view in (view for pool in pools for view in pool.views):
         key = (view.endpoint, view.method, view.rule, view.command)
-        before = found.get(key)
-        if before is not None:
-            view = replace(  # noqa: PLW2901
-                view,
-                checkouts_total=before.checkouts_total + view.checkouts_total,
-                held_s=before.held_s + view.held_s,
-                checkouts_60s=before.checkouts_60s + view.checkouts_60s,
-                held_60s=before.held_60s + view.held_60s,
-            )
-        found[key] = view
-    ever = sum(view.held_s for view in found.values())
-    lately = sum(view.held_60s for view in found.values())
+        sums = {name: getattr(view, name) for name in _SUMMED}
+        if key in merged:
+            sums = {name: sums[name] + getattr(merged[key], name) for name in sums}
+        merged[key] = replace(view, **sums)
+    ever = sum(view.held_s for view in merged.values())
+    lately = sum(view.held_60s for view in merged.values())
     views = [
         replace(
             view,
             share=view.held_s / ever if ever else None,
             share_60s=view.held_60s / lately if lately else None,
         )
-        for view in found.values()
+        for view in merged.values()
     ]
     return sorted(views, key=lambda view: (-view.held_60s, -view.held_s))

@@ -1,7 +1,7 @@
 """Text for a terminal or a pipe: lines, and tables that fit.
 
-Most of the text comes from other processes. It is shown without markup and without
-anything that could steer a terminal.
+Most of the text comes from other processes. It is printed without markup and without
+anything that could control a terminal.
 """
 
 from __future__ import annotations
@@ -17,35 +17,20 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from .._format import count
-from .._format import duration
-from .._format import number
-from .._format import some
 from ..snapshot._json import clean
 
-#: With the words that a page is made of.
-__all__ = ["Column", "Page", "count", "duration", "number", "some"]
-
-#: What ASCII has instead of the few other characters that we write.
+#: ASCII replacements for the few other characters that we write.
 _ASCII = str.maketrans(
     {"→": "->", "×": "x", "·": "|", "∞": "inf", "…": "...", "░": "."}
     | dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True))
 )
 
 
-class Column(t.NamedTuple):
-    """One column of a table."""
-
-    name: str
-    number: bool = False
-    """Numbers stand on the right."""
-
-
 class Page:
-    """What one command prints; made for standard output as it is now.
+    """The output of one command, laid out for standard output as it is now.
 
-    A terminal gets styles, and tables and sentences that fit its width. A pipe gets
-    everything in full, one line each.
+    On a terminal it has styles, and tables and sentences fit the width. In a pipe
+    every line is printed in full.
     """
 
     def __init__(self) -> None:
@@ -56,8 +41,7 @@ class Page:
         self.width = shutil.get_terminal_size().columns if terminal else None
         self._console = Console(
             file=io.StringIO(),
-            # It does no layout, and looks at no terminal: that is done here.
-            width=100_000,
+            width=100_000,  # this class breaks the lines, not the console
             force_terminal=terminal and not os.environ.get("NO_COLOR"),
             legacy_windows=False,
         )
@@ -69,10 +53,15 @@ class Page:
         """Add one line, however long."""
         self._print(Text(self._plain(text), style))
 
+    def title(self, text: str) -> None:
+        """Add an empty line and a heading."""
+        self.line()
+        self.line(text, "bold")
+
     def parts(
         self, parts: Sequence[str], *, indent: int = 0, hang: int = 4, style: str = ""
     ) -> None:
-        """Add a sentence that may be broken between its parts, and only there."""
+        """Add a sentence that can be broken only between its parts."""
         line = " " * indent
         empty = True
         for part in map(self._plain, parts):
@@ -85,7 +74,7 @@ class Page:
 
     def table(
         self,
-        columns: Sequence[Column],
+        columns: Sequence[str],
         rows: Sequence[Sequence[str]],
         *,
         styles: t.Mapping[str, str] | None = None,
@@ -94,66 +83,50 @@ class Page:
     ) -> None:
         """Add a table. No cell is ever cut.
 
-        :param styles: How a cell of exactly this text looks.
-        :param spare: Columns that a narrow terminal goes without, in this order.
-        :param below: The column that a narrow terminal has on a line of its own, which
-            may be broken before an arrow; when its turn comes in `spare`, else first.
+        :param columns: The headings; ``>`` in front of one aligns its column right.
+        :param styles: The style of each cell with exactly this text.
+        :param spare: Columns that a narrow terminal leaves out, in this order.
+        :param below: Column that a narrow terminal moves to a line of its own, which
+            can be broken before an arrow. It is moved when its turn in `spare` comes,
+            or before any column is left out.
         """
-        plain = [[self._plain(cell) for cell in row] for row in rows]
-        widths = [
-            max(cell_len(cell) for cell in column)
-            for column in zip([c.name for c in columns], *plain, strict=True)
-        ]
-        shown, gap = self._choose(columns, widths, spare, below)
-        under = next((i for i, c in enumerate(columns) if c.name == below), None)
-        if under in shown:
-            under = None
-        names = [self._plain(c.name) for c in columns]
-        self._row(names, columns, widths, shown, gap, ["bold"] * len(columns))
-        for row, original in zip(plain, rows, strict=True):
-            looks = [(styles or {}).get(cell, "") for cell in original]
-            self._row(row, columns, widths, shown, gap, looks)
-            if under is not None:
-                before, arrow, after = original[under].rpartition(" → ")
+        names = [column.lstrip(">") for column in columns]
+        right = [column.startswith(">") for column in columns]
+        plain = [[self._plain(cell) for cell in row] for row in (names, *rows)]
+        widths = [max(map(cell_len, column)) for column in zip(*plain, strict=True)]
+        shown, gap = self._choose(names, widths, spare, below)
+        moved = None
+        if below in names and names.index(below) not in shown:
+            moved = names.index(below)
+        for original, row in zip((None, *rows), plain, strict=True):
+            cell_styles = ["bold"] * len(names)
+            if original is not None:
+                cell_styles = [(styles or {}).get(cell, "") for cell in original]
+            cells = [Text.styled(row[i], cell_styles[i]) for i in shown]
+            for i, cell in zip(shown, cells, strict=True):
+                cell.align("right" if right[i] else "left", widths[i])
+            self._print(Text(" " * gap).join(cells))
+            if moved is not None and original is not None:
+                before, arrow, after = original[moved].rpartition(" → ")
                 parts = [before, f"→ {after}"] if arrow else [after]
-                self.parts(parts, indent=widths[0] + gap, style=looks[under])
+                self.parts(parts, indent=widths[0] + gap, style=cell_styles[moved])
 
     def _choose(
         self,
-        columns: Sequence[Column],
+        names: Sequence[str],
         widths: Sequence[int],
         spare: Sequence[str],
         below: str | None,
     ) -> tuple[list[int], int]:
         """Return the columns that fit, and the space between them."""
-        first = [below] if below is not None and below not in spare else []
-        order = [*first, *spare]
-        shown, gap = list(range(len(columns))), 2
-        for names in (order[:most] for most in range(len(order) + 1)):
-            shown = [i for i, c in enumerate(columns) if c.name not in names]
+        order = [*([below] if below and below not in spare else []), *spare]
+        shown, gap = list(range(len(names))), 2
+        for most in range(len(order) + 1):
+            shown = [i for i, name in enumerate(names) if name not in order[:most]]
             for gap in (2, 1):
                 if self._fits(sum(widths[i] for i in shown) + gap * (len(shown) - 1)):
                     return shown, gap
         return shown, gap
-
-    def _row(
-        self,
-        cells: Sequence[str],
-        columns: Sequence[Column],
-        widths: Sequence[int],
-        shown: Sequence[int],
-        gap: int,
-        styles: Sequence[str],
-    ) -> None:
-        line = Text()
-        for index in shown:
-            cell = cells[index]
-            space = " " * (widths[index] - cell_len(cell))
-            line.append(" " * gap if index != shown[0] else "")
-            line.append(space if columns[index].number else "")
-            line.append(cell, styles[index])
-            line.append("" if columns[index].number else space)
-        self._print(line)
 
     def _print(self, line: Text) -> None:
         line.rstrip()
@@ -169,29 +142,20 @@ class Page:
         return text.translate(_ASCII).encode("ascii", "replace").decode()
 
 
-def fold(text: str, width: int) -> list[str]:
-    """Return the lines of a page, those broken that are wider than a screen."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        styled = Text.from_ansi(line)
-        if cell_len(styled.plain) <= width:
-            lines.append(line)
-            continue
-        indent = len(styled.plain) - len(styled.plain.lstrip())
-        indent = indent if indent < width // 2 else 0
-        console = Console(
-            file=io.StringIO(),
-            width=width - indent,
-            # What has no styles shall have none.
-            force_terminal=line != styled.plain,
-            legacy_windows=False,
-        )
-        console.print(styled[indent:], overflow="fold")
-        folded = t.cast(io.StringIO, console.file).getvalue()
-        lines.extend(" " * indent + part.rstrip() for part in folded.splitlines())
+def commas(parts: Sequence[str], mark: str = ",") -> list[str]:
+    """Return the parts of a sentence with a comma after each but the last."""
+    return [*(f"{part}{mark}" for part in parts[:-1]), *parts[-1:]]
+
+
+def fold(text: str, width: int) -> list[Text]:
+    """Return the lines of a page; lines wider than the screen are broken."""
+    console = Console(width=width, legacy_windows=False)
+    lines: list[Text] = []
+    for line in map(Text.from_ansi, text.splitlines()):
+        indent = len(line.plain) - len(line.plain.lstrip())
+        if line.cell_len <= width or indent >= width // 2:
+            indent = 0
+        for part in line[indent:].wrap(console, width - indent, overflow="fold"):
+            part.pad_left(indent)
+            lines.append(part)
     return lines
-
-
-def unstyled(text: str) -> str:
-    """Return what is to be read of a page."""
-    return Text.from_ansi(text).plain

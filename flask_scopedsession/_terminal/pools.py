@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import typing as t
-from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from .._format import count
+from .._format import duration
+from .._format import number
+from ..snapshot import Histogram
 from ..snapshot import Holder
 from ..snapshot import PoolSnapshot
 from ..snapshot import Survey
@@ -16,28 +17,23 @@ from ..snapshot import WorkerSnapshot
 from .charts import Charts
 from .charts import History
 from .charts import style_of
-from .load import died
-from .load import measures
-from .load import strained
-from .page import Column
-from .page import count
-from .page import duration
-from .page import number
+from .load import last_minute
+from .load import measurements
+from .page import commas
 from .page import Page
-from .page import some
-from .sections import absent
-from .sections import doer
-from .sections import header
-from .sections import nobody
+from .sections import absent_workers
+from .sections import by_bind
+from .sections import label
 from .sections import pids_of
+from .sections import start
 
-#: Healthy workers are one line beyond so many.
+#: More healthy workers than this are counted in one line.
 _COLLAPSE_BEYOND = 10
 
-#: Groups of holders and waiters that are shown without ``--verbose``.
+#: Groups of holders and of waiters that are shown without ``--verbose``.
 _GROUPS = 10
 
-#: From what needs no eye to what needs it most, which stands nearest the prompt.
+#: The worst is last, nearest to the prompt.
 _STATES = ("ok", "gone", "saturated", "stopped", "unresponsive", "wedged")
 _STYLES = {
     "ok": "green",
@@ -48,52 +44,60 @@ _STYLES = {
     "gone": "dim",
 }
 _COLUMNS = (
-    *(Column("PID", True), Column("STATE"), Column("BIND"), Column("POOL")),
-    *(Column("USED/MAX", True), Column("IDLE", True), Column("WAITING", True)),
-    *(Column("MAXWAIT", True), Column("HOLD95", True), Column("TIMEOUTS", True)),
+    *(">PID", "STATE", "BIND", "POOL", ">USED/MAX", ">IDLE", ">WAITING"),
+    *(">MAXWAIT", ">HOLD95", ">TIMEOUTS"),
 )
 
-One = t.TypeVar("One", bound="Holder | Waiter")
-
-
-@dataclass(frozen=True)
-class _Found(t.Generic[One]):
-    """A holder or waiter, and where it was found."""
-
-    worker: WorkerSnapshot
-    pool: PoolSnapshot
-    one: One
+#: A holder or waiter, with its worker and pool.
+Entry = tuple[WorkerSnapshot, PoolSnapshot, "Holder | Waiter"]
 
 
 def render_pools(
-    survey: Survey, *, verbose: bool = False, history: History | None = None
+    survey: Survey,
+    *,
+    verbose: bool = False,
+    history: History | None = None,
+    advice: bool = True,
 ) -> str:
-    """Return what ``pool-status`` prints; with a history, charts in place of POOL."""
-    page = Page()
-    charts = history.charts(page.width) if history is not None else None
-    header(page, survey)
-    if not survey.workers and not survey.silent:
-        nobody(page, survey)
+    """Return what ``pool-status`` prints.
+
+    :param history: Shows charts in place of the column POOL, and the totals on top.
+    :param advice: Add the recommended size of pools with waiters.
+    """
+    page, found = start(survey)
+    if not found:
         return str(page)
+    charts = history.charts(page.width) if history is not None else None
     if charts:
-        # Where a screen is too small, its end is shown.
+        # On a screen that is too small, the end of the page is shown.
         _totals(page, survey, charts)
         page.line()
-    healthy = [w for w in survey.workers if w.state == "ok" and not _in_trouble(w)]
-    shown = survey.workers
+    workers = survey.workers
+    healthy = {w.id for w in workers if w.state == "ok" and not _in_trouble(w)}
     if len(healthy) > _COLLAPSE_BEYOND and not verbose:
         page.line(f"{count(len(healthy), 'worker')} ok", "green")
-        fine = {worker.id for worker in healthy}
-        shown = tuple(w for w in survey.workers if w.id not in fine)
-    _table(page, _rows(shown, survey, charts), charts)
-    if not charts:
+        workers = tuple(w for w in workers if w.id not in healthy)
+    _table(page, _rows(workers, survey, charts), charts)
+    if survey.totals and not charts:
+        page.line()
         _totals(page, survey)
     if verbose:
-        measures(page, survey)
-    strained(page, survey)
-    _holders(page, survey, verbose)
-    _waiters(page, survey, verbose)
-    _troubles(page, survey)
+        measurements(page, survey)
+    last_minute(page, survey, advice=advice)
+    pools = [(worker, pool) for worker in survey.workers for pool in worker.pools]
+    _entries(
+        page,
+        "Held connections, longest first",
+        [(w, p, h) for w, p in pools if verbose or _crowded(w, p) for h in p.holders],
+        verbose,
+    )
+    _entries(
+        page,
+        "Waiting for a connection, longest first",
+        [(w, p, waiter) for w, p in pools for waiter in p.waiters],
+        verbose,
+    )
+    _problems(page, survey)
     return str(page)
 
 
@@ -104,23 +108,27 @@ def _in_trouble(worker: WorkerSnapshot) -> bool:
     )
 
 
+# -- the table and the totals --------------------------------------------------
+
+
 def _table(page: Page, rows: list[list[str]], charts: Charts | None) -> None:
     if not rows:
         return
-    chart = charts.title if charts else None
-    columns = [Column(chart) if chart and c.name == "POOL" else c for c in _COLUMNS]
-    styles = {**{row[3]: style_of(row[3]) for row in rows if chart}, **_STYLES}
-    spare = ["POOL", "HOLD95", "TIMEOUTS", "IDLE", chart or "", "MAXWAIT", "WAITING"]
-    page.table(columns, rows, styles=styles, spare=spare, below=chart)
+    chart = charts.title if charts else "POOL"
+    columns = [chart if column == "POOL" else column for column in _COLUMNS]
+    styles = {**{row[3]: style_of(row[3]) for row in rows if charts}, **_STYLES}
+    spare = ["POOL", "HOLD95", "TIMEOUTS", "IDLE", chart, "MAXWAIT", "WAITING"]
+    below = chart if charts else None
+    page.table(columns, rows, styles=styles, spare=spare, below=below)
 
 
 def _rows(
     workers: Iterable[WorkerSnapshot], survey: Survey, charts: Charts | None
 ) -> list[list[str]]:
     rows = [_row(worker, pool, charts) for worker in workers for pool in worker.pools]
-    told = {worker.id for worker in survey.workers}
+    reported = {worker.id for worker in survey.workers}
     for silent in survey.silent:
-        if silent.id not in told:
+        if silent.id not in reported:
             state = "stopped" if silent.reason == "stopped" else "unresponsive"
             rows.append([str(silent.pid), state, *"--------"])
     rows.sort(key=lambda row: _STATES.index(row[1]))
@@ -146,22 +154,20 @@ def _row(
 
 
 def _state(worker: WorkerSnapshot, pool: PoolSnapshot) -> str:
-    """Return the state of one pool; a worker's own is that of its worst."""
+    """Return the state of one pool; a worker's state is the worst of its pools'."""
     if worker.source == "last":
         return worker.state
     if pool.wedged:
         return "wedged"
-    return "saturated" if _full(pool) else "ok"
+    return "saturated" if _is_full(pool) else "ok"
 
 
-def _full(pool: PoolSnapshot) -> bool:
+def _is_full(pool: PoolSnapshot) -> bool:
     return pool.max is not None and pool.used >= pool.max
 
 
 def _totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
-    """Add one line for each database, with the worst case."""
-    if survey.totals and not charts:
-        page.line()
+    """Add a line for each database, with the most that its workers may open."""
     unlimited = {p.url for w in survey.live for p in w.pools if p.unlimited}
     for total in survey.totals:
         now = [f"{total.used} used"]
@@ -183,134 +189,91 @@ def _totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
 # -- holders and waiters -------------------------------------------------------
 
 
-def _holders(page: Page, survey: Survey, verbose: bool) -> None:
-    """Add who holds connections, where that matters or all is wanted."""
-    found = [
-        _Found(worker, pool, holder)
-        for worker in survey.workers
-        for pool in worker.pools
-        if verbose or _crowded(worker, pool)
-        for holder in pool.holders
-    ]
-    found.sort(key=lambda each: -each.one.held_s)
-    _groups(
-        page,
-        "Held connections, longest first",
-        found,
-        lambda each: (doer(each.one), each.one.at, _doing(each.one)),
-        _holder_parts,
-        verbose,
-    )
-
-
 def _crowded(worker: WorkerSnapshot, pool: PoolSnapshot) -> bool:
+    """Whether the holders of a pool are shown without ``--verbose``."""
     return bool(
-        pool.pending or pool.held_long or _full(pool) or worker.source == "last"
+        pool.pending or pool.held_long or _is_full(pool) or worker.source == "last"
     )
 
 
-def _holder_parts(members: list[_Found[Holder]]) -> list[str]:
-    holder = members[0].one
-    held = duration(holder.held_s)
-    parts = [f"longest {held}," if len(members) > 1 else f"held {held},"]
-    since = holder.running_s or holder.idle_in_transaction_s
-    state, *more = _doing(holder).split(", ", 1)
-    parts.append(f"{state} for {duration(since)}" if since else state)
-    return parts if not more else [*parts[:-1], f"{parts[-1]},", *more]
-
-
-def _doing(holder: Holder) -> str:
-    if holder.running_s is not None:
-        state = "running a statement"
-    elif holder.in_transaction is None:
-        state = "transaction unknown"
-    elif not holder.in_transaction:
-        state = "not in transaction"
-    elif holder.idle_in_transaction_s is not None:
-        state = "idle in transaction"
-    else:
-        state = "in transaction"
-    if holder.request_over:
-        state += ", its request is over"
-    if holder.thread_alive is False:
-        return f"{state}, its thread is dead"
-    return f"{state}, its thread is alive" if holder.request_over else state
-
-
-def _waiters(page: Page, survey: Survey, verbose: bool) -> None:
-    """Add who waits; that always matters."""
-    found = [
-        _Found(worker, pool, waiter)
-        for worker in survey.workers
-        for pool in worker.pools
-        for waiter in pool.waiters
-    ]
-    found.sort(key=lambda each: -each.one.waited_s)
-    _groups(
-        page,
-        "Waiting for a connection, longest first",
-        found,
-        lambda each: (
-            doer(each.one),
-            each.one.at,
-            each.one.self_deadlock,
-            each.one.holds_from,
-        ),
-        _waiter_parts,
-        verbose,
-    )
-
-
-def _waiter_parts(members: list[_Found[Waiter]]) -> list[str]:
-    waiter = members[0].one
-    waited = duration(waiter.waited_s)
-    parts = [f"longest {waited}" if len(members) > 1 else f"for {waited}"]
-    if waiter.self_deadlock:
-        parts[-1] += ","
-        own = f" from {waiter.holds_from}" if waiter.holds_from else ""
-        parts.append(f"while its own thread holds one{own}: a self-deadlock")
-    return parts
-
-
-def _groups(
-    page: Page,
-    title: str,
-    found: list[_Found[One]],
-    kind: Callable[[_Found[One]], Hashable],
-    describe: Callable[[list[_Found[One]]], list[str]],
-    verbose: bool,
-) -> None:
-    """Add those of one view and line as one entry; all of them when `verbose`."""
-    if not found:
-        return
-    groups: dict[Hashable, list[_Found[One]]] = {}
-    # Who is gone holds nothing any more: last, and counted apart.
-    found.sort(key=_is_gone)
+def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
+    """Add holders or waiters: grouped by view and line, or each if `verbose`."""
+    # Dead workers no longer hold connections: they come last, in groups of their own.
+    found.sort(key=lambda each: (_is_gone(each), -_seconds(each[2])))
+    groups: dict[Hashable, list[Entry]] = {}
     for index, each in enumerate(found):
-        gone = _is_gone(each)
-        key = (index,) if verbose else (each.pool.bind, gone, kind(each))
-        groups.setdefault(key, []).append(each)
-    page.line()
-    page.line(title, "bold")
+        one = each[2]
+        kind = (each[1].bind, _is_gone(each), label(one), one.at, *_details(one))
+        groups.setdefault(index if verbose else kind, []).append(each)
+    if groups:
+        page.title(title)
     shown = list(groups.values())[: None if verbose else _GROUPS]
     for members in shown:
-        first = members[0]
-        at = [f"{first.one.at},"] if first.one.at else []
-        who = f"{len(members)}× {doer(first.one)}" + ("" if at else ",")
-        pids = some(pids_of(each.worker for each in members))
-        whereabouts = [f"· bind {first.pool.bind}", f"· pid {pids}"]
-        page.parts([who, *at, *describe(members), *whereabouts], indent=2)
-        if verbose and isinstance(first.one, Holder):
-            _details(page, first.one)
+        _, pool, one = members[0]
+        view = f"{len(members)}× {label(one)}"
+        page.parts(
+            [
+                *([view, f"{one.at},"] if one.at else [f"{view},"]),
+                *_parts(one, several=len(members) > 1),
+                f"· bind {pool.bind}",
+                f"· {pids_of(worker for worker, _, _ in members)}",
+            ],
+            indent=2,
+        )
+        if verbose and isinstance(one, Holder):
+            _numbers(page, one)
     if len(groups) > len(shown):
-        page.line(f"  and {len(groups) - len(shown)} more: --verbose")
+        page.line(f"  and {len(groups) - len(shown)} more; --verbose lists them")
 
 
-def _is_gone(found: _Found[t.Any]) -> bool:
-    return found.worker.state == "gone"
+def _is_gone(entry: Entry) -> bool:
+    return entry[0].state == "gone"
 
 
-def _details(page: Page, holder: Holder) -> None:
+def _seconds(one: Holder | Waiter) -> float:
+    return one.held_s if isinstance(one, Holder) else one.waited_s
+
+
+def _parts(one: Holder | Waiter, *, several: bool) -> list[str]:
+    seconds = "held" if isinstance(one, Holder) else "for"
+    parts = [
+        f"{'longest' if several else seconds} {duration(_seconds(one))}",
+        *_details(one),
+    ]
+    if isinstance(one, Holder):
+        since = one.running_s or one.idle_in_transaction_s
+        parts[1] += f" for {duration(since)}" if since else ""
+    return commas(parts)
+
+
+def _details(one: Holder | Waiter) -> list[str]:
+    """Say what a holder does with its connection, or whether a waiter can go on."""
+    if isinstance(one, Waiter):
+        if not one.self_deadlock:
+            return []
+        place = [f"checked out at {one.holds_from}"] if one.holds_from else []
+        return ["self-deadlock: its own thread holds a connection", *place]
+    if one.running_s is not None:
+        found = ["running a statement"]
+    elif one.in_transaction is None:
+        found = ["transaction state unknown"]
+    elif not one.in_transaction:
+        found = ["not in transaction"]
+    elif one.idle_in_transaction_s is not None:
+        found = ["idle in transaction"]
+    else:
+        found = ["in transaction"]
+    if one.request_over:
+        found.append("its request is over")
+    if one.thread_alive is False:
+        found.append("its thread has ended")
+    elif one.request_over:
+        found.append("its thread is alive")
+    return found
+
+
+def _numbers(page: Page, holder: Holder) -> None:
+    """Add what helps to find a connection in the database and in the code."""
     known = (
         ("connection", holder.connection),
         ("backend pid", holder.backend_pid),
@@ -318,40 +281,37 @@ def _details(page: Page, holder: Holder) -> None:
         ("thread", holder.thread),
     )
     parts = [f"{name} {value}" for name, value in known if value is not None]
-    page.parts([f"{part}," for part in parts[:-1]] + parts[-1:], indent=6)
+    page.parts(commas(parts), indent=6)
     if holder.stack:
         page.parts(["checked out at", *holder.stack], indent=6)
     if holder.sql:
         page.line("      last statement: " + " ".join(holder.sql.split()))
 
 
-# -- nearest the prompt --------------------------------------------------------
+# -- nearest to the prompt -----------------------------------------------------
 
 
-def _troubles(page: Page, survey: Survey) -> None:
-    timeouts: dict[str, list[tuple[WorkerSnapshot, int]]] = {}
-    for worker in survey.live:
-        for pool in worker.pools:
-            if pool.timeouts_60s:
-                found = timeouts.setdefault(pool.bind, [])
-                found.append((worker, pool.timeouts_60s))
+def _problems(page: Page, survey: Survey) -> None:
+    lines = []
+    for bind, found in by_bind(survey).items():
+        late = [(w, p) for w, p in found if p.timeouts_60s]
+        if late:
+            total = count(sum(p.timeouts_60s or 0 for _, p in late), "checkout")
+            said = [f"{total} timed out in the last minute", f"· bind {bind}"]
+            lines.append([*said, f"· {pids_of(worker for worker, _ in late)}"])
+    for bind, found in by_bind(survey).items():
+        lost = [(w, p) for w, p in found if p.invalidated_60s]
+        if lost:
+            total = count(sum(p.invalidated_60s for _, p in lost), "connection")
+            ages = Histogram.merged(p.invalidated_age_s for _, p in lost)
+            said = [f"{total} invalidated in the last minute", f"· bind {bind}"]
+            said.append(f"· at most {duration(ages.max)} old")
+            lines.append([*said, f"· {pids_of(worker for worker, _ in lost)}"])
     cut = [worker for worker in survey.workers if worker.truncated]
-    deaths = any(p.invalidated_60s for w in survey.live for p in w.pools)
-    absent_some = survey.silent or len(survey.live) < len(survey.workers)
-    if timeouts or cut or deaths or absent_some:
+    if lines or cut or survey.silent or len(survey.live) < len(survey.workers):
         page.line()
-    for bind, found in timeouts.items():
-        total = count(sum(amount for _, amount in found), "checkout")
-        pids = some(pids_of(worker for worker, _ in found))
-        page.parts(
-            [
-                f"{total} timed out in the last minute",
-                f"· bind {bind}",
-                f"· pid {pids}",
-            ],
-            style="red",
-        )
-    died(page, survey)
+    for parts in lines:
+        page.parts(parts, style="red")
     if cut:
-        page.line(f"Not all is shown: pid {some(pids_of(cut))} had too much to tell.")
-    absent(page, survey)
+        page.line(f"Not all is shown: the answer of {pids_of(cut)} was cut short.")
+    absent_workers(page, survey)

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._format import count
+from .._format import duration
+from .._format import number
 from ..snapshot._servers import ConnectionLimit
 from ..snapshot._servers import LockWait
 from ..snapshot._servers import ServerConnection
 from ..snapshot._servers import ServerView
 from ..snapshot._servers import Unclaimed
-from .page import Column
-from .page import count
-from .page import duration
-from .page import number
 from .page import Page
-from .sections import doer
+from .sections import label
+
+#: Dialects of databases whose server can be asked.
+_SERVERS = frozenset({"postgresql", "mysql", "mariadb"})
 
 _COLUMNS = (
-    *(Column("PID", True), Column("BACKEND", True), Column("VIEW"), Column("STATE")),
-    *(Column("WAIT"), Column("TX", True), Column("QUERY", True), Column("BLOCKED BY")),
+    *(">PID", ">BACKEND", "VIEW", "STATE", "WAIT", ">TX", ">QUERY", "BLOCKED BY"),
 )
 _STYLES = {"idle in transaction": "yellow", "idle in transaction (aborted)": "red"}
 
-#: Groups of unclaimed connections, and lock waits, that are shown by default.
+#: Groups of unclaimed connections, and lock waits, shown without ``--verbose``.
 _MOST = 10
 
 
 def render_servers(views: Sequence[ServerView], *, verbose: bool = False) -> str:
-    """Return what the servers say, what needs an eye last."""
+    """Return what the servers report, with the problems of each last."""
     page = Page()
     for view in views:
         page.line()
@@ -36,8 +37,9 @@ def render_servers(views: Sequence[ServerView], *, verbose: bool = False) -> str
             [f"Server{version} of {view.url}", f"· bind {', '.join(view.binds)}"]
         )
         if view.error is not None:
-            # That there is none to ask is no trouble.
-            page.line(f"  {view.error}", "" if view.error.startswith("no") else "red")
+            # Not an error where there is no server to ask, as with SQLite.
+            asked = view.url.drivername.partition("+")[0] in _SERVERS
+            page.line(f"  {view.error}", "red" if asked else "")
             continue
         for note in view.notes:
             page.line(f"  {note}")
@@ -54,12 +56,16 @@ def render_servers(views: Sequence[ServerView], *, verbose: bool = False) -> str
 
 def _connections(page: Page, view: ServerView, verbose: bool) -> None:
     held = [each for each in view.connections if each.holder is not None]
-    resting = [each for each in view.connections if each.holder is None]
-    shown = list(view.connections) if verbose else [*held, *filter(_restless, resting)]
-    shown.sort(key=lambda each: (each.transaction_s or 0.0, each.backend_pid))
+    idle = [each for each in view.connections if each.holder is None]
+    # A connection that is idle in the pool should be idle at the server, too.
+    odd = [each for each in idle if each.state not in ("idle", None)]
+    shown = sorted(
+        view.connections if verbose else [*held, *odd],
+        key=lambda each: (each.transaction_s or 0.0, each.backend_pid),
+    )
     if view.joined:
         page.line(
-            f"  {count(len(held), 'connection')} held, and {len(resting)} resting"
+            f"  {count(len(held), 'connection')} checked out and {len(idle)} idle"
             " in the pools of the live workers"
         )
     if shown:
@@ -72,16 +78,11 @@ def _connections(page: Page, view: ServerView, verbose: bool) -> None:
         )
 
 
-def _restless(each: ServerConnection) -> bool:
-    """Whether a connection rests in the pool, and not at the server."""
-    return each.state not in ("idle", None)
-
-
 def _row(each: ServerConnection) -> list[str]:
     return [
         number(each.pid),
         str(each.backend_pid),
-        " ".join(filter(None, [doer(each.holder), each.holder.at]))
+        " ".join(filter(None, [label(each.holder), each.holder.at]))
         if each.holder is not None
         else "in the pool",
         each.state or "-",
@@ -95,58 +96,54 @@ def _row(each: ServerConnection) -> list[str]:
 def _unclaimed(page: Page, found: Sequence[Unclaimed], verbose: bool) -> None:
     if not found:
         return
-    total = sum(each.count for each in found)
-    page.line()
-    page.line("Of this app, but open in no live worker of this host", "bold")
+    page.title("Connections of this app that no live worker on this host has open")
     shown = found if verbose else found[:_MOST]
     for each in shown:
         state = f", {each.state}" if each.state else ""
         page.parts(
             [
-                f"{each.count}× {each.application_name or 'without a name'}",
-                f"from {each.client or 'an address that is not shown'},",
-                f"the longest for {duration(each.oldest_s)}{state}",
+                f"{each.count}× {each.application_name or 'unnamed'}",
+                f"from {each.client or 'a hidden address'},",
+                f"longest {duration(each.oldest_s)}{state}",
             ],
             indent=2,
         )
-    if len(found) > len(shown):
-        rest = total - sum(each.count for each in shown)
-        page.line(f"  and {count(rest, 'more connection')}: --verbose")
+    rest = sum(each.count for each in found[len(shown) :])
+    if rest:
+        page.line(f"  and {rest} more; --verbose lists them")
 
 
 # -- limits --------------------------------------------------------------------
 
-_SCOPES = {
-    "server": "the server has",
-    "database": "the database's CONNECTION LIMIT is",
-    "role": "the role's CONNECTION LIMIT is",
+_LIMITS = {
+    "server": "the server's {} connections",
+    "database": "the database's CONNECTION LIMIT of {}",
+    "role": "the role's CONNECTION LIMIT of {}",
 }
 
 
 def _limit(page: Page, limit: ConnectionLimit, joined: bool) -> None:
     page.line()
-    usable = limit.limit - limit.reserved
+    accepted = _LIMITS[limit.scope].format(limit.limit - limit.reserved)
     if not joined or limit.left is None:
-        page.line(
-            f"  {_SCOPES[limit.scope]} {usable}, of which {limit.in_use} are in use"
-        )
+        page.line(f"  {limit.in_use} of {accepted} are in use")
         return
-    if limit.may_open is not None:
-        may = str(limit.may_open)
-    else:
-        may = "any number" if limit.unlimited else "an unknown number"
-    workers = count(limit.workers, "worker") if limit.workers else "no worker"
+    may = number(limit.may_open) if limit.may_open is not None else "an unknown number"
+    if limit.unlimited:
+        may = "any number"
+    over = bool(limit.workers) and (
+        limit.unlimited or (limit.may_open or 0) > limit.left
+    )
     parts = [
-        f"{workers} may open {may},",
-        f"{_SCOPES[limit.scope]} {usable}",
-        f"- {limit.others} used by others = {limit.left} left",
+        f"{count(limit.workers, 'worker')} may open {may};",
+        f"{limit.left} of {accepted} are left",
+        f"({limit.others} used by others)",
     ]
-    over = limit.unlimited or (limit.may_open or 0) > limit.left
-    if over and limit.workers:
+    if over:
         parts[-1] += ":"
         parts += ["lower pool_size,", "max_overflow", "or the number of workers"]
         parts.append(f"(at most {limit.left // limit.workers} for each worker fit)")
-    page.parts(parts, style="red" if over and limit.workers else "")
+    page.parts(parts, style="red" if over else "")
 
 
 # -- lock waits ----------------------------------------------------------------
@@ -155,27 +152,26 @@ def _limit(page: Page, limit: ConnectionLimit, joined: bool) -> None:
 def _waits(page: Page, waits: Sequence[LockWait], verbose: bool) -> None:
     if not waits:
         return
-    page.line()
-    page.line("Lock waits, longest first", "bold")
+    page.title("Lock waits, longest first")
     shown = waits if verbose else waits[:_MOST]
     for wait in shown:
-        parts = [*_party(wait.waiting), "waits for a lock held by"]
+        parts = [*_name(wait.waiting), "waits for a lock held by"]
         for index, blocker in enumerate(wait.blockers):
             if index:
                 parts[-1] += ","
                 parts.append("and by")
             parts += _blocker(blocker)
-        began = f"(its statement began {duration(wait.waiting.query_s)} ago)"
+        began = f"(the waiting statement began {duration(wait.waiting.query_s)} ago)"
         page.parts([*parts, began], indent=2, style="red")
     if len(waits) > len(shown):
-        page.line(f"  and {len(waits) - len(shown)} more: --verbose")
+        page.line(f"  and {len(waits) - len(shown)} more; --verbose lists them")
 
 
-def _party(each: ServerConnection) -> list[str]:
-    """Name the worker, the view and its line; a stranger by what the server knows."""
+def _name(each: ServerConnection) -> list[str]:
+    """Name a connection by worker, view and line, or by what the server knows."""
     pid = f"pid {each.pid} " if each.pid is not None else ""
     if each.holder is not None:
-        parts = [pid + doer(each.holder), *filter(None, [each.holder.at])]
+        parts = [pid + label(each.holder), *filter(None, [each.holder.at])]
     elif each.pid is not None:
         parts = [f"{pid}in its pool"]
     elif each.backend_pid == 0:
@@ -183,16 +179,16 @@ def _party(each: ServerConnection) -> list[str]:
     elif each.kind is not None:
         parts = [each.kind]
     else:
-        parts = [each.application_name or "a connection without a name"]
+        parts = [each.application_name or "an unnamed connection"]
         parts += [f"from {each.client}"] if each.client else []
     return [*parts, f"(backend {each.backend_pid})"]
 
 
 def _blocker(each: ServerConnection) -> list[str]:
-    """Say who holds a lock, and what it does meanwhile."""
-    *parts, last = _party(each)
+    """Name the connection that holds a lock, and what it does meanwhile."""
+    *parts, last = _name(each)
     if each.blocked_by:
-        return [*parts, f"{last},", "which waits itself"]
+        return [*parts, f"{last},", "which is waiting itself"]
     if each.state is None:
         return [*parts, last]
     age = each.query_s if each.state == "active" else each.state_s

@@ -1,4 +1,8 @@
-"""The commands, one module each. ``options`` has their help, ``loading`` the app."""
+"""The commands, one module each.
+
+A worker imports this package together with the extension. So a command imports what
+asks and what draws only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,12 @@ __all__ = [
     "session_status",
 ]
 
-
 COMMANDS: tuple[click.Command, ...] = (
     *(pool_status, session_status, pool_advise, db_ping),
 )
 
 
 def add_commands(app: Flask) -> None:
-    """Let the application's own command group have the commands."""
+    """Add the commands to the application's own group, ``app.cli``."""
     for command in COMMANDS:
         app.cli.add_command(command)

@@ -32,7 +32,7 @@ def pool_advise(
     max_connections: int | None,
     worker_timeout: float | None,
 ) -> None:
-    """Say what the pools of the live workers should be."""
+    """Recommend settings for the pools of the live workers."""
     from .._advice.recommend import advise
     from .._advice.report import Aims
 

@@ -12,13 +12,13 @@ EXIT_OK = 0
 EXIT_WARNING = 3
 #: A critical threshold was reached, or a pool is wedged.
 EXIT_CRITICAL = 4
-#: Some workers stayed silent; the rest were looked at.
+#: Some workers did not answer; the others were checked.
 EXIT_PARTIAL = 5
-#: No worker is alive (``EX_UNAVAILABLE`` of sysexits).
+#: No worker answered (``EX_UNAVAILABLE`` of sysexits).
 EXIT_UNAVAILABLE = 69
-#: The workers belong to somebody else (``EX_NOPERM``).
+#: The workers belong to another user (``EX_NOPERM``).
 EXIT_NO_PERMISSION = 77
-#: ``--watch`` was interrupted, as shells have it.
+#: ``--watch`` was interrupted; shells use this code.
 EXIT_INTERRUPTED = 130
 
 WARN_DEFAULT = "held_long=1,used_pct=90"
@@ -40,15 +40,13 @@ class Verdict(t.NamedTuple):
 def parse_thresholds(text: str) -> dict[str, float]:
     """Turn ``"pending=1,max_wait_s=5"`` into numbers by metric.
 
-    :raises ValueError: A metric is unknown, or its value no number of 0 or more.
+    :raises ValueError: A metric is unknown, or its value is not a number of 0 or more.
     """
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         metric, _, value = (word.strip() for word in part.partition("="))
         if metric not in METRICS:
-            raise ValueError(
-                f"{metric!r} is not a metric. There are {', '.join(METRICS)}."
-            )
+            raise ValueError(f"{metric!r} is not a metric. Use {', '.join(METRICS)}.")
         try:
             number = float(value)
         except ValueError:
@@ -60,29 +58,27 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 
 def check(survey: Survey, warn: Thresholds, crit: Thresholds) -> Verdict:
-    """Return the exit code of ``--check``, and why."""
-    denied = [
-        *(f"critical: no permission: {s.dir}" for s in survey.searched if s.denied),
-        *(
-            f"critical: pid {s.pid}: {s.reason}"
-            for s in survey.silent
-            if s.reason == "permission denied" and not survey.live
-        ),
+    """Return the exit code of ``--check``, and the reasons for it."""
+    denied = [f"no permission: {s.dir}" for s in survey.searched if s.denied]
+    if not survey.live:
+        denied += [
+            f"pid {silent.pid}: {silent.reason}"
+            for silent in survey.silent
+            if silent.reason == "permission denied"
+        ]
+    wedged = [
+        f"pid {worker.pid}, bind {pool.bind}: wedged"
+        for worker in survey.live
+        for pool in worker.pools
+        if pool.wedged
     ]
-    critical = [
-        *(
-            f"critical: pid {worker.pid}, bind {pool.bind}: wedged"
-            for worker in survey.live
-            for pool in worker.pools
-            if pool.wedged
-        ),
-        *(f"critical: {reason}" for reason in _reached(survey, crit)),
-    ]
+    critical = [f"critical: {r}" for r in (*wedged, *_reached(survey, crit))]
     silent = [f"silent: pid {s.pid}: {s.reason}" for s in survey.silent]
     warnings = [f"warning: {reason}" for reason in _reached(survey, warn)]
     reasons = (*critical, *silent, *warnings)
     if denied:
-        return Verdict(EXIT_NO_PERMISSION, (*denied, *reasons))
+        first = [f"critical: {reason}" for reason in denied]
+        return Verdict(EXIT_NO_PERMISSION, (*first, *reasons))
     if not survey.live:
         return Verdict(EXIT_UNAVAILABLE, ("critical: no worker has answered", *reasons))
     if critical:
@@ -97,7 +93,7 @@ def _reached(survey: Survey, thresholds: Thresholds) -> t.Iterator[str]:
         for pool in worker.pools:
             for metric, threshold in thresholds.items():
                 value = getattr(pool, metric)
-                # What the pool's class cannot know reaches nothing.
+                # A value that the pool's class cannot know reaches no threshold.
                 if value is not None and value >= threshold:
                     yield (
                         f"pid {worker.pid}, bind {pool.bind}:"

@@ -6,6 +6,7 @@ import os
 import traceback
 import typing as t
 from collections.abc import Callable
+from collections.abc import Mapping
 
 import click
 from flask.cli import NoAppException
@@ -15,15 +16,36 @@ from ..errors import ScopedSessionError
 
 if t.TYPE_CHECKING:
     from flask import Flask
+    from sqlalchemy import Engine
 
-    from .._extension import ScopedSession
     from ..snapshot import Survey
+
+
+class Extension(t.Protocol):
+    """What the commands use of ``app.extensions["scopedsession"]``."""
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """The current app's engines, by bind."""
+        ...
+
+    def workers(self, timeout: float) -> Survey:
+        """Ask every live worker, each for at most `timeout` seconds."""
+        ...
+
+    def ping(self, bind: str | None, timeout: float) -> float:
+        """Return the seconds that a database took to answer."""
+        ...
 
 
 def inquirer(
     ctx: click.Context, timeout: float, control_dir: str | None, bind: str | None
 ) -> Callable[[], Survey]:
-    """Return what asks the workers; with a directory, the app is not loaded."""
+    """Return what asks the workers; with a directory, the app is not loaded.
+
+    :param timeout: Seconds to wait for each worker.
+    :raises click.UsageError: There is no such bind, or no application.
+    """
     if control_dir is not None:
         from .._live.survey import survey_directory
 
@@ -46,34 +68,34 @@ def inquirer(
 
 
 def refuse_unknown(bind: str | None, known: t.Collection[str]) -> None:
-    """Refuse a bind that does not exist."""
+    """Raise a usage error for a bind that does not exist."""
     if bind is not None and known and bind not in known:
         raise click.UsageError(
-            f"There is no bind {bind!r}; there are {', '.join(sorted(known))}."
+            f"There is no bind {bind!r}. Binds: {', '.join(sorted(known))}."
         )
 
 
 def load_app(ctx: click.Context) -> Flask:
-    """Load the application; an error is one line, with the way out."""
+    """Load the application; an error is one line, and a hint how to go on."""
     try:
         return ctx.ensure_object(ScriptInfo).load_app()
     except NoAppException as error:
         # Flask adds the traceback of an import that failed.
         problem = error.format_message().partition("\n")[0].rstrip(":")
-        raise click.UsageError(f"{problem}\n{_way_out(ctx)}") from None
+        raise click.UsageError(f"{problem}\n{_hint(ctx)}") from None
     except click.ClickException:
         raise
     except Exception as error:  # noqa: BLE001  # the factory is the user's
-        # The text of an error may hold a URL, unless it is one of ours.
+        # The text of an error that is not ours may contain a database URL.
         said = f": {error}" if isinstance(error, ScopedSessionError) else ""
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise click.ClickException(
             f"The application could not be loaded: {type(error).__name__}{said}"
-            f" (in {frame.filename}, line {frame.lineno})\n{_way_out(ctx)}"
+            f" (in {frame.filename}, line {frame.lineno})\n{_hint(ctx)}"
         ) from None
 
 
-def _way_out(ctx: click.Context) -> str:
+def _hint(ctx: click.Context) -> str:
     """Say how to ask the workers without the application."""
     if ctx.command.name == "db-ping":
         return "db-ping needs the application's configuration."
@@ -86,21 +108,24 @@ def _way_out(ctx: click.Context) -> str:
         where = f", below {base}"
         found = sorted(entry.path for entry in os.scandir(base) if entry.is_dir())
     except (OSError, ScopedSessionError):
-        pass  # there is none
+        pass  # no worker of this user has ever run here
     if found:
         where = f", such as {' or '.join(found[:3])}"
     return (
-        f"The workers can be asked without it: {ctx.command_path} --control-dir DIR"
+        f"To ask the workers without it: {ctx.command_path} --control-dir DIR"
         f" (SCOPEDSESSION_CONTROL_DIR{where})"
     )
 
 
-def extension_of(app: Flask) -> ScopedSession:
-    """Return the extension of an application."""
-    db = app.extensions.get("scopedsession")
+def extension_of(app: Flask) -> Extension:
+    """Return the extension of an application.
+
+    :raises click.ClickException: It has none.
+    """
+    db: Extension | None = app.extensions.get("scopedsession")
     if db is None:
         raise click.ClickException(
             f"The app {app.name!r} does not use Flask-ScopedSession. Call"
             " db.init_app(app) in its factory."
         )
-    return t.cast("ScopedSession", db)
+    return db

@@ -10,15 +10,17 @@ import click
 from ..errors import PingError
 from .check import EXIT_CRITICAL
 from .check import EXIT_OK
+from .loading import Extension
 from .loading import extension_of
 from .loading import load_app
 from .loading import refuse_unknown
+from .options import BIND
+from .options import JSON
 from .options import PING_HELP
 from .options import WAIT
 
 if t.TYPE_CHECKING:
     from .._databases.ping import PingResult
-    from .._extension import ScopedSession
 
 
 @click.command(
@@ -26,7 +28,7 @@ if t.TYPE_CHECKING:
     help=PING_HELP,
     short_help="Test whether every database answers, and how fast.",
 )
-@click.option("--bind", metavar="NAME", help="Only this bind.")
+@BIND
 @click.option(
     "--timeout",
     type=WAIT,
@@ -35,7 +37,7 @@ if t.TYPE_CHECKING:
     metavar="SECONDS",
     help="How long to wait for each answer.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@JSON
 @click.pass_context
 def db_ping(
     ctx: click.Context, /, bind: str | None, timeout: float, as_json: bool
@@ -48,25 +50,24 @@ def db_ping(
         names = db.engines if bind is None else (bind,)
         results = [_ping(db, name, timeout) for name in names]
     if as_json:
-        pings = [{**each._asdict(), "url": each.url.to_dict()} for each in results]
         from ..snapshot import SCHEMA
 
-        document = {"schema": SCHEMA, "pings": pings}
-        click.echo(json.dumps(document, indent=2))
+        pings = [{**each._asdict(), "url": each.url.to_dict()} for each in results]
+        click.echo(json.dumps({"schema": SCHEMA, "pings": pings}, indent=2))
     else:
-        from .._terminal.sections import render_pings
+        from .._terminal.ping import render_pings
 
         click.echo(render_pings(results), nl=False)
     failed = any(each.error is not None for each in results)
     ctx.exit(EXIT_CRITICAL if failed else EXIT_OK)
 
 
-def _ping(db: ScopedSession, name: str, timeout: float) -> PingResult:
+def _ping(db: Extension, name: str, timeout: float) -> PingResult:
     from .._databases.ping import PingResult
     from .._databases.ping import server_version
     from .._settings.urls import safe_url
 
-    engine = db.get_engine(name)
+    engine = db.engines[name]
     url = safe_url(engine.url)
     try:
         latency = db.ping(name, timeout)

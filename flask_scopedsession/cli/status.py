@@ -1,4 +1,4 @@
-"""``pool-status`` and ``session-status``: ask, render, echo."""
+"""``pool-status`` and ``session-status``: ask the workers, print what they say."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ from .options import status_options
 
 if t.TYPE_CHECKING:
     from .._terminal.charts import History
+    from .._terminal.charts import Refresh
     from ..snapshot import Survey
     from ..snapshot._servers import ServerView
-
-    #: What the servers say; ``None`` if they were not to be asked.
-    Servers = tuple[ServerView, ...] | None
 
 
 @click.command(
@@ -37,38 +35,40 @@ if t.TYPE_CHECKING:
 @SERVER_OPTION
 @status_options
 @click.pass_context
-def pool_status(ctx: click.Context, /, server: bool, **options: t.Any) -> None:
+def pool_status(ctx: click.Context, /, **options: t.Any) -> None:
     """Show every pool of every live worker."""
 
-    def draw(survey: Survey, verbose: bool, history: History | None) -> str:
+    def render(survey: Survey, verbose: bool, history: History | None) -> str:
         from .._terminal.pools import render_pools
 
-        return render_pools(survey, verbose=verbose, history=history)
+        # The advice takes too long to compute for every refresh.
+        once = options["watch"] is None
+        return render_pools(survey, verbose=verbose, history=history, advice=once)
 
-    _status(ctx, draw, server=server, **options)
+    _status(ctx, render, **options)
 
 
 @click.command(
     "session-status",
     help=SESSION_HELP,
-    short_help="Show all open database sessions, and whose they are.",
+    short_help="Show all open database sessions, and what each belongs to.",
 )
 @status_options
 @click.pass_context
 def session_status(ctx: click.Context, /, **options: t.Any) -> None:
     """Show every open session of every live worker."""
 
-    def draw(survey: Survey, verbose: bool, history: History | None) -> str:
-        from .._terminal.sections import render_sessions
+    def render(survey: Survey, verbose: bool, history: History | None) -> str:
+        from .._terminal.sessions import render_sessions
 
         return render_sessions(survey, verbose=verbose, history=history)
 
-    _status(ctx, draw, **options)
+    _status(ctx, render, **options)
 
 
 def _status(
     ctx: click.Context,
-    draw: Callable[[Survey, bool, History | None], str],
+    render: Callable[[Survey, bool, History | None], str],
     *,
     as_json: bool,
     watch: float | None,
@@ -83,73 +83,69 @@ def _status(
     server: bool = False,
 ) -> None:
     if checking and watch is not None:
-        raise click.UsageError("--check looks once, --watch again and again: use one.")
+        raise click.UsageError("--check and --watch cannot be combined.")
     if server and control_dir is not None:
         raise click.UsageError(
-            "--server needs the application, which knows how to reach its databases;"
-            " --control-dir does not load it. Use one."
+            "--server and --control-dir cannot be combined: --server needs the"
+            " application's configuration, and --control-dir does not load it."
         )
-    from .._terminal.charts import History
-    from .._terminal.charts import Look
+    from .._terminal.charts import Refresh
 
     ask = inquirer(ctx, timeout, control_dir, bind)
     ask_servers = _server_inquirer(ctx, timeout, bind) if server else None
 
-    def look() -> Look:
+    def refresh() -> Refresh:
         began = time.perf_counter()
-        survey = ask()
-        return Look(survey, ask_servers(survey, began) if ask_servers else None)
+        everything = ask()
+        servers = ask_servers(everything, began) if ask_servers else None
+        pids = tuple(w.pid for w in everything.live if pid not in (None, w.pid))
+        return Refresh(narrowed(everything, bind, pid), servers, pids)
 
-    def show(found: Look, history: History | None = None) -> str:
-        everything, servers = found
-        survey = narrowed(everything, bind, pid)
+    def show(found: Refresh, history: History | None = None) -> str:
+        survey, servers, other_pids = found
         if as_json:
             return _document(survey, servers, 2 if watch is None else None)
-        if everything.live and not survey.workers and not survey.silent:
-            pids = ", ".join(str(worker.pid) for worker in everything.live)
-            return f"No worker of pid {pid} has answered. There are: {pids}.\n"
-        return draw(survey, verbose, history) + _drawn(servers, verbose)
+        if other_pids and not survey.workers and not survey.silent:
+            pids = ", ".join(map(str, other_pids))
+            return f"No worker with PID {pid} answered. Live workers: {pids}.\n"
+        text = render(survey, verbose, history)
+        if servers is not None:
+            from .._terminal.servers import render_servers
+
+            text += render_servers(servers, verbose=verbose)
+        return text
 
     if watch is not None:
         from .watch import watch as watch_workers
 
-        history = History(lambda survey: narrowed(survey, bind, pid), watch)
         try:
-            watch_workers(look, show, history, watch, as_json=as_json)
+            watch_workers(refresh, show, watch, as_json=as_json)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
-    found = look()
+    found = refresh()
     click.echo(show(found), nl=False)
     if checking:
-        verdict = check(narrowed(found.survey, bind, pid), warn, crit)
+        verdict = check(found.survey, warn, crit)
         for reason in verdict.reasons:
             click.echo(reason, err=True)
         ctx.exit(verdict.code)
 
 
-def _document(survey: Survey, servers: Servers, indent: int | None) -> str:
+def _document(
+    survey: Survey, servers: tuple[ServerView, ...] | None, indent: int | None
+) -> str:
     document = survey.to_dict()
     if servers is not None:
         document["servers"] = [view.to_dict() for view in servers]
     return json.dumps(document, indent=indent) + "\n"
 
 
-def _drawn(servers: Servers, verbose: bool) -> str:
-    if servers is None:
-        return ""
-    from .._terminal.servers import render_servers
-
-    return render_servers(servers, verbose=verbose)
-
-
 def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
-    """Return only one bind's pools and sessions, or one process's, of a survey."""
-    workers = survey.workers
-    silent = survey.silent
+    """Return only the pools and sessions of one bind, or of one process."""
+    workers, silent, configured = survey.workers, survey.silent, survey.configured
     if pid is not None:
         workers = tuple(w for w in workers if w.pid == pid)
         silent = tuple(s for s in silent if s.pid == pid)
-    configured = survey.configured
     if bind is not None:
         workers = tuple(
             replace(
@@ -165,14 +161,14 @@ def narrowed(survey: Survey, bind: str | None, pid: int | None) -> Survey:
 
 def _server_inquirer(
     ctx: click.Context, timeout: float, bind: str | None
-) -> Callable[[Survey, float], Servers]:
+) -> Callable[[Survey, float], tuple[ServerView, ...]]:
     """Return what asks the database servers, after the workers were asked."""
     from .._databases.comparison import view_servers
 
     app = load_app(ctx)
     application = of(app)
 
-    def ask(survey: Survey, since: float) -> Servers:
+    def ask(survey: Survey, since: float) -> tuple[ServerView, ...]:
         with app.app_context():
             views = view_servers(
                 *(application.engines, application.accounts, survey),

@@ -1,8 +1,8 @@
-"""``--watch``: look again and again, on a whole screen or in lines.
+"""``--watch``: refresh again and again, on a screen of its own or in lines.
 
-On a terminal the alternate screen is drawn over in place, and what was there before
-comes back, however the command ends. A thread asks the workers, so that a look that
-takes long holds up neither a resize nor Ctrl-C.
+The page is drawn in place on the terminal's alternate screen, and the normal screen
+comes back however the command ends. A thread asks the workers, so that a slow answer
+delays neither a resize nor Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import click
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
 
+from .._format import count
 from .._terminal.charts import History
-from .._terminal.charts import Look
+from .._terminal.charts import Refresh
+from .._terminal.page import fold
+from .._terminal.page import Page
 from ..errors import ScopedSessionError
 
 try:
@@ -30,109 +37,104 @@ try:
 except ImportError:  # Windows
     termios = None  # type: ignore[assignment]
 
-#: The alternate screen, without cursor; nor do lines wrap, should a terminal take a
-#: character for wider than we do.
-_AGAIN = "\x1b[?25l\x1b[?7l\x1b[2J"
-_ENTER = f"\x1b[?1049h{_AGAIN}"
-#: Where there is no alternate screen, as on a serial line, go on at the bottom.
-_LEAVE = "\x1b[?7h\x1b[?25h\x1b[999;1H\n\x1b[?1049l"
-#: To the end of the line; to the end of the screen.
-_CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
+_ERASE_REST = Control((ControlType.ERASE_IN_LINE, 0)).segment
+#: Do not wrap lines: a terminal may draw a character wider than we expect.
+_NO_WRAP = "\x1b[?7l"
+#: Wrap lines; without an alternate screen, as on a serial line, continue at the bottom.
+_WRAP = "\x1b[?7h\x1b[999;1H\n"
 
 
 def _signals(*names: str) -> frozenset[int]:
-    """Return those that there are on this platform."""
+    """Return the signals that exist on this platform."""
     found = (getattr(signal, name, None) for name in names)
     return frozenset(number for number in found if number is not None)
 
 
 _ENDING = _signals("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _STOPPING = _signals("SIGTSTP")
-#: The terminal has another size, or may have been used by somebody else.
+#: The terminal has another size, or another program may have drawn on it.
 _REDRAWING = _signals("SIGWINCH", "SIGCONT")
 
 #: Seconds after which a signal is noticed at the latest.
-_DEAF = 0.5
+_SIGNAL_DELAY = 0.5
 
-Ask = Callable[[], Look]
-Show = Callable[[Look, "History | None"], str]
-#: A number is a signal's, a text says why a look has failed.
-Event = int | Look | str
+Ask = Callable[[], Refresh]
+Show = Callable[[Refresh, "History | None"], str]
+#: A number is a signal's; a text says why a refresh failed.
+Event = int | Refresh | str
 
 
-def watch(
-    ask: Ask, show: Show, history: History, seconds: float, *, as_json: bool
-) -> t.NoReturn:
-    """Look again every so many seconds; a look that fails is not the last.
+def watch(ask: Ask, show: Show, seconds: float, *, as_json: bool) -> t.NoReturn:
+    """Refresh every so many seconds; go on after a refresh that failed.
 
     :raises KeyboardInterrupt: By Ctrl-C.
-    :raises click.ClickException: The first look was refused.
+    :raises click.ClickException: The first refresh was refused.
     """
+    first = _refresh(ask, strict=True)
     dumb = os.environ.get("TERM") in ("dumb", "unknown")
     if as_json or dumb or not sys.stdout.isatty():
-        _in_lines(ask, show, seconds, separator="" if as_json else "\n")
-    first = _look(ask, strict=True)
+        _in_lines(first, ask, show, seconds, "" if as_json else "\n")
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     events.put(first)
     with _Screen(events) as screen:
-        looking = (ask, seconds, events)
-        threading.Thread(target=_keep_looking, args=looking, daemon=True).start()
-        number = _until_ended(screen, events, show, history)
-    # The terminal is as it was; now end as anybody who gets this signal.
+        arguments = (ask, seconds, events)
+        threading.Thread(target=_keep_asking, args=arguments, daemon=True).start()
+        number = _draw_until_ended(screen, events, show, History(seconds))
+    # The terminal is restored: now end by this signal, as any other process would.
     signal.raise_signal(number)
     raise SystemExit(128 + number)
 
 
-def _in_lines(ask: Ask, show: Show, seconds: float, separator: str) -> t.NoReturn:
+def _in_lines(
+    found: Refresh | str, ask: Ask, show: Show, seconds: float, separator: str
+) -> t.NoReturn:
     before = ""
-    strict = True
     while True:
-        found = _look(ask, strict=strict)
-        strict = False
         if isinstance(found, str):
             click.echo(found, err=True)
         else:
             click.echo(before + show(found, None), nl=False)
             before = separator
         time.sleep(seconds)
+        found = _refresh(ask)
 
 
-def _look(ask: Ask, *, strict: bool = False) -> Look | str:
-    """Return what was found, or why nothing was."""
+def _refresh(ask: Ask, *, strict: bool = False) -> Refresh | str:
+    """Return what was found, or why the refresh failed."""
     try:
         return ask()
     except Exception as error:
         if strict and isinstance(error, click.ClickException):
             raise
-        # The text of an error may hold a URL, unless it is one of these.
+        # The text of any other error may contain a database URL.
         known = isinstance(error, (OSError, ScopedSessionError, click.ClickException))
         said = f": {error}" if known else ""
-        return f"This look has failed: {type(error).__name__}{said}"
+        return f"Refresh failed: {type(error).__name__}{said}"
 
 
-def _keep_looking(
+def _keep_asking(
     ask: Ask, seconds: float, events: queue.SimpleQueue[Event]
 ) -> t.NoReturn:
     while True:
         time.sleep(seconds)
-        events.put(_look(ask))
+        events.put(_refresh(ask))
 
 
-def _until_ended(
+def _draw_until_ended(
     screen: _Screen, events: queue.SimpleQueue[Event], show: Show, history: History
 ) -> int:
-    """Draw what is found, until a signal ends it; return that."""
-    found: Look | None = None
+    """Draw each refresh until a signal ends the command; return that signal."""
+    found: Refresh | None = None
     problem = ""
     while True:
         try:
-            # A signal that comes just before a wait begins does not end the wait.
-            event = events.get(timeout=_DEAF)
+            # A signal that arrives just before get() does not wake it.
+            event = events.get(timeout=_SIGNAL_DELAY)
         except queue.Empty:
             continue
-        if isinstance(event, Look):
+        if isinstance(event, Refresh):
             found, problem = event, ""
-            history.add(found.survey)
+            history.add(event.survey)
         elif isinstance(event, str):
             problem = event
         elif event in _ENDING:
@@ -140,40 +142,37 @@ def _until_ended(
         elif event in _STOPPING:
             screen.suspend()
         else:
-            screen.again()
-        # Not a frame for each of the signals that one tug at a window's corner sends.
+            screen.open()
+        # Dragging a window's corner sends many signals: draw once for all of them.
         if events.empty():
-            text = "" if found is None else show(found, history)
-            screen.draw(text, problem)
+            screen.draw("" if found is None else show(found, history), problem)
 
 
 class _Screen:
     """A terminal that is drawn on, and left as it was.
 
-    Signals become events: none interrupts a frame in the middle.
+    Signals become events, so none interrupts the drawing.
     """
 
     def __init__(self, events: queue.SimpleQueue[Event]) -> None:
         self._events = events
+        self._console = Console(force_terminal=True, legacy_windows=False)
         self._handlers: dict[int, t.Any] = {}
         self._modes: list[t.Any] | None = None
 
     def __enter__(self) -> _Screen:  # noqa: PYI034  # Self is newer than 3.10
         for number in _ENDING | _STOPPING | _REDRAWING:
-            # As under nohup; and handlers that are not Python's stay.
+            # Keep ignored signals, as under nohup, and handlers that are not Python's.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._handlers[number] = signal.signal(number, self._note)
         try:
-            self._open(_ENTER)
+            self.open()
         except BaseException:
-            self._restore()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         try:
             with suppress(OSError):  # the terminal may be gone
                 self._close()
@@ -182,39 +181,27 @@ class _Screen:
                 signal.signal(number, handler)
 
     def _note(self, number: int, _: types.FrameType | None) -> None:
-        # put() may be entered again from a signal handler: it is documented.
+        # SimpleQueue.put() is documented to be reentrant.
         self._events.put(number)
 
     def suspend(self) -> None:
-        """Give the terminal back, and stop, as by Ctrl-Z; go on in the foreground."""
+        """Give the terminal back and stop, as by Ctrl-Z; return in the foreground."""
         self._close()
         ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, ours)
-        self._open(_ENTER)
+        self.open()
 
-    def again(self) -> None:
-        """Begin with an empty screen."""
-        self._open(_AGAIN)
-
-    def draw(self, text: str, problem: str) -> None:
-        """Show a page and what is wrong with it, as much as there is room for."""
-        from .._terminal.page import fold
-        from .._terminal.page import Page
-
-        if problem:
-            page = Page()
-            page.line()
-            page.parts(problem.split(), style="red")
-            text += str(page)
-        columns, rows = shutil.get_terminal_size()
-        self._write(frame(fitting(fold(text, columns), rows), columns, rows))
-
-    def _open(self, codes: str) -> None:
-        self._write(codes)
+    def open(self) -> None:
+        """Use the alternate screen, without cursor and echo."""
+        # Some terminals lose the old cursor position if they have to switch twice.
+        if not self._console.is_alt_screen:
+            self._console.set_alt_screen(True)
+        self._console.show_cursor(False)
+        click.echo(_NO_WRAP, nl=False)
         if termios is None:
             return
-        # What is typed would be written over the screen.
+        # Keys that are pressed would be written over the page.
         with suppress(termios.error):
             modes = termios.tcgetattr(sys.stdout.fileno())
             if self._modes is None:
@@ -226,51 +213,52 @@ class _Screen:
     def _close(self) -> None:
         modes, self._modes = self._modes, None
         if modes is not None:
-            # What was typed meanwhile is not for the shell.
+            # TCSAFLUSH: what was typed meanwhile is not for the shell.
             with suppress(termios.error):
                 termios.tcsetattr(sys.stdout.fileno(), termios.TCSAFLUSH, modes)
-        self._write(_LEAVE)
+        click.echo(_WRAP, nl=False)
+        self._console.show_cursor(True)
+        self._console.set_alt_screen(False)
 
-    def _write(self, text: str) -> None:
-        click.echo(text, nl=False)
+    def draw(self, text: str, problem: str) -> None:
+        """Draw a page and a problem below it, as much as there is room for."""
+        if problem:
+            page = Page()
+            page.line()
+            page.parts(problem.split(), style="red")
+            text += str(page)
+        columns, rows = shutil.get_terminal_size()
+        options = self._console.options.update(no_wrap=True, overflow="ignore")
+        drawn = []
+        for line in fitting(fold(text, columns), rows):
+            line.end = ""
+            segments = [*self._console.render(line, options)]
+            # After a character at the right edge, this would erase it.
+            if line.cell_len < columns:
+                segments.append(_ERASE_REST)
+            drawn.append(segments)
+        drawn += [[_ERASE_REST]] * (rows - len(drawn))
+        self._console.update_screen_lines(drawn)
 
 
-def fitting(lines: list[str], rows: int) -> list[str]:
-    """Return as many lines as a screen has: the head, and the end with the problems.
+def fitting(lines: list[Text], rows: int) -> list[Text]:
+    """Return as many lines as a screen has: the header, and the end of the page.
 
-    A table's first rows need an eye least; the names of its columns stay with the rest.
+    The first rows of a table are the least important and are left out. The column
+    headings stay above the other rows.
     """
-    from .._terminal.page import count
-    from .._terminal.page import unstyled
-
     if len(lines) <= rows:
         return lines
-    bare = [unstyled(line) for line in lines]
+    bare = [line.plain for line in lines]
     head = lines[: max(1, min(bare.index("") if "" in bare else 1, rows - 2))]
     first = len(lines) - rows + len(head) + 1
     names = next((i for i, line in enumerate(bare) if line.split()[:1] == ["PID"]), 0)
     if names and names < first < bare.index("", names):
         head.append(lines[names])
         first += 1
-        # Not the second line of a row whose first line is left out.
+        # Leave out the second line of a row whose first line is left out.
         width = bare[names].index("PID") + len("PID")
         while first < len(bare) and bare[first] and not bare[first][:width].strip():
             first += 1
-    left_out = f"... {count(len(lines) - rows + 1, 'more line')}"
+    left_out = Text(f"... {count(len(lines) - rows + 1, 'more line')}")
     return [*head, left_out, *lines[first:]][:rows]
-
-
-def frame(lines: list[str], columns: int, rows: int) -> str:
-    """Return what replaces a screen's content line by line, so without flicker."""
-    from rich.cells import cell_len
-
-    from .._terminal.page import unstyled
-
-    drawn = []
-    for row, line in enumerate(lines, 1):
-        # At the right edge, clearing would take the last character.
-        full = cell_len(unstyled(line)) >= columns
-        drawn.append(f"\x1b[{row};1H{line}{'' if full else _CLEAR_LINE}")
-    if len(lines) < rows:
-        drawn.append(f"\x1b[{len(lines) + 1};1H{_CLEAR_BELOW}")
-    return "".join(drawn)

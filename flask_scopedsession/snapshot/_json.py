@@ -1,6 +1,6 @@
 """Frozen readings to JSON and back, checked against their annotations.
 
-What is read may come from a process that speaks nonsense, or that means ill.
+The JSON may come from a broken or compromised process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if t.TYPE_CHECKING:
 
 
 class Reading:
-    """What all readings can: become JSON-ready, and be made from it."""
+    """A frozen dataclass that can be converted to plain data and back."""
 
     __slots__ = ()
 
@@ -35,9 +35,11 @@ class Reading:
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """Make a reading from what :meth:`to_dict` gave; unknown keys are ignored.
+        """Return a reading, given the result of :meth:`to_dict`.
 
-        :raises ValueError: A field is missing or of another type.
+        Unknown keys are ignored, so that a newer process can be read.
+
+        :raises ValueError: A field is missing, or has another type than annotated.
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} is not an object")  # noqa: TRY004
@@ -68,7 +70,7 @@ _UNPRINTABLE = re.compile(
 
 
 def clean(text: str) -> str:
-    """Strip what could steer a terminal: controls, escapes, bidi marks."""
+    """Strip control characters, escapes and bidirectional marks."""
     return _UNPRINTABLE.sub("", text)
 
 
@@ -90,7 +92,7 @@ def _finite(value: object) -> float | None:
 
 
 def _typed(kind: t.Any, value: t.Any, where: str) -> t.Any:
-    """Check one value that came from another process against its annotation."""
+    """Check a value from another process against its annotation, and return it."""
     origin = t.get_origin(kind)
     arguments = t.get_args(kind)
     if origin in (t.Union, types.UnionType):
@@ -124,7 +126,10 @@ def _typed(kind: t.Any, value: t.Any, where: str) -> t.Any:
 
 
 def timestamp(seconds: float | None = None) -> str:
-    """Return a time, now by default, as RFC 3339 in UTC."""
+    """Return a point in time as RFC 3339 in UTC.
+
+    :param seconds: As :func:`time.time`; ``None`` for now.
+    """
     moment = datetime.fromtimestamp(
         time.time() if seconds is None else seconds, timezone.utc
     )

@@ -470,7 +470,7 @@ def test_a_whole_page() -> None:
 
 def test_how_to_find_the_limit() -> None:
     survey = a_survey(a_worker(1, [busy()]))
-    assert "'SHOW max_connections' tells what it accepts" in page(survey)
+    assert "'SHOW max_connections' shows the limit" in page(survey)
     assert "SHOW" not in page(survey, limit=10)
 
 

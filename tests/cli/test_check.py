@@ -37,12 +37,12 @@ def of_pool(**changes: Any) -> Verdict:
 
 
 def test_all_is_well() -> None:
-    """0, and nothing to say."""
+    """0, without reasons."""
     assert verdict(a_survey(a_worker())) == (0, ())
 
 
 def test_no_permission_comes_first() -> None:
-    """77, whatever else there is."""
+    """77, whatever else is wrong."""
     for workers in ((), (a_worker(1, [a_full_pool()]),)):
         found = verdict(
             a_survey(*workers, searched=(DENIED,), silent=(a_silent(2, "stopped"),))
@@ -52,7 +52,7 @@ def test_no_permission_comes_first() -> None:
 
 
 def test_no_permission_for_every_socket() -> None:
-    """77 also where the directory is open, but no worker's socket."""
+    """77 also if the directory can be read, but no worker's socket."""
     silent = (a_silent(1, "permission denied"),)
     assert verdict(a_survey(silent=silent)).code == 77
     assert verdict(a_survey(a_worker(), silent=silent)).code == 5
@@ -68,7 +68,7 @@ def test_no_permission_for_every_socket() -> None:
     ],
 )
 def test_no_live_worker(survey: Survey) -> None:
-    """69: last snapshots do not count, nor do workers that are there but silent."""
+    """69: neither last snapshots nor silent workers count as live."""
     found = verdict(survey)
     assert found.code == 69
     assert found.reasons[0] == "critical: no worker has answered"
@@ -125,12 +125,12 @@ def test_warning() -> None:
     ],
 )
 def test_defaults(changes: dict[str, Any], code: int) -> None:
-    """A full pool alone is no more than a warning."""
+    """A full pool alone is only a warning."""
     assert of_pool(**changes).code == code
 
 
 def test_what_a_pool_cannot_know_reaches_nothing() -> None:
-    """Unknown is not 0, and not too much."""
+    """An unknown value is neither 0 nor too high."""
     unknown = {"used_pct": None, "pending": None, "max_wait_s": None}
     pool = a_pool(timeouts_60s=None, **unknown)
     survey = a_survey(a_worker(7, [pool]))
@@ -139,19 +139,19 @@ def test_what_a_pool_cannot_know_reaches_nothing() -> None:
 
 
 def test_last_snapshots_reach_nothing() -> None:
-    """A worker that is gone is no reason to wake anybody."""
+    """A worker that is gone raises no alert."""
     gone = a_last_worker(8, "gone", pools=[a_full_pool()])
     assert verdict(a_survey(a_worker(7), gone)).code == 0
 
 
 def test_wedged_is_critical_without_thresholds() -> None:
-    """It cannot be turned off."""
+    """No threshold switches it off."""
     survey = a_survey(a_worker(7, [a_full_pool()]))
     assert verdict(survey, warn="", crit="").code == 4
 
 
 def test_used_pct_may_be_made_critical() -> None:
-    """By whoever asks for it."""
+    """With ``--crit``."""
     survey = a_survey(a_worker(7, [a_pool(used_pct=80.0)]))
     assert verdict(survey, crit="used_pct=80").code == 4
 
@@ -169,19 +169,19 @@ def test_used_pct_may_be_made_critical() -> None:
     ],
 )
 def test_thresholds(text: str, expected: dict[str, float]) -> None:
-    """Space and empty parts do no harm."""
+    """Spaces and empty parts are ignored."""
     assert parse_thresholds(text) == expected
 
 
 @pytest.mark.parametrize("value", ["", "=", "=-1", "=nan", "=inf", "=x", "=1=2"])
 def test_threshold_without_number(value: str) -> None:
-    """The metric is named."""
+    """The error names the metric."""
     with pytest.raises(ValueError, match=r"^pending= needs a number of 0 or more\.$"):
         parse_thresholds(f"pending{value}")
 
 
 @pytest.mark.parametrize("text", ["waiting=1", "=1", "USED_PCT=1"])
 def test_unknown_metric(text: str) -> None:
-    """The known ones are listed."""
-    with pytest.raises(ValueError, match=r"is not a metric\. There are used_pct, pen"):
+    """The error lists the known metrics."""
+    with pytest.raises(ValueError, match=r"is not a metric\. Use used_pct, pen"):
         parse_thresholds(text)

@@ -29,6 +29,7 @@ from environment import child_environ
 from environment import WORKERS
 from flask import Flask
 from flask.cli import FlaskGroup
+from inside import Refresh
 from readings import a_full_pool
 from readings import a_last_worker
 from readings import a_pool
@@ -83,7 +84,7 @@ def invoke(flask_app: Flask) -> Invoke:
 
 @pytest.fixture
 def surveyed(monkeypatch: pytest.MonkeyPatch, db: ScopedSession) -> Callable[..., None]:
-    """Let the commands see these workers."""
+    """Replace the survey that the commands get."""
 
     def see(*workers: Any, **changes: Any) -> None:
         survey = a_survey(*workers, **changes)
@@ -94,7 +95,7 @@ def surveyed(monkeypatch: pytest.MonkeyPatch, db: ScopedSession) -> Callable[...
 
 @contextmanager
 def serving(app: Flask, db: ScopedSession) -> Iterator[None]:
-    """Be a live worker that holds a connection, in a command called 'work'."""
+    """Be a live worker that holds a connection."""
     with app.app_context():
         db.serve_control("job")
         db.session.execute(text("SELECT 1"))
@@ -108,28 +109,28 @@ def serving(app: Flask, db: ScopedSession) -> Iterator[None]:
 
 
 def test_app_cli(flask_app: Flask) -> None:
-    """In the application's own group, so that a test runner finds them."""
+    """The commands are in ``app.cli``, so a test runner finds them."""
     names = {"pool-status", "session-status", "pool-advise", "db-ping"}
     assert names <= set(flask_app.cli.commands)
 
 
 HELP = {
     "pool-status": "Show all database pools, and who holds connections.",
-    "session-status": "Show all open database sessions, and whose they are.",
+    "session-status": "Show all open database sessions, and what each belongs to.",
     "pool-advise": "Say how large each database pool should be, and why.",
     "db-ping": "Test whether every database answers, and how fast.",
 }
 
 
 def test_group_help(invoke: Invoke) -> None:
-    """One line each that says what it is for, uncut at 80 columns."""
+    """Each command has one line of help, uncut at 80 columns."""
     output = invoke("--help").output
     for name, line in HELP.items():
         assert re.search(rf"^  {name} +{line}$", output, re.MULTILINE)
 
 
 def test_entry_points(flask_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As plugins of ``flask``, each once, even if the application has them too."""
+    """They are plugins of ``flask``, listed once even if the app has them, too."""
     points = {
         "pool-status": "pool_status",
         "session-status": "session_status",
@@ -150,7 +151,7 @@ def test_entry_points(flask_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_module(flask_app: Flask) -> None:
-    """``python -m flask_scopedsession`` has these four, and lists no others."""
+    """``python -m flask_scopedsession`` lists these four commands and no others."""
     runner = flask_app.test_cli_runner()
     output = runner.invoke(main, ["--help"]).output
     listed = re.findall(
@@ -162,7 +163,7 @@ def test_module(flask_app: Flask) -> None:
 
 @pytest.mark.parametrize("name", STATUS)
 def test_help_explains_every_column(name: str, invoke: Invoke, surveyed: Any) -> None:
-    """And every option, within 80 columns."""
+    """The help explains every column and option, within 80 columns."""
     surveyed(a_worker(sessions=(a_session(),)))
     columns = invoke(name).output.splitlines()[2].split()
     assert len(columns) == 10
@@ -180,16 +181,16 @@ def test_help_explains_every_column(name: str, invoke: Invoke, surveyed: Any) ->
 
 
 def test_server_needs_the_application(invoke: Invoke, short_tmp: Path) -> None:
-    """Without it nobody knows where the databases are; of sessions it says nothing."""
+    """--server refuses --control-dir, and session-status has no --server."""
     result = invoke("pool-status", "--server", "--control-dir", str(short_tmp))
     assert result.exit_code == 2
-    assert "--server needs the application" in result.stderr
+    assert "--server and --control-dir cannot be combined" in result.stderr
     assert invoke("session-status", "--server").exit_code == 2
     assert "--server" in invoke("pool-status", "--help").output
 
 
 def test_server_without_one(invoke: Invoke) -> None:
-    """SQLite has none: one line for each, and the pools are shown all the same."""
+    """SQLite has no server: one line for each bind, below the pools."""
     plain = invoke("pool-status").output
     result = invoke("pool-status", "--server")
     assert result.exit_code == 0
@@ -203,15 +204,15 @@ def test_server_without_one(invoke: Invoke) -> None:
 
 
 def test_help_of_db_ping(invoke: Invoke) -> None:
-    """Its columns and its exit codes."""
+    """It explains the columns and the exit codes."""
     output = invoke("db-ping", "--help").output
     for column in ("BIND", "LATENCY", "VERSION", "DATABASE"):
         assert re.search(rf"^  {column} ", output, re.MULTILINE)
-    assert "Exits with 0 when all have answered, else with 4." in output
+    assert "Exits with 0 if all databases answered, else with 4." in output
 
 
 def test_help_of_pool_advise(invoke: Invoke) -> None:
-    """Every setting, every option, within 80 columns."""
+    """It explains every setting and option, within 80 columns."""
     output = invoke("pool-advise", "--help").output
     explained = output.partition("Options:")[0]
     for setting in ("pool_size", "max_overflow", "pool_timeout"):
@@ -227,7 +228,7 @@ def test_help_of_pool_advise(invoke: Invoke) -> None:
 
 @pytest.mark.subprocess
 def test_help_of_flask_with_a_broken_app(run_cli: RunCli) -> None:
-    """The commands are there even then."""
+    """The help of a command needs no application."""
     result = run_cli(["pool-status", "--help"], app="no_such_module")
     assert result.code == 0
     assert "USED/MAX" in result.stdout
@@ -238,7 +239,7 @@ def test_help_of_flask_with_a_broken_app(run_cli: RunCli) -> None:
 
 @pytest.mark.parametrize("name", STATUS)
 def test_no_worker(name: str, invoke: Invoke, short_tmp: Path) -> None:
-    """Where it looked, why, how to start one, and what is configured; exit 0."""
+    """Where it looked, why none answered, how to start one, and configured pools."""
     result = invoke(name)
     assert result.exit_code == 0
     where = rf"{short_tmp}/flask-scopedsession-{os.geteuid()}/[0-9a-f]{{12}}"
@@ -247,7 +248,7 @@ def test_no_worker(name: str, invoke: Invoke, short_tmp: Path) -> None:
     )
     assert "  does not exist\n" in result.output
     assert "db.serve_control()" in result.output
-    assert "Pools as they are configured" in result.output
+    assert "Configured pools" in result.output
     assert "audit" in result.output
     assert invoke(name, "--check").exit_code == 69
 
@@ -259,7 +260,7 @@ def test_no_worker(name: str, invoke: Invoke, short_tmp: Path) -> None:
 def test_no_worker_by_configuration(
     make_app: MakeApp, db: ScopedSession, key: str, value: object
 ) -> None:
-    """Known reasons are told."""
+    """The reason is shown if the configuration has it."""
     app = make_app(db, **{key: value})
     result = app.test_cli_runner().invoke(args=["pool-status"])
     assert f"  {key} is off\n" in result.output
@@ -267,7 +268,7 @@ def test_no_worker_by_configuration(
 
 def test_a_command_opens_nothing(invoke: Invoke, db: ScopedSession, flask_app: Flask,
                                  short_tmp: Path) -> None:  # fmt: skip
-    """No connection, no control socket, no file."""
+    """A command opens no connection and no socket, and writes no file."""
     before = set(short_tmp.rglob("*"))
     for name in STATUS:
         for options in ((), ("--json",), ("--check",), ("--verbose",)):
@@ -281,7 +282,7 @@ def test_a_command_opens_nothing(invoke: Invoke, db: ScopedSession, flask_app: F
 
 
 def test_live_worker(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> None:
-    """A real worker, asked through its socket."""
+    """A real worker is asked through its socket."""
     with serving(flask_app, db):
         pools = invoke("pool-status", "--verbose")
         sessions = invoke("session-status")
@@ -296,7 +297,7 @@ def test_live_worker(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> Non
 
 
 def test_bind(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> None:
-    """Only that bind's pools and sessions."""
+    """--bind shows only the pools and sessions of that bind."""
     with serving(flask_app, db):
         db.get_session("audit").execute(text("SELECT 1"))
         document = json.loads(invoke("pool-status", "--bind", "audit", "--json").output)
@@ -311,23 +312,23 @@ def test_bind(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> None:
 
 
 def test_bind_of_configured_pools(invoke: Invoke) -> None:
-    """Also where nobody answers."""
+    """--bind also applies to configured pools, when no worker answers."""
     document = json.loads(invoke("pool-status", "--bind", "audit", "--json").output)
     assert [pool["bind"] for pool in document["configured"]] == ["audit"]
 
 
 @pytest.mark.parametrize("name", [*STATUS, "pool-advise", "db-ping"])
 def test_unknown_bind(name: str, invoke: Invoke) -> None:
-    """A usage error that lists the known ones."""
+    """It is a usage error that lists the known binds."""
     result = invoke(name, "--bind", "nil")
     assert result.exit_code == 2
-    assert "There is no bind 'nil'; there are audit, default." in result.stderr
+    assert "There is no bind 'nil'. Binds: audit, default." in result.stderr
 
 
 def test_unknown_bind_of_a_directory(
     invoke: Invoke, flask_app: Flask, db: ScopedSession
 ) -> None:
-    """Also without the application, as soon as somebody answers."""
+    """Without the application, the binds of the workers are the known ones."""
     directory = re.search(r"looked in (\S+)\)", invoke("pool-status").output)
     assert directory is not None
     args = ("pool-status", "--control-dir", directory[1], "--bind", "nil")
@@ -335,11 +336,11 @@ def test_unknown_bind_of_a_directory(
     with serving(flask_app, db):
         result = invoke(*args)
     assert result.exit_code == 2
-    assert "there are audit, default." in result.stderr
+    assert "Binds: audit, default." in result.stderr
 
 
 def test_pid(invoke: Invoke, surveyed: Any) -> None:
-    """Only that worker, whether it answered or not."""
+    """--pid shows only that worker, whether it answered or not."""
     workers = (a_worker(1), a_worker(2), a_last_worker(3, "stopped"))
     silent = (a_silent(3, "stopped"), a_silent(4, "unresponsive"))
     surveyed(*workers, silent=silent)
@@ -351,12 +352,12 @@ def test_pid(invoke: Invoke, surveyed: Any) -> None:
     assert [worker["pid"] for worker in document["silent"]] == [3]
 
 
-def test_pid_of_nobody(invoke: Invoke, surveyed: Any) -> None:
-    """It is said who is there instead; to a monitor, that worker is not live."""
+def test_unknown_pid(invoke: Invoke, surveyed: Any) -> None:
+    """The live workers are listed; for --check, there is no live worker."""
     surveyed(a_worker(1), a_worker(2))
     result = invoke("pool-status", "--pid", "7")
     assert result.exit_code == 0
-    assert "No worker of pid 7 has answered. There are: 1, 2.\n" in result.output
+    assert "No worker with PID 7 answered. Live workers: 1, 2.\n" in result.output
     assert invoke("pool-status", "--pid", "7", "--check").exit_code == 69
 
 
@@ -365,14 +366,14 @@ def test_pid_of_nobody(invoke: Invoke, surveyed: Any) -> None:
                                     "--watch=x", "--pid=x", "--warn=x=1",
                                     "--crit=pending=x", "--timeout=1e9"])  # fmt: skip
 def test_usage(name: str, option: str, invoke: Invoke) -> None:
-    """Values out of bounds are Click's kind of error, with the option's name."""
+    """Invalid values are usage errors that name the option."""
     result = invoke(name, option)
     assert result.exit_code == 2
     assert option.partition("=")[0] in result.stderr
 
 
 def test_timeout(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what the workers get."""
+    """--timeout is how long each worker is asked."""
     seen: list[float] = []
 
     def workers(_: ScopedSession, timeout: float) -> Survey:
@@ -426,18 +427,18 @@ def test_check(
     assert json.loads(with_json.stdout)["schema"] == 1
 
 
-def test_check_looks_once(invoke: Invoke) -> None:
-    """Together with ``--watch`` it would never say."""
+def test_check_and_watch(invoke: Invoke) -> None:
+    """They cannot be combined: --watch never exits with a verdict."""
     result = invoke("pool-status", "--check", "--watch")
     assert result.exit_code == 2
-    assert "--check" in result.stderr
+    assert "--check and --watch cannot be combined." in result.stderr
 
 
 # db-ping
 
 
 def test_db_ping(invoke: Invoke) -> None:
-    """Every bind, with latency and version."""
+    """Every bind has a row with latency and version."""
     result = invoke("db-ping")
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -447,7 +448,7 @@ def test_db_ping(invoke: Invoke) -> None:
 
 
 def test_db_ping_json(invoke: Invoke) -> None:
-    """Every key is there, known or not."""
+    """Every key is present, even if its value is unknown."""
     document = json.loads(invoke("db-ping", "--json", "--bind", "audit").output)
     assert document["schema"] == 1
     (ping,) = document["pings"]
@@ -459,7 +460,7 @@ def test_db_ping_json(invoke: Invoke) -> None:
 
 
 def test_db_ping_fails(make_app: MakeApp, db: ScopedSession) -> None:
-    """Exit 4 as soon as one does not answer; the others are told."""
+    """It exits with 4 if one database does not answer; the others are shown."""
     binds = {"here": "sqlite://", "gone": "sqlite:////no/such/folder/x.db"}
     runner = make_app(db, SQLALCHEMY_BINDS=binds).test_cli_runner()
     result = runner.invoke(args=["db-ping"])
@@ -478,7 +479,7 @@ def test_db_ping_fails(make_app: MakeApp, db: ScopedSession) -> None:
 
 
 def test_db_ping_postgresql(make_app: MakeApp, db: ScopedSession, pg_url: str) -> None:
-    """The version is the server's."""
+    """The version is that of the server."""
     app = make_app(db, SQLALCHEMY_DATABASE_URI=pg_url)
     result = app.test_cli_runner().invoke(args=["db-ping", "--json"])
     (ping,) = json.loads(result.output)["pings"]
@@ -497,13 +498,13 @@ def failing(error: Exception) -> Any:
 
 
 RAISED = r"""Error: The application could not be loaded: RuntimeError \(in .*\.py, line \d+\)
-The workers can be asked without it: root {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
+To ask the workers without it: root {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
 """  # noqa: E501
 
 
 @pytest.mark.parametrize("name", STATUS)
 def test_app_that_raises(name: str, flask_app: Flask, db: ScopedSession) -> None:
-    """One line with the class and the place, and the way out; no traceback."""
+    """One line with the class and the place, and a hint; no traceback."""
     group = failing(RuntimeError("postgresql://u:swordfish@h/d"))
     group.add_command(getattr(cli, name.replace("-", "_")))
     with serving(flask_app, db):
@@ -511,14 +512,14 @@ def test_app_that_raises(name: str, flask_app: Flask, db: ScopedSession) -> None
         assert result.exit_code == 1
         said = re.fullmatch(RAISED.format(name=name), result.output)
         assert said is not None, result.output
-        # And that way works.
+        # And the hint works.
         result = CliRunner().invoke(group, [name, "--control-dir", said[1]])
     assert result.exit_code == 0
     assert str(os.getpid()) in result.output
 
 
 def test_app_with_bad_configuration() -> None:
-    """Our own errors are safe to show, and say what to do."""
+    """The package's own errors are safe to show, and say what to do."""
 
     def create_app() -> Flask:
         app = Flask("broken")
@@ -533,7 +534,7 @@ def test_app_with_bad_configuration() -> None:
 
 
 def test_app_without_the_extension(flask_app: Flask) -> None:
-    """It is named, and what is missing."""
+    """The error names the app and what is missing."""
     other = Flask("other")
     for command in cli.COMMANDS:
         result = other.test_cli_runner().invoke(command)
@@ -544,7 +545,7 @@ def test_app_without_the_extension(flask_app: Flask) -> None:
 
 @pytest.mark.subprocess
 def test_no_app(run_cli: RunCli, short_tmp: Path) -> None:
-    """Flask's own words, and the way out; db-ping has none."""
+    """Flask's own message, and a hint; db-ping needs the application."""
     result = run_cli(["pool-status"], app=None, cwd=short_tmp)
     assert result.code == 2
     assert "Could not locate a Flask application" in result.stderr
@@ -556,7 +557,7 @@ def test_no_app(run_cli: RunCli, short_tmp: Path) -> None:
 
 @pytest.mark.subprocess
 def test_app_that_cannot_be_imported(run_cli: RunCli, short_tmp: Path) -> None:
-    """No traceback, but the module's name."""
+    """The error names the module, without a traceback."""
     (short_tmp / "broken_app.py").write_text("import no_such_thing\n", encoding="utf-8")
     result = run_cli(["pool-status"], app="broken_app", cwd=short_tmp)
     assert result.code == 2
@@ -567,7 +568,7 @@ def test_app_that_cannot_be_imported(run_cli: RunCli, short_tmp: Path) -> None:
 
 @pytest.mark.subprocess
 def test_control_dir_never_loads_the_app(run_cli: RunCli, short_tmp: Path) -> None:
-    """A module whose import would be noticed is not imported."""
+    """A module that would leave a trace is not imported."""
     (short_tmp / "loud_app.py").write_text(
         "import pathlib\npathlib.Path('imported').touch()\n", encoding="utf-8"
     )
@@ -586,7 +587,7 @@ def test_control_dir_never_loads_the_app(run_cli: RunCli, short_tmp: Path) -> No
 
 
 def test_pool_advise(invoke: Invoke, surveyed: Any) -> None:
-    """What it is told reaches the advice; one bind only, if asked for."""
+    """The options reach the advice, and --bind limits it to one bind."""
     minute = BusyMinute("2026-11-22T10:08:00.000Z", 60.0, 2400, 120.0, 0.0, 0)
     pools = [
         a_pool(bind, checkouts_total=2400, used_max=9, pending_max=0, busiest=minute)
@@ -628,7 +629,7 @@ def test_pool_advise_refuses(invoke: Invoke, args: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", [*STATUS, "pool-advise"])
-def test_nobody_to_ask_is_no_error(name: str, invoke: Invoke) -> None:
+def test_no_worker_is_no_error(name: str, invoke: Invoke) -> None:
     result = invoke(name)
     assert result.exit_code == 0
     assert "No worker has answered" in result.output
@@ -658,9 +659,44 @@ def running(args: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]
                 stream.close()
 
 
+def test_watch_computes_no_advice(
+    invoke: Invoke, surveyed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes too long for every refresh."""
+
+    def no_advice(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flask_scopedsession._terminal.load.advise", no_advice)
+    monkeypatch.setattr("time.sleep", interrupt)
+    surveyed(a_worker(1, [a_full_pool()]))
+    result = invoke("pool-status", "--watch")
+    assert result.exit_code == 130
+    assert "Bind default, last minute: up to 15/15 in use" in result.output
+    assert "Recommended" not in result.output
+
+
+def test_watch_samples_what_is_asked_for(
+    invoke: Invoke, surveyed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --pid, other workers do not count in the charts of the database."""
+    seen: list[Survey] = []
+
+    def watch(ask: Callable[[], Refresh], *_: object, **__: object) -> None:
+        seen.append(ask().survey)
+
+    monkeypatch.setattr("flask_scopedsession.cli.watch.watch", watch)
+    surveyed(a_worker(1, [a_pool(used=3)]), a_worker(2, [a_pool(used=5)]))
+    invoke("pool-status", "--watch", "--pid", "2")
+    assert [total.used for total in seen[0].totals] == [5]
+
+
 @pytest.mark.subprocess
 def test_watch_json() -> None:
-    """One document a line, at once; Ctrl-C ends it with 130, and without a word."""
+    """One document a line, at once; Ctrl-C ends it with 130, without a message."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with running(["pool-status", "--json", "--watch", "0.1"], **pipes) as process:
         assert process.stdout is not None
@@ -674,7 +710,7 @@ def test_watch_json() -> None:
 
 @pytest.mark.subprocess
 def test_watch_through_a_pipe() -> None:
-    """Plain text, an empty line between two looks, nothing that moves a cursor."""
+    """Plain text, an empty line between two pages, no escape sequence."""
     with running(["session-status", "--watch=0.1"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         seen = b""
@@ -688,7 +724,7 @@ def test_watch_through_a_pipe() -> None:
 
 @pytest.mark.subprocess
 def test_closed_pipe() -> None:
-    """As under ``| head -1``: not a word about it."""
+    """As with ``| head -1``: no error message."""
     with running(
         ["pool-status", "--watch", "0.1"],
         stdout=subprocess.PIPE,
@@ -703,7 +739,7 @@ def test_closed_pipe() -> None:
 
 
 def on_terminal(args: list[str], enough: Callable[[str], bool], **env: str) -> str:
-    """Run a command on a terminal of 80 columns and 24 lines, until it said enough."""
+    """Run a command on a terminal of 80 columns and 24 lines, until `enough`."""
     main_end, other_end = pty.openpty()
     size = struct.pack("HHHH", 24, 80, 0, 0)
     fcntl.ioctl(main_end, termios.TIOCSWINSZ, size)
@@ -739,7 +775,7 @@ def on_terminal(args: list[str], enough: Callable[[str], bool], **env: str) -> s
 
 @pytest.mark.subprocess
 def test_on_a_terminal() -> None:
-    """Lines fit, numbers are whole, and there are no colours for whom wants none."""
+    """Lines fit, and NO_COLOR switches colours off."""
     seen = on_terminal(["pool-status"], lambda _: False)
     assert "\x1b[" in seen
     bare = re.sub(r"\x1b\[[0-9;]*m", "", seen)
@@ -758,7 +794,7 @@ def test_on_a_terminal() -> None:
 )
 @pytest.mark.parametrize("name", STATUS)
 def test_ascii_only(name: str, env: dict[str, str]) -> None:
-    """Where there is no more, nothing breaks."""
+    """A command works where the encoding has only ASCII."""
     done = subprocess.run(**in_python([name], **env), capture_output=True, check=True)
     assert b"live_app on " in done.stdout
     assert b" | this host only\n" in done.stdout
@@ -771,7 +807,7 @@ def test_ascii_only(name: str, env: dict[str, str]) -> None:
 
 @pytest.mark.subprocess
 def test_imports(run_script: RunCli) -> None:
-    """Rich only for a command that draws; few modules beyond what is there anyway."""
+    """Rich is loaded only by a command that draws; a worker loads few modules."""
     result = run_script(
         """
         import sys
@@ -803,7 +839,7 @@ def test_imports(run_script: RunCli) -> None:
 
 
 def test_commands_are_commands() -> None:
-    """Not functions that a user could call by accident."""
+    """The public names are commands, not functions."""
     assert all(isinstance(command, click.Command) for command in cli.COMMANDS)
     names = [command.name for command in cli.COMMANDS]
     assert names == [*STATUS, "pool-advise", "db-ping"]

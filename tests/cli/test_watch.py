@@ -1,4 +1,4 @@
-"""``--watch``: how a page becomes a screen, and looks that fail."""
+"""``--watch``: how a page is fitted to a screen, and refreshes that fail."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import click
 import pytest
 from inside import fold
 from inside import History
-from inside import Look
+from inside import Refresh
 from inside import render_pools
 from inside import render_sessions
-from inside import unstyled
 from readings import a_full_pool
 from readings import a_holder
 from readings import a_last_worker
@@ -25,10 +24,10 @@ from readings import a_survey
 from readings import a_worker
 from readings import AUDIT
 from rich.cells import cell_len
+from rich.text import Text
 
 from flask_scopedsession.cli import watch as _screen
 from flask_scopedsession.cli.watch import fitting
-from flask_scopedsession.cli.watch import frame
 from flask_scopedsession.errors import ScopedSessionError
 from flask_scopedsession.snapshot import Survey
 
@@ -49,7 +48,7 @@ def survey() -> Survey:
 
 
 def seen() -> History:
-    history = History(lambda survey: survey, 2.0)
+    history = History(2.0)
     for _ in range(60):
         history.add(survey())
     return history
@@ -84,6 +83,10 @@ class Stdout:
         return True
 
 
+def plain(text: str) -> str:
+    return Text.from_ansi(text).plain
+
+
 # Drawing
 
 
@@ -96,9 +99,9 @@ def test_fits(
     """No line is wider than the screen, and nothing is lost."""
     output(columns, encoding=encoding)
     page = draw()
-    lines = [unstyled(line) for line in fold(page, columns)]
+    lines = [line.plain for line in fold(page, columns)]
     assert max(map(cell_len, lines)) <= columns
-    whole = re.sub(r"\s", "", unstyled(page))
+    whole = re.sub(r"\s", "", plain(page))
     assert re.sub(r"\s", "", "".join(lines)) == whole
     assert "48211" in whole
     if encoding != "utf-8":
@@ -107,45 +110,52 @@ def test_fits(
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
 def test_charts_of_pools(columns: int, output: Become) -> None:
-    """Each row has one, beside it or below it; of ten columns at most."""
+    """Each row has a chart, beside it or below it; at most ten columns."""
     output(columns)
-    text = unstyled(render_pools(survey(), history=seen()))
+    text = plain(render_pools(survey(), history=seen()))
     table = re.search(r"(?m)^ *PID .*\n(?:.+\n)*", text)
     assert table is not None
     names, *rows = table[0].splitlines()
     assert len(re.split(r"  +| (?=LAST)", names.strip())) <= 11
     charts = [row for row in rows if re.search("[░█]{8}", row)]
-    # Of a silent worker there is none.
+    # A silent worker has none.
     assert len(charts) == 11
     wedged = next(n for n, row in enumerate(rows) if " wedged " in row)
     assert "█!!" in "".join(rows[wedged : wedged + 2])
 
 
 def test_an_ascii_chart(output: Become) -> None:
-    """As wide as the other, and as clear."""
+    """It is as wide as the Unicode chart, and as clear."""
     worker = a_worker(1, [a_full_pool()])
     history = seen()
     for used in (0, 3, 8, 14):
         history.add(a_survey(a_worker(1, [a_pool(used=used)])))
     history.add(a_survey(worker))
     output(80, encoding="ascii")
-    text = unstyled(render_pools(a_survey(worker), history=history))
+    text = plain(render_pools(a_survey(worker), history=history))
     assert re.search(r"default  ########!! +_\.=\*! ", text), text
 
 
 def test_styles_also_in_ascii(output: Become) -> None:
-    """A chart that is written otherwise has the same colour."""
+    """A chart in ASCII has the same colour."""
     output(80, encoding="ascii")
     page = render_pools(a_survey(a_worker(1, [a_full_pool()])), history=seen())
     assert re.search(r"\x1b\[31m########!", page)
 
 
 def test_databases_are_on_top(output: Become) -> None:
-    """What stands lowest is seen longest on a small screen: problems."""
-    text = unstyled(DRAWN[0]())
+    """A small screen shows the end of the page, so problems are at the end."""
+    text = plain(DRAWN[0]())
     order = ["this host only", "may open at most", "PID", "wedged", "Held", "Waiting"]
     places = [text.index(word) for word in order]
     assert places == sorted(places)
+
+
+def test_no_advice_while_watching(output: Become) -> None:
+    """It takes too long for every refresh; a single page has it."""
+    recommended = "Recommended: 3 connections"
+    assert recommended in plain(render_pools(survey()))
+    assert recommended not in plain(render_pools(survey(), advice=False))
 
 
 # What a screen has room for
@@ -156,15 +166,19 @@ TABLE = [
 ]
 
 
+def fitted(lines: list[str], rows: int) -> list[str]:
+    return [line.plain for line in fitting([Text(line) for line in lines], rows)]
+
+
 def test_enough_room() -> None:
-    """Then nothing changes."""
-    assert fitting(TABLE, len(TABLE)) == TABLE
+    """Nothing is left out."""
+    assert fitted(TABLE, len(TABLE)) == TABLE
 
 
 @pytest.mark.parametrize("rows", range(9, len(TABLE)))
 def test_a_long_table(rows: int) -> None:
-    """Header, names of columns, last rows and all problems; each line at most once."""
-    shown = fitting(TABLE, rows)
+    """The header, the headings, the last rows and all problems; each line once."""
+    shown = fitted(TABLE, rows)
     left_out = len(TABLE) - rows + 1
     assert shown == [
         *("header", "  PID  STATE", f"... {left_out} more lines"),
@@ -175,19 +189,19 @@ def test_a_long_table(rows: int) -> None:
 
 @pytest.mark.parametrize("rows", range(2, 8))
 def test_no_room_for_the_table(rows: int) -> None:
-    """No names of columns without a row; problems come first, from the end."""
-    shown = fitting(TABLE, rows)
+    """No headings without a row; the problems at the end are kept."""
+    shown = fitted(TABLE, rows)
     assert shown[0] == "header"
     assert shown[1].startswith("... ")
     assert shown[2:] == TABLE[len(TABLE) - rows + 2 :]
 
 
 def test_rows_of_two_lines() -> None:
-    """The second is not shown without the first."""
+    """The second line is not shown without the first."""
     rows = [line for n in range(9) for line in (f"{n:>5}  ok", "       ###  __")]
     table = ["header", "", "  PID  STATE", *rows, "", "Held"]
     for height in range(6, len(table)):
-        shown = fitting(table, height)
+        shown = fitted(table, height)
         assert len(shown) <= height
         assert not shown[3].startswith("       "), shown
 
@@ -198,72 +212,55 @@ def test_rows_of_two_lines() -> None:
 def test_never_more_than_the_screen(
     draw: Callable[[], str], columns: int, rows: int, output: Become
 ) -> None:
-    """Whatever there is to show."""
+    """Header and end of the page are shown at any size."""
     output(columns)
     lines = fold(draw(), columns)
     shown = fitting(lines, rows)
     assert len(shown) <= rows
-    assert unstyled(shown[0]).startswith("shop on web-1"[:columns])
+    assert shown[0].plain.startswith("shop on web-1"[:columns])
     if rows >= 5:
         assert shown[-1] == lines[-1]
 
 
-def test_frame() -> None:
-    """Each line at its place; what was there before is cleared, but no last letter."""
-    assert frame(["ab", "abcd", "\x1b[31m12345\x1b[0m"], 5, 4) == (
-        "\x1b[1;1Hab\x1b[K"
-        "\x1b[2;1Habcd\x1b[K"
-        "\x1b[3;1H\x1b[31m12345\x1b[0m"
-        "\x1b[4;1H\x1b[J"
-    )
-    assert "\x1b[J" not in frame(["a"] * 4, 5, 4)
-
-
 def test_folded_lines_keep_their_indent_and_style() -> None:
-    """As what belongs together."""
-    assert fold("  \x1b[31mone two three\x1b[0m", 9) == [
-        "  \x1b[31mone two\x1b[0m",
-        "  \x1b[31mthree\x1b[0m",
-    ]
-    assert fold("  12345678", 6) == ["  1234", "  5678"]
+    """So the reader sees that they belong together."""
+    lines = fold("  \x1b[31mone two three\x1b[0m", 9)
+    assert [line.plain.rstrip() for line in lines] == ["  one two", "  three"]
+    assert [str(line.spans[-1].style) for line in lines] == ["color(1)"] * 2
+    assert [line.plain for line in fold("  12345678", 6)] == ["  1234", "  5678"]
 
 
-# Looks that fail
+# Refreshes that fail
 
 
-def looks(*found: Any) -> Callable[[], Look]:
-    """Ask what gives these, or raises them; then Ctrl-C."""
+def answers(*found: Any) -> Callable[[], Refresh]:
+    """Return what gives or raises these in turn, and then Ctrl-C."""
     left: Iterator[Any] = iter((*found, KeyboardInterrupt()))
 
-    def ask() -> Look:
+    def ask() -> Refresh:
         one = next(left)
         if isinstance(one, BaseException):
             raise one
-        return Look(one)
+        return Refresh(one)
 
     return ask
 
 
 def watch(*found: Any, as_json: bool = False) -> None:
-    history = History(lambda survey: survey, 0.0)
     with pytest.raises(KeyboardInterrupt):
-        _screen.watch(
-            looks(*found), lambda *_: "shown\n", history, 0.0, as_json=as_json
-        )
+        _screen.watch(answers(*found), lambda *_: "shown\n", 0.0, as_json=as_json)
 
 
 @pytest.mark.parametrize(("as_json", "between"), [(False, "\n"), (True, "")])
-def test_a_failed_look_is_not_the_last(
+def test_after_a_failed_refresh(
     as_json: bool, between: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is told on stderr, where a reader of JSON does not look."""
+    """The error goes to stderr, apart from the JSON, and the next refresh comes."""
     gone = FileNotFoundError(2, "No such file or directory")
     watch(gone, a_survey(), gone, a_survey(), as_json=as_json)
     shown = capsys.readouterr()
     assert shown.out == f"shown\n{between}shown\n"
-    said = (
-        "This look has failed: FileNotFoundError: [Errno 2] No such file or directory"
-    )
+    said = "Refresh failed: FileNotFoundError: [Errno 2] No such file or directory"
     assert shown.err == f"{said}\n{said}\n"
 
 
@@ -275,17 +272,16 @@ def test_a_failed_look_is_not_the_last(
         (click.UsageError("There is no bind 'x'"), "UsageError: There is no bind 'x'"),
     ],
 )
-def test_why_a_look_failed(
+def test_why_a_refresh_failed(
     error: Exception, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the words of errors that are known to hold no secret."""
+    """Only texts of errors that contain no secret are shown."""
     watch(a_survey(), error)
-    assert capsys.readouterr().err == f"This look has failed: {said}\n"
+    assert capsys.readouterr().err == f"Refresh failed: {said}\n"
 
 
-def test_the_first_look_may_refuse() -> None:
-    """Bad usage does not become better by waiting."""
-    history = History(lambda survey: survey, 0.0)
-    ask = looks(click.UsageError("There is no bind 'x'"))
+def test_the_first_refresh_may_be_refused() -> None:
+    """Wrong usage ends the command at once."""
+    ask = answers(click.UsageError("There is no bind 'x'"))
     with pytest.raises(click.UsageError):
-        _screen.watch(ask, lambda *_: "", history, 0.0, as_json=True)
+        _screen.watch(ask, lambda *_: "", 0.0, as_json=True)

@@ -1,4 +1,4 @@
-"""Who asks gets every answer there is, in time, whatever workers are up to."""
+"""A command gets every answer there is, in time, whatever the workers do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def envelope(id: str, **changes: Any) -> dict[str, Any]:
 
 
 class Locks:
-    """Another process, which holds locks as living workers do."""
+    """Another process that holds locks, as live workers do."""
 
     CODE = """
 import fcntl, os, sys
@@ -96,7 +96,7 @@ for line in sys.stdin:
         assert self._process.stdout.readline() == "\n"
 
     def drop(self) -> None:
-        """End as killed workers do: all locks are free, all files are left."""
+        """End as killed workers do: the locks are free, the files stay."""
         self._process.kill()
         with suppress(BrokenPipeError):
             self._process.communicate(timeout=10)
@@ -109,7 +109,7 @@ def locks(home: Path) -> Iterator[Locks]:
     locks.drop()
 
 
-#: What a fake worker does with the connection of who asks.
+#: What a fake worker does with the connection of a client.
 Behaviour = Callable[[socket.socket], None]
 
 
@@ -135,7 +135,7 @@ class Fakes:
         locked: bool = True,
         backlog: int = 128,
     ) -> str:
-        """Add a worker; without a behaviour it accepts nobody."""
+        """Add a worker; without a behaviour it accepts no connection."""
         id = id or self.id()
         if locked:
             self._locks.take(id, deployment)
@@ -206,7 +206,7 @@ def states(answers: Answers) -> dict[str, str]:
     return {each.id: each.state for each in answers.workers}
 
 
-# Who answers
+# Answers
 
 
 def test_an_answer(fakes: Fakes, ask: Callable[..., Answers], home: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_long_answer_arrives_whole(fakes: Fakes, ask: Callable[..., Answers]) 
 def test_other_deployments_in_the_same_directory_are_not_seen(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
-    """Not those that answer, are silent, or are gone."""
+    """Whether they answer, are silent, or are gone."""
     other = {"deployment": "ba9876543210"}
     speaking, gone = fakes.id(), fakes.id()
     fakes.replying(envelope(speaking, **other), id=speaking, **other)
@@ -250,7 +250,7 @@ def test_other_deployments_in_the_same_directory_are_not_seen(
     assert reasons(everything).keys() == {silent, nonsense}
 
 
-# Bad answers: named, harmless, nothing of them raw
+# Bad answers: named and harmless, never shown raw
 
 
 TOO_MUCH = struct.pack("!I", (16 << 20) + 1)
@@ -281,7 +281,7 @@ def nonsense() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", [k for k in nonsense() if k != "no length"])
-def test_nonsense_is_named(
+def test_a_worker_that_answers_nonsense_is_named(
     fakes: Fakes, ask: Callable[..., Answers], kind: str
 ) -> None:
     reply = nonsense()[kind]
@@ -292,20 +292,20 @@ def test_nonsense_is_named(
     assert states(answers) == {good: "ok"}
 
 
-def test_too_much_is_named_before_it_is_read(
+def test_a_worker_that_answers_too_much_is_named(
     fakes: Fakes, ask: Callable[..., Answers]
 ) -> None:
     bad = fakes.add(lambda c: send(c, TOO_MUCH + b"x" * 1_000_000))
     assert reasons(ask()) == {bad: "answered too much"}
 
 
-def test_too_much_together_is_named(
+def test_workers_that_together_answer_too_much_are_named(
     fakes: Fakes,
     ask: Callable[..., Answers],
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However many there are: what they say, or left behind, has a bound in all."""
+    """All answers and last snapshots together have a limit, however many there are."""
     for _ in range(4):
         fakes.healthy()
     reply = len(pack(envelope("1-0000000a")))
@@ -333,7 +333,7 @@ def test_too_much_together_is_named(
         ({"protocol": 1, "error": "\x1b[2J"}, "could not read its ledger"),
     ],
 )
-def test_what_is_no_reading_is_named(
+def test_a_worker_whose_answer_is_no_snapshot_is_named(
     fakes: Fakes, ask: Callable[..., Answers], reply: dict[str, Any], reason: str
 ) -> None:
     bad = fakes.replying(reply)
@@ -374,7 +374,7 @@ def test_an_endless_trickle_ends_at_the_deadline(
 def test_a_server_of_another_user_is_not_believed(
     fakes: Fakes, ask: Callable[..., Answers], home: Path, short_tmp: Path
 ) -> None:
-    """Though its socket lies in our directory."""
+    """Even if its socket is in our directory."""
     code = (
         "import os, socket, sys\n"
         "os.setuid(65534)\n"
@@ -402,13 +402,13 @@ def test_a_server_of_another_user_is_not_believed(
     assert reasons(answers) == {"7-0000000a": "not a process of the directory's owner"}
 
 
-# Comings and goings
+# Workers that start or end meanwhile
 
 
-def test_one_that_comes_while_we_look_is_asked_again(
+def test_a_worker_that_starts_meanwhile_is_asked_again(
     fakes: Fakes, locks: Locks, ask: Callable[..., Answers]
 ) -> None:
-    """Its lock is there, its socket not yet."""
+    """It has its lock, but not its socket yet."""
     id = fakes.id()
     locks.take(id)
     with pytest.MonkeyPatch.context() as patch:
@@ -422,7 +422,7 @@ def test_one_that_comes_while_we_look_is_asked_again(
     assert answers.silent == []
 
 
-def test_one_that_goes_while_we_look_leaves_no_trace(
+def test_a_worker_that_ends_meanwhile_is_not_listed(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
     def leave(connection: socket.socket) -> None:
@@ -437,7 +437,7 @@ def test_one_that_goes_while_we_look_leaves_no_trace(
     assert answers.silent == []
 
 
-def test_one_that_hangs_up_is_asked_again_once_and_then_named(
+def test_a_worker_that_hangs_up_is_asked_once_more_and_then_named(
     fakes: Fakes, ask: Callable[..., Answers]
 ) -> None:
     asked: list[int] = []
@@ -446,7 +446,7 @@ def test_one_that_hangs_up_is_asked_again_once_and_then_named(
     assert len(asked) == 2
 
 
-def test_one_that_hung_up_once_is_not_silent(
+def test_a_worker_that_hung_up_once_is_not_silent(
     fakes: Fakes, ask: Callable[..., Answers]
 ) -> None:
     asked: list[int] = []
@@ -461,7 +461,9 @@ def test_one_that_hung_up_once_is_not_silent(
     assert states(ask()) == {id: "ok"}
 
 
-def test_others_are_not_asked_again(fakes: Fakes, ask: Callable[..., Answers]) -> None:
+def test_other_workers_are_not_asked_again(
+    fakes: Fakes, ask: Callable[..., Answers]
+) -> None:
     asked: list[int] = []
     id = fakes.id()
 
@@ -483,7 +485,7 @@ def test_a_worker_without_its_socket_is_named(
     assert reasons(ask()) == {id: "unresponsive"}
 
 
-def test_a_directory_that_goes_while_we_look_is_no_error(
+def test_a_directory_that_vanishes_meanwhile_is_no_error(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
     def leave(connection: socket.socket) -> None:
@@ -496,7 +498,7 @@ def test_a_directory_that_goes_while_we_look_is_no_error(
     assert [s.error for s in answers.searched] == ["does not exist"]
 
 
-# The killed
+# Killed workers
 
 
 def leave_last(home: Path, id: str, content: bytes | None = None) -> Path:
@@ -524,7 +526,7 @@ def test_a_killed_worker_leaves_no_trace_unless_there_was_trouble(
 def test_a_killed_worker_whose_fork_still_has_its_socket_is_gone(
     fakes: Fakes, locks: Locks, ask: Callable[..., Answers], home: Path
 ) -> None:
-    """Somebody listens, nobody answers; the lock tells."""
+    """The socket still listens, but the lock is free."""
     id = fakes.add(None)
     locks.drop()
     answers = ask(0.2)
@@ -535,7 +537,7 @@ def test_a_killed_worker_whose_fork_still_has_its_socket_is_gone(
 
 
 @pytest.mark.parametrize("files", [("json",), ("json", "lock"), ("json", "sock")])
-def test_a_last_snapshot_counts_whatever_else_is_left(
+def test_a_last_snapshot_is_shown_with_any_other_files_left(
     ask: Callable[..., Answers], home: Path, files: tuple[str, ...]
 ) -> None:
     id = "7-0000000a"
@@ -570,7 +572,7 @@ def test_a_last_snapshot_is_shown_for_an_hour(
         json.dumps(envelope("7-0000000a", more="x" * 65_536)).encode(),
     ],
 )
-def test_a_last_snapshot_that_makes_no_sense_is_ignored(
+def test_a_malformed_last_snapshot_is_ignored(
     ask: Callable[..., Answers], home: Path, content: bytes
 ) -> None:
     leave_last(home, "7-0000000a", content)
@@ -578,7 +580,7 @@ def test_a_last_snapshot_that_makes_no_sense_is_ignored(
     assert answers.workers == answers.silent == []
 
 
-def test_a_last_snapshot_that_is_none_of_ours_is_not_even_opened(
+def test_a_last_snapshot_that_is_a_link_or_a_pipe_is_not_read(
     ask: Callable[..., Answers], home: Path
 ) -> None:
     os.mkfifo(home / "7-0000000a.json")
@@ -586,7 +588,7 @@ def test_a_last_snapshot_that_is_none_of_ours_is_not_even_opened(
     assert ask().workers == []
 
 
-# The silent
+# Silent workers
 
 
 def test_a_stopped_worker_is_told_from_one_that_is_stuck(
@@ -619,10 +621,10 @@ def test_a_stopped_worker_is_told_from_one_that_is_stuck(
             process.kill()
 
 
-def test_a_full_queue_is_waited_for(
+def test_a_worker_with_a_full_queue_is_asked_again(
     fakes: Fakes, ask: Callable[..., Answers], home: Path
 ) -> None:
-    """Many ask at once; each gets its answer, though some have to knock twice."""
+    """Each of many clients gets its answer, even if some have to connect again."""
     id = fakes.id()
     go_on = threading.Event()
 
@@ -682,12 +684,14 @@ def test_with_few_descriptors_all_are_asked_in_turn(
     assert states(ask()).keys() == good
 
 
-def test_ones_own_lock_is_not_opened(home: Path, ask: Callable[..., Answers]) -> None:
-    """Closing it would free it, and others would take this process for dead."""
+def test_the_lock_of_this_process_is_not_opened(
+    home: Path, ask: Callable[..., Answers]
+) -> None:
+    """Closing it would free it, so that this process would seem dead."""
     id = f"{os.getpid()}-0000000a"
     lock = directory.take_lock(str(home), id, DEPLOYMENT)
     try:
-        (home / f"{id}.sock").touch()  # as if it could not be reached
+        (home / f"{id}.sock").touch()  # refuses connections
         assert reasons(ask(own={id})) == {id: "unresponsive"}
         pid = os.fork()
         if pid == 0:
@@ -697,7 +701,7 @@ def test_ones_own_lock_is_not_opened(home: Path, ask: Callable[..., Answers]) ->
         os.close(lock)
 
 
-# Why nothing is seen
+# Why no worker is found
 
 
 def why(path: Path | str, uid: int | None = None) -> tuple[str | None, bool]:
@@ -705,11 +709,11 @@ def why(path: Path | str, uid: int | None = None) -> tuple[str | None, bool]:
     return searched.error, searched.denied
 
 
-def test_a_missing_directory_says_so(short_tmp: Path) -> None:
+def test_a_missing_directory_is_reported(short_tmp: Path) -> None:
     assert why(short_tmp / "a" / "b") == ("does not exist", False)
 
 
-def test_a_directory_that_cannot_be_made_says_so(short_tmp: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_reported(short_tmp: Path) -> None:
     (short_tmp / "file").touch()
     error, denied = why(short_tmp / "file" / "run")
     assert error is not None
@@ -717,7 +721,7 @@ def test_a_directory_that_cannot_be_made_says_so(short_tmp: Path) -> None:
     assert not denied
 
 
-def test_an_unsafe_directory_says_so(home: Path) -> None:
+def test_an_unsafe_directory_is_reported(home: Path) -> None:
     home.chmod(0o777)
     error, denied = why(home)
     assert error is not None
@@ -725,14 +729,14 @@ def test_an_unsafe_directory_says_so(home: Path) -> None:
     assert not denied
 
 
-def test_a_path_too_long_says_so(short_tmp: Path) -> None:
+def test_a_path_too_long_is_reported(short_tmp: Path) -> None:
     error, _ = why(short_tmp / ("x" * 100))
     assert error is not None
     assert "too long" in error
 
 
 @as_root
-def test_a_strangers_directory_is_denied_and_root_sees_it(
+def test_another_users_directory_is_denied_except_to_root(
     home: Path, fakes: Fakes
 ) -> None:
     fakes.healthy()
@@ -749,9 +753,9 @@ def test_a_strangers_directory_is_denied_and_root_sees_it(
 
 
 @as_root
-def test_root_is_told_whose_an_empty_directory_is(home: Path) -> None:
-    """Root's own workers would not use it, and say so only in their log."""
+def test_root_learns_the_owner_of_an_empty_directory(home: Path) -> None:
+    """Root's own workers do not use it, which only their log says."""
     os.chown(home, 65534, -1)
     error, denied = why(home)
-    assert error == "is empty; it belongs to uid 65534, whose workers alone may use it"
+    assert error == "is empty; only workers of uid 65534 use it, because it is theirs"
     assert not denied

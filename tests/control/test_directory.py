@@ -1,4 +1,4 @@
-"""The control directory is the worker's alone, and nobody's files get lost in it."""
+"""The control directory is private, and no live worker's files are removed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def leaf(base: Path) -> Path:
     return base / deployment_id(NAME)
 
 
-# Who may be in it
+# Safety
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o277])
@@ -132,7 +132,7 @@ def test_a_directory_that_others_may_enter_is_refused(
 
 @as_root
 @pytest.mark.parametrize("level", ["base", "leaf"])
-def test_a_strangers_directory_is_refused(base: Path, leaf: Path, level: str) -> None:
+def test_another_users_directory_is_refused(base: Path, leaf: Path, level: str) -> None:
     prepare(None, NAME)
     path = base if level == "base" else leaf
     os.chown(path, STRANGER, STRANGER)
@@ -157,11 +157,11 @@ def test_a_chosen_directory_below_a_link_is_fine(short_tmp: Path) -> None:
     assert mode(short_tmp / "real" / "run") == 0o700
 
 
-def test_a_parent_that_everybody_writes_to_is_refused(short_tmp: Path) -> None:
+def test_a_directory_below_a_world_writable_one_is_refused(short_tmp: Path) -> None:
     (short_tmp / "p").mkdir()
     (short_tmp / "p").chmod(0o777)
     assert "written by others" in refused(str(short_tmp / "p" / "run"))
-    (short_tmp / "p").chmod(0o1777)  # as /tmp: nobody renames what is another's
+    (short_tmp / "p").chmod(0o1777)  # as /tmp: only the owner renames a file
     prepare(str(short_tmp / "p" / "run"), NAME)
 
 
@@ -178,7 +178,7 @@ def failed(path: str) -> str:
     return str(caught.value)
 
 
-def test_what_cannot_be_created_is_named(short_tmp: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_named(short_tmp: Path) -> None:
     (short_tmp / "file").touch()
     message = failed(str(short_tmp / "file" / "run"))
     assert str(short_tmp / "file" / "run") in message
@@ -197,7 +197,7 @@ def test_a_path_too_long_for_a_socket_is_named(short_tmp: Path) -> None:
     assert not (short_tmp / ("x" * 100)).exists()
 
 
-def test_the_longest_path_that_is_let_through_can_be_bound(short_tmp: Path) -> None:
+def test_the_longest_accepted_path_can_be_bound(short_tmp: Path) -> None:
     suffix = len("/1234567-12345678.sock")
     room = directory.PATH_LIMIT - suffix - len(str(short_tmp)) - 1
     chosen = prepare(str(short_tmp / ("x" * room)), NAME)
@@ -206,10 +206,10 @@ def test_the_longest_path_that_is_let_through_can_be_bound(short_tmp: Path) -> N
     failed(str(short_tmp / ("x" * (room + 1))))
 
 
-# What the command may say
+# Commands
 
 
-def test_a_command_makes_nothing(leaf: Path, base: Path) -> None:
+def test_a_command_creates_nothing(leaf: Path, base: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Place(str(leaf), os.geteuid()).examine()
     assert not base.exists()
@@ -225,7 +225,7 @@ def test_a_command_refuses_what_workers_refuse(base: Path, leaf: Path) -> None:
 
 
 @as_root
-def test_root_does_not_take_a_strangers_directory_for_its_own(
+def test_root_does_not_use_another_users_directory_as_its_own(
     base: Path, leaf: Path
 ) -> None:
     prepare(None, NAME)
@@ -234,7 +234,7 @@ def test_root_does_not_take_a_strangers_directory_for_its_own(
     with pytest.raises(UnsafeDirectory):
         Place(str(leaf), 0).examine()
     assert Place(str(leaf), STRANGER).examine() == STRANGER
-    assert Place(str(leaf), None).examine() == STRANGER  # somebody has chosen it
+    assert Place(str(leaf), None).examine() == STRANGER  # it is configured
 
 
 def test_other_users_are_found_by_well_formed_names(short_tmp: Path) -> None:
@@ -264,7 +264,7 @@ def id_of(pid: int, end: str = "00000001") -> str:
 
 @contextmanager
 def a_process_with_a_lock(home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Another process that holds a lock, beside a socket nobody listens on."""
+    """Another process that holds a lock; its socket does not listen."""
     code = (
         "import sys, os\n"
         "from flask_scopedsession._control import directory\n"
@@ -294,7 +294,7 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (then, then), follow_symlinks=False)
 
 
-def test_a_listing_takes_what_is_well_formed_and_ignores_the_rest(home: Path) -> None:
+def test_a_listing_ignores_malformed_names(home: Path) -> None:
     for name in (
         *("12-0123abcd.sock", "12-0123abcd.lock", "3-ffffffff.json"),
         *("x.sock", "12-0123ABCD.sock", "12-0123abcd.sock.bak", "12-0123abcd.txt"),
@@ -317,7 +317,7 @@ def test_files_are_private_whatever_the_umask(home: Path, mask: int) -> None:
     assert len(list(home.iterdir())) == 2
 
 
-def test_a_lock_tells_the_living_from_the_dead(home: Path) -> None:
+def test_a_lock_tells_live_workers_from_dead_ones(home: Path) -> None:
     with a_process_with_a_lock(home) as (id, process):
         assert directory.alive(str(home), id)
         assert directory.deployment_of(str(home), id) == "abc"
@@ -329,7 +329,7 @@ def test_a_lock_tells_the_living_from_the_dead(home: Path) -> None:
     assert not directory.alive(str(home), id_of(4))
 
 
-def test_two_who_ask_do_not_take_each_other_for_the_owner(
+def test_two_commands_do_not_take_each_other_for_the_owner(
     home: Path, run_script: Callable[..., object]
 ) -> None:
     with a_process_with_a_lock(home) as (id, process):
@@ -375,9 +375,11 @@ def test_a_failed_snapshot_leaves_nothing(
     assert list(home.iterdir()) == []
 
 
-def test_a_snapshot_replaces_the_last_one_in_one_step(home: Path) -> None:
+def test_a_snapshot_replaces_the_last_one_atomically(home: Path) -> None:
     directory.write_last(str(home), id_of(1), b"1")
-    (home / f"{id_of(1)}.tmp").symlink_to("/etc/passwd")  # left, or laid, there
+    (home / f"{id_of(1)}.tmp").symlink_to(
+        "/etc/passwd"
+    )  # left there, or put there on purpose
     directory.write_last(str(home), id_of(1), b"2")
     assert directory.read_last(str(home), id_of(1), os.geteuid()) == b"2"
     assert names(home) == [f"{id_of(1)}.json"]
@@ -401,7 +403,7 @@ def test_a_snapshot_is_read_only_from_a_small_file_of_its_owner(home: Path) -> N
     path.symlink_to(home / "elsewhere")
     assert read(str(home), id_of(1), me) is None
     path.unlink()
-    os.mkfifo(path)  # who opens it waits for a writer
+    os.mkfifo(path)  # opening it would wait for a writer
     assert read(str(home), id_of(1), me) is None
     path.unlink()
     path.mkdir()
@@ -411,7 +413,7 @@ def test_a_snapshot_is_read_only_from_a_small_file_of_its_owner(home: Path) -> N
 # Sweeping
 
 
-def test_the_dead_are_swept_at_once_and_their_last_snapshot_after_an_hour(
+def test_files_of_dead_workers_are_removed_and_their_last_snapshot_after_an_hour(
     home: Path,
 ) -> None:
     with a_process_with_a_lock(home) as (id, process):
@@ -432,7 +434,7 @@ def test_the_dead_are_swept_at_once_and_their_last_snapshot_after_an_hour(
 
 
 def in_another_process(do: Callable[[], object]) -> None:
-    """In this very process, each of its own locks would count as free."""
+    """A process finds each of its own locks free."""
     pid = os.fork()
     if pid == 0:
         do()
@@ -441,7 +443,7 @@ def in_another_process(do: Callable[[], object]) -> None:
 
 
 def opened_by_a_sweep(home: Path, after: str) -> list[str]:
-    """Return whose lock files a sweep opens."""
+    """Return the ids of the workers whose lock files a sweep opens."""
     opened: list[str] = []
     original = directory._lock_of_the_dead
 
@@ -456,7 +458,7 @@ def opened_by_a_sweep(home: Path, after: str) -> list[str]:
 
 
 def test_a_sweep_opens_the_locks_up_to_its_second_live_neighbor(home: Path) -> None:
-    """However many workers live, all of them together open two locks each."""
+    """So each worker opens two locks, however many workers there are."""
     with ExitStack() as stack:
         lives = [stack.enter_context(a_process_with_a_lock(home)) for _ in range(4)]
         ids = sorted(id for id, _ in lives)
@@ -465,10 +467,10 @@ def test_a_sweep_opens_the_locks_up_to_its_second_live_neighbor(home: Path) -> N
             assert opened_by_a_sweep(home, id) == following[:2]
 
 
-def test_the_dead_between_live_workers_are_swept_by_those_before_them(
+def test_files_of_dead_workers_are_removed_by_the_two_live_ones_before_them(
     home: Path,
 ) -> None:
-    """By two, so that one of them may be stopped; the first id follows the last."""
+    """There are two, because one may be stopped. The first id follows the last."""
     with ExitStack() as stack:
         lives = dict(stack.enter_context(a_process_with_a_lock(home)) for _ in range(5))
         first, second, third, fourth, fifth = ids = sorted(lives)
@@ -485,7 +487,7 @@ def test_the_dead_between_live_workers_are_swept_by_those_before_them(
 
 
 @pytest.mark.parametrize("kind", ["new", "tmp", "sock"])
-def test_what_never_became_a_worker_is_swept_after_a_minute(
+def test_files_of_a_start_that_never_finished_are_removed_after_a_minute(
     home: Path, kind: str
 ) -> None:
     path = home / f"{id_of(1)}.{kind}"
@@ -498,7 +500,7 @@ def test_what_never_became_a_worker_is_swept_after_a_minute(
 
 
 @pytest.mark.parametrize("step", ["lockf", "rename"])
-def test_no_worker_is_seen_with_a_lock_it_does_not_hold(
+def test_a_starting_worker_is_never_taken_for_a_dead_one(
     home: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """A sweep at any moment of a start removes nothing."""
@@ -523,7 +525,7 @@ def test_no_worker_is_seen_with_a_lock_it_does_not_hold(
     assert names(home) == [f"{id_of(1)}.lock"]
 
 
-def test_ones_own_lock_is_never_opened_by_a_sweep(home: Path) -> None:
+def test_a_sweep_never_opens_its_own_lock(home: Path) -> None:
     """Closing any descriptor of it would free it."""
     lock = directory.take_lock(str(home), id_of(1), "abc")
     try:
@@ -537,7 +539,7 @@ def test_ones_own_lock_is_never_opened_by_a_sweep(home: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", ["link", "fifo", "directory"])
-def test_an_odd_lock_stops_neither_sweep_nor_question(home: Path, odd: str) -> None:
+def test_an_odd_lock_stops_neither_a_sweep_nor_a_command(home: Path, odd: str) -> None:
     path = home / f"{id_of(1)}.lock"
     if odd == "link":
         path.symlink_to("/etc/passwd")

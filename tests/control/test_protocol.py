@@ -1,4 +1,4 @@
-"""One request, one reply: bounded, JSON, nothing that surprises who reads it."""
+"""One request and one reply in JSON, of limited size, without surprises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flask_scopedsession._control.protocol import TooLarge
 from flask_scopedsession._control.protocol import unpack
 
 
-def test_a_message_survives_any_cut() -> None:
+def test_a_message_may_arrive_in_any_two_pieces() -> None:
     message = {"want": "snapshot", "n": [1, 2.5, None, True, "ü"]}
     wire = pack(message)
     for cut in range(len(wire)):
@@ -26,11 +26,11 @@ def test_a_message_survives_any_cut() -> None:
     assert unpack(wire, 1000) == message
 
 
-def test_what_follows_a_message_is_ignored() -> None:
+def test_bytes_after_a_message_are_ignored() -> None:
     assert unpack(pack({"a": 1}) + b"more", 100) == {"a": 1}
 
 
-def test_an_announced_length_is_refused_before_its_body_came() -> None:
+def test_a_length_over_the_limit_is_refused_before_its_body_arrives() -> None:
     with pytest.raises(TooLarge):
         unpack(struct.pack("!I", 101), 100)
     assert unpack(struct.pack("!I", 100), 100) is None
@@ -55,20 +55,20 @@ def test_an_announced_length_is_refused_before_its_body_came() -> None:
         b'{"a":' * 60_000,
     ],
 )
-def test_nonsense_is_one_kind_of_error(body: bytes) -> None:
+def test_malformed_messages_raise_one_error(body: bytes) -> None:
     with pytest.raises(Malformed):
         decode(body)
     with pytest.raises(Malformed):
         unpack(struct.pack("!I", len(body)) + body, 1 << 20)
 
 
-def test_numbers_keep_their_kind() -> None:
+def test_integers_and_floats_keep_their_type() -> None:
     found = decode(b'{"i": 3, "f": 3.0, "big": -9223372036854775808}')
     assert found == {"i": 3, "f": 3.0, "big": -(2**63)}
     assert [type(value) for value in found.values()] == [int, float, int]
 
 
-def test_the_other_end_of_a_socket_is_known_by_process_and_user() -> None:
+def test_peer_credentials_are_the_process_and_the_user() -> None:
     one, other = socket.socketpair()
     with one, other:
         assert peer_credentials(one) in (
@@ -78,7 +78,7 @@ def test_the_other_end_of_a_socket_is_known_by_process_and_user() -> None:
 
 
 class Xucred:
-    """A socket of macOS, as its header files describe the answer."""
+    """A socket that answers as the header files of macOS describe."""
 
     def __init__(self, version: int) -> None:
         groups = struct.pack("16I", *range(16))
@@ -90,14 +90,16 @@ class Xucred:
         return self.raw
 
 
-def test_macos_tells_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_credentials_on_macos_are_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(protocol, "_LINUX", False)
     monkeypatch.setattr(protocol, "_BSD", True)
     assert peer_credentials(Xucred(0)) == (None, 501)
-    assert peer_credentials(Xucred(1)) is None  # a layout that nobody knows yet
+    assert peer_credentials(Xucred(1)) is None  # an unknown layout
 
 
-def test_a_platform_that_tells_nothing_gets_no_service(
+def test_a_platform_without_credentials_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(protocol, "_LINUX", False)
@@ -107,5 +109,5 @@ def test_a_platform_that_tells_nothing_gets_no_service(
         assert peer_credentials(one) is None
 
 
-def test_the_request_asks_and_never_orders() -> None:
+def test_the_only_request_is_for_a_snapshot() -> None:
     assert json.loads(pack(protocol.REQUEST)[4:]) == {"protocol": 1, "want": "snapshot"}

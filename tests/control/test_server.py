@@ -1,4 +1,4 @@
-"""The control thread: always there, never in the way, not to be worn down."""
+"""The control thread always answers, and disturbs nothing, whatever clients do."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def asked(connection: socket.socket) -> dict[str, Any] | None:
 
 
 def hung_up_on(connection: socket.socket, more: bytes) -> bool:
-    """Send more; whether nobody wants it."""
+    """Send more; whether the server has closed the connection."""
     try:
         connection.send(more)
     except BlockingIOError:
@@ -172,7 +172,7 @@ def test_closing_leaves_no_file_and_no_thread(
     assert not [t for t in threading.enumerate() if "scopedsession" in t.name]
 
 
-def test_whoever_sees_a_socket_finds_somebody_listening(
+def test_a_socket_is_listening_before_its_file_appears(
     source: Source, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = os.rename
@@ -235,7 +235,7 @@ def test_a_refusal_names_directory_owner_and_remedy(
         assert word in str(caught.value)
 
 
-def test_no_thread_left_is_an_error_and_leaves_nothing(
+def test_a_thread_that_cannot_be_started_is_an_error_and_leaves_nothing(
     server: Server, source: Source, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -254,13 +254,13 @@ def test_no_thread_left_is_an_error_and_leaves_nothing(
 
 @pytest.fixture
 def busy_house(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what is due each minute be due all the time."""
+    """Do the housekeeping of each minute all the time."""
     monkeypatch.setattr(server_module, "_TICK", 0.01)
     monkeypatch.setattr(endpoint_module, "_HOUSEKEEPING_EVERY", 0.0)
     monkeypatch.setattr(endpoint_module, "_SNAPSHOT_EVERY", 0.0)
 
 
-def test_the_dead_are_swept_at_the_start(
+def test_files_of_dead_workers_are_removed_at_the_start(
     server: Server, source: Source, home: Path
 ) -> None:
     for kind in ("lock", "sock"):
@@ -269,7 +269,7 @@ def test_the_dead_are_swept_at_the_start(
     wait_until(lambda: len(names(home)) == 2, what="sweep")
 
 
-def test_the_dead_are_swept_again_and_again_but_never_the_living(
+def test_files_of_dead_workers_are_removed_again_and_again_but_never_live_ones(
     server: Server,
     source: Source,
     home: Path,
@@ -288,7 +288,7 @@ def test_the_dead_are_swept_again_and_again_but_never_the_living(
 
 
 @pytest.mark.parametrize("lost", [("sock",), ("lock",), ("sock", "lock"), ("all",)])
-def test_what_a_cleaner_removed_is_made_again(
+def test_files_that_a_cleaner_removed_are_created_again(
     server: Server,
     source: Source,
     home: Path,
@@ -298,7 +298,7 @@ def test_what_a_cleaner_removed_is_made_again(
 ) -> None:
     endpoint = server.open(source)
     if lost == ("all",):
-        # In one step, as a file may come back while we remove the next one.
+        # At once, because a file may be created again while the next one is removed.
         home.rename(home.with_name("moved"))
     else:
         for kind in lost:
@@ -324,7 +324,7 @@ def test_files_in_use_look_used_to_a_cleaner(
 
 
 @as_root
-def test_a_directory_that_somebody_else_made_again_is_not_used(
+def test_a_directory_that_another_user_created_again_is_not_used(
     server: Server, source: Source, home: Path, busy_house: None
 ) -> None:
     server.open(source)
@@ -346,7 +346,7 @@ def test_a_directory_that_somebody_else_made_again_is_not_used(
         try:
             theirs.rename(home)
         except OSError:
-            # It was made again in between, by us: then take that one's place.
+            # The server has created it again meanwhile: replace that one.
             home.rename(home.with_name("moved-too"))
             theirs.rename(home)
         for _ in range(5):
@@ -379,7 +379,7 @@ def test_an_endpoint_in_trouble_does_not_hinder_the_others(
 # Last snapshots
 
 
-def test_a_last_snapshot_is_private_and_goes_with_the_process(
+def test_a_last_snapshot_is_private_and_removed_at_exit(
     server: Server, source: Source, home: Path
 ) -> None:
     limits = []
@@ -413,7 +413,7 @@ def test_last_snapshots_are_thirty_seconds_apart(source: Source, home: Path) -> 
         endpoint.close()
 
 
-def test_without_trouble_none_is_written_and_it_is_looked_for_each_time(
+def test_without_trouble_no_last_snapshot_is_written(
     source: Source, home: Path
 ) -> None:
     trouble: list[bytes | None] = [None, None, b"{}"]
@@ -437,7 +437,7 @@ def test_an_answer(
     assert asked(connect(server.open(source))) == json.loads(REPLY)
 
 
-def test_an_answer_is_shared_by_those_who_ask_at_once_and_then_made_afresh(
+def test_clients_within_a_tenth_of_a_second_share_an_answer(
     server: Server,
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
@@ -470,7 +470,7 @@ def test_an_answer_is_shared_by_those_who_ask_at_once_and_then_made_afresh(
         os.urandom(5000),
     ],
 )
-def test_garbage_is_hung_up_on_and_changes_nothing(
+def test_garbage_closes_the_connection_and_changes_nothing(
     server: Server,
     source: Source,
     connect: Callable[[Endpoint], socket.socket],
@@ -494,7 +494,7 @@ def test_garbage_is_hung_up_on_and_changes_nothing(
         {},
     ],
 )
-def test_unknown_requests_are_told_so(
+def test_an_unknown_request_is_an_error(
     server: Server,
     source: Source,
     connect: Callable[[Endpoint], socket.socket],
@@ -505,7 +505,7 @@ def test_unknown_requests_are_told_so(
     assert receive(connection) == {"protocol": 1, "error": "unknown request"}
 
 
-def test_a_request_of_a_later_version_may_have_more_in_it(
+def test_a_request_may_have_unknown_keys(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
     connection = connect(server.open(source))
@@ -513,7 +513,7 @@ def test_a_request_of_a_later_version_may_have_more_in_it(
     assert receive(connection) == json.loads(REPLY)
 
 
-def test_a_reading_that_fails_is_told_and_kills_nothing(
+def test_a_snapshot_that_fails_is_an_error_and_ends_nothing(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
     answers = iter([KeyError("secret"), None])
@@ -529,7 +529,7 @@ def test_a_reading_that_fails_is_told_and_kills_nothing(
     assert asked(connect(endpoint)) == json.loads(REPLY)
 
 
-def test_a_half_closed_client_gets_its_answer(
+def test_a_half_closed_connection_gets_its_answer(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
     connection = connect(server.open(source))
@@ -538,7 +538,7 @@ def test_a_half_closed_client_gets_its_answer(
     assert receive(connection) == json.loads(REPLY)
 
 
-def test_a_request_may_come_in_pieces(
+def test_a_request_may_arrive_in_pieces(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
     connection = connect(server.open(source))
@@ -572,7 +572,7 @@ def test_a_hundred_clients_at_once(
     assert [receive(c) for c in connections] == [json.loads(REPLY)] * 100
 
 
-def test_slow_clients_are_hung_up_on_after_the_deadline(
+def test_slow_clients_are_disconnected_at_the_deadline(
     server: Server,
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
@@ -595,7 +595,7 @@ def test_slow_clients_are_hung_up_on_after_the_deadline(
     assert time.monotonic() - began < 4
 
 
-def test_no_number_of_slow_clients_keeps_others_from_being_served(
+def test_many_slow_clients_do_not_block_others(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
     endpoint = server.open(source)
@@ -606,7 +606,7 @@ def test_no_number_of_slow_clients_keeps_others_from_being_served(
     assert time.monotonic() - began < 2.0 < protocol.DEADLINE
 
 
-def test_at_its_limit_it_waits_rather_than_spins(
+def test_at_the_limit_of_clients_the_thread_does_not_spin(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
     endpoint = server.open(source)
@@ -618,7 +618,7 @@ def test_at_its_limit_it_waits_rather_than_spins(
     assert time.process_time() - used < 0.25
 
 
-def test_out_of_descriptors_it_waits_rather_than_spins(
+def test_without_free_descriptors_the_thread_does_not_spin(
     server: Server,
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
@@ -642,7 +642,7 @@ def test_out_of_descriptors_it_waits_rather_than_spins(
     assert min(gaps) >= 0.1
 
 
-def test_whatever_goes_wrong_the_thread_goes_on_and_it_is_logged_once(
+def test_after_any_error_the_thread_goes_on_and_each_type_is_logged_once(
     server: Server,
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
@@ -652,7 +652,7 @@ def test_whatever_goes_wrong_the_thread_goes_on_and_it_is_logged_once(
     """By the next piece of work: the thread itself logs nothing."""
     asked_to_resume: list[int] = []
     endpoint = server.open(source._replace(paused=lambda: asked_to_resume.append(1)))
-    failures = iter([RuntimeError("on purpose"), MemoryError()])
+    failures = iter([RuntimeError("on purpose"), MemoryError(), RuntimeError("again")])
     serve = server_module._Loop._serve
 
     def failing(self: Any, descriptor: int) -> None:
@@ -666,17 +666,17 @@ def test_whatever_goes_wrong_the_thread_goes_on_and_it_is_logged_once(
     assert asked(connect(endpoint)) == json.loads(REPLY)
     assert caplog.records == []
     assert server.paused
-    assert asked_to_resume == [1]
+    assert asked_to_resume == [1, 1]
     server.resume()
     server.resume()
-    (record,) = caplog.records
-    assert record.levelname == "ERROR"
-    assert "RuntimeError: on purpose" in record.getMessage()
-    assert vars(record)["scopedsession_pid"] == os.getpid()
+    first, second = caplog.records
+    assert "RuntimeError: on purpose" in first.getMessage()
+    assert "MemoryError" in second.getMessage()
+    assert vars(first)["scopedsession_pid"] == os.getpid()
     assert not server.paused
 
 
-def test_an_error_that_no_work_has_logged_is_logged_at_the_end(
+def test_an_error_that_no_work_has_logged_is_logged_at_exit(
     server: Server,
     source: Source,
     connect: Callable[[Endpoint], socket.socket],
@@ -690,12 +690,12 @@ def test_an_error_that_no_work_has_logged_is_logged_at_the_end(
     assert [r.getMessage().count("on purpose") for r in caplog.records] == [2]
 
 
-def test_python_has_what_accepts_connections_beside_gevent() -> None:
+def test_python_has_the_private_method_that_accepts_under_gevent() -> None:
     """gevent calls the same private method; without it there is one warning."""
     assert callable(vars(socket.SocketType).get("_accept"))
 
 
-def test_without_it_the_live_view_is_refused(
+def test_without_that_method_the_live_view_is_off(
     server: Server, source: Source, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_module.native, "can_accept", lambda _: False)
@@ -707,7 +707,7 @@ def test_without_it_the_live_view_is_refused(
 def test_memory_is_bounded_whatever_clients_send(
     server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
 ) -> None:
-    """What one client can make it keep is what a request may be, twice."""
+    """One client can make it keep at most twice the size of a request."""
     endpoint = server.open(source)
     connection = connect(endpoint)
     connection.setblocking(False)
@@ -724,9 +724,7 @@ def test_memory_is_bounded_whatever_clients_send(
 
 
 @as_root
-def test_a_foreign_user_is_not_served(
-    server: Server, source: Source, home: Path
-) -> None:
+def test_another_user_is_not_served(server: Server, source: Source, home: Path) -> None:
     """Even where the directory and the socket let it through."""
     endpoint = server.open(source)
     for path in (home, home.parent):
@@ -765,7 +763,7 @@ def test_a_peer_without_credentials_is_not_served(
     assert connection.fileno() >= 0
 
 
-# Life
+# Start and stop
 
 
 def test_several_applications_share_one_thread(
@@ -791,7 +789,7 @@ def test_a_thread_that_does_not_stop_in_time_does_no_harm(
     monkeypatch: pytest.MonkeyPatch,
     connect: Callable[[Endpoint], socket.socket],
 ) -> None:
-    """Its descriptors are its own until it ends, and it ends when it can."""
+    """It keeps its descriptors until it ends."""
     monkeypatch.setattr(server_module, "DEADLINE", 0.05)
     stuck, go_on = threading.Event(), threading.Event()
 
@@ -828,7 +826,7 @@ def test_nothing_runs_without_an_endpoint(server: Server) -> None:
     assert not [t for t in threading.enumerate() if "scopedsession" in t.name]
 
 
-def test_an_idle_thread_does_next_to_nothing(
+def test_an_idle_thread_uses_almost_no_cpu(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = []
@@ -878,15 +876,15 @@ def test_several_threads_that_fork_wait_for_each_other(
     assert asked(connect(endpoint)) == json.loads(REPLY)
 
 
-def test_a_fork_in_the_midst_of_our_own_work_is_not_a_deadlock(
+def test_a_fork_while_the_lock_is_held_is_not_a_deadlock(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from the handler of a signal that came while the lock was held."""
+    """A signal handler may fork while the interrupted thread holds the lock."""
     monkeypatch.setattr(server_module, "DEADLINE", 0.1)
     forked = []
 
     def prepare() -> str:
-        if not forked:  # the thread asks again when it keeps the house
+        if not forked:  # the thread calls this again, too
             server.before_fork()
             server.after_fork_in_parent()
             forked.append(1)
@@ -898,7 +896,7 @@ def test_a_fork_in_the_midst_of_our_own_work_is_not_a_deadlock(
     server._lock.release()
 
 
-def test_after_a_fork_each_application_is_asked_to_go_on_some_time(
+def test_after_a_fork_each_application_is_asked_to_resume(
     server: Server, source: Source
 ) -> None:
     paused: list[str] = []
@@ -910,7 +908,7 @@ def test_after_a_fork_each_application_is_asked_to_go_on_some_time(
     assert paused == ["a", "b"]
 
 
-def test_no_thread_left_after_a_fork_is_no_error_and_tried_again(
+def test_a_thread_that_cannot_be_started_after_a_fork_is_tried_again(
     server: Server,
     source: Source,
     monkeypatch: pytest.MonkeyPatch,
@@ -935,7 +933,7 @@ def test_no_thread_left_after_a_fork_is_no_error_and_tried_again(
 def test_the_client_understands_the_server(
     server: Server, source: Source, home: Path
 ) -> None:
-    server.open(source)  # whose reply is none that a worker would give
+    server.open(source)  # its reply is not that of a worker
     answers = client.ask(
         [directory.Place(str(home), None)], 5.0, own=server.ids(), host="h"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from inside import process_name
 from inside import safe_url
+from inside import ServerConnection
 from inside import ServerView
 from readings import a_holder
 from readings import a_last_worker

@@ -120,7 +120,7 @@ def test_held_and_idle_connections_are_joined(make, look, page, backends):
         (held,) = (c for c in server["connections"] if c["holder"])
         assert held["transaction_s"] >= 0
         assert server["unclaimed"] == server["waits"] == []
-        assert "1 connection held, and 1 resting" in page(app)
+        assert "1 connection checked out and 1 idle" in page(app)
 
 
 @on_servers
@@ -245,9 +245,9 @@ def test_what_the_server_has_left(make, look, page, database):
         }
         shown = page(app)
         assert (
-            f"1 worker may open 105, the server has {usable} - 1 used by others ="
-            f" {usable - 1} left: lower pool_size, max_overflow or the number of"
-            f" workers (at most {usable - 1} for each worker fit)"
+            f"1 worker may open 105; {usable - 1} of the server's {usable} connections"
+            " are left (1 used by others): lower pool_size, max_overflow or the number"
+            f" of workers (at most {usable - 1} for each worker fit)"
         ) in shown
 
 
@@ -315,7 +315,10 @@ def test_limits_of_role_and_database_without_rights(
         assert found["database"]["left"] == 11
         shown = page(app)
         assert note in shown
-        assert "the role's CONNECTION LIMIT is 7 - 0 used by others = 7 left:" in shown
+        assert (
+            "7 of the role's CONNECTION LIMIT of 7 are left (0 used by others):"
+            in shown
+        )
 
 
 @pytest.mark.databases("mariadb")

@@ -427,6 +427,41 @@ def test_a_last_snapshot_is_written_if_wanted(
         connection.close()
 
 
+# Errors of the thread that answers
+
+
+@pytest.mark.parametrize("how", ["request", "session"])
+def test_a_snapshot_that_fails_is_logged_once_by_the_next_piece_of_work(
+    serving: MakeApp,
+    db: ScopedSession[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    app = serving()
+    app.add_url_rule("/idle", "idle", lambda: "no database")
+    visit(app)
+
+    def fail() -> Any:
+        raise TypeError("on purpose")
+
+    live = db._state_of(app).live
+    monkeypatch.setattr(live.reader, "pools", fail)
+    monkeypatch.setattr(SERVER, "_failed", set())
+    with app.app_context():
+        assert db.workers().silent[0].reason == "could not read its ledger"
+    assert caplog.records == []
+    for _ in range(2):
+        if how == "request":
+            assert app.test_client().get("/idle").status_code == 200
+        else:
+            with app.app_context():
+                db.session()
+    (record,) = caplog.records
+    assert "TypeError: on purpose" in record.getMessage()
+    assert vars(record)["scopedsession_pid"] == os.getpid()
+
+
 # Elsewhere
 
 

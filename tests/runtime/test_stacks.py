@@ -1,4 +1,4 @@
-"""Reading where threads are must not touch what they hold."""
+"""Reading the stack of a thread must not keep its frames alive, nor fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names(stack: _stacks.RawStack) -> list[str]:
 
 
 class Waiting:
-    """A thread that waits, some calls deep."""
+    """A thread that waits inside of nested calls."""
 
     def __init__(self, depth: int = 0) -> None:
         self.there, self.go = threading.Event(), threading.Event()
@@ -51,7 +51,7 @@ class Waiting:
 
 
 def test_a_thread() -> None:
-    """Its frames, innermost first, each with the line that it is at."""
+    """Its frames, innermost first, each with its current line."""
     with Waiting() as ident:
         stack = stack_of_thread(ident)
     assert names(stack)[-4:] == ["dive", "run", "_bootstrap_inner", "_bootstrap"]
@@ -75,7 +75,7 @@ def test_the_calling_thread() -> None:
     assert names(own_stack(1))[0] == "test_the_calling_thread"
 
 
-def test_a_thread_that_is_gone() -> None:
+def test_a_thread_that_has_ended() -> None:
     with Waiting() as ident:
         pass
     assert stack_of_thread(ident) == ()
@@ -100,7 +100,7 @@ def test_greenlets() -> None:
 
 
 class Mine:
-    """Tells which thread frees it."""
+    """Records the thread that frees it."""
 
     freed_in: t.ClassVar[set[int]] = set()
 
@@ -108,8 +108,8 @@ class Mine:
         self.freed_in.add(threading.get_ident())
 
 
-def test_what_a_thread_holds_is_freed_by_that_thread() -> None:
-    """A frame that is held while its thread goes on takes its locals along."""
+def test_the_locals_of_a_thread_are_freed_in_that_thread() -> None:
+    """Holding a frame would keep its locals alive after its thread has left it."""
 
     def innermost() -> None:
         mine = Mine()  # noqa: F841 - freed with the frame
@@ -136,8 +136,8 @@ def test_what_a_thread_holds_is_freed_by_that_thread() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_does_not_come_in_between(enabled: bool) -> None:
-    """It runs finalizers, which let others go on. Afterwards it is as it was."""
+def test_the_collector_is_off_during_a_reading(enabled: bool) -> None:
+    """It runs finalizers, which let other threads run. Afterwards it is on again."""
 
     def top() -> Iterator[object]:
         seen.append(gc.isenabled())
@@ -176,11 +176,11 @@ def test_an_interrupt_of_a_reading_is_not_swallowed() -> None:
     assert gc.isenabled()
 
 
-# Owners that are gone
+# Owners that have ended
 
 
 def test_the_interpreter_has_the_names_that_stacks_are_read_with() -> None:
-    """Without them, every table is without lines."""
+    """Without them, the tables would show no lines."""
     assert _stacks._current_frames is sys._current_frames
     assert _stacks._get_frame is sys._getframe
 
@@ -191,7 +191,7 @@ def test_without_those_names_stacks_are_empty(monkeypatch: pytest.MonkeyPatch) -
     assert stack_of_thread(threading.get_ident()) == own_stack() == ()
 
 
-def test_greenlets_that_are_gone_have_no_stack() -> None:
+def test_greenlets_that_have_ended_have_no_stack() -> None:
     """Not started, ended, killed, collected, or left by a thread that has ended."""
 
     def pause() -> None:
@@ -247,7 +247,7 @@ def test_a_thread_may_end_at_any_moment_of_a_reading() -> None:
 
 
 def test_a_frame_that_has_ended() -> None:
-    """What is left of it is its code, and perhaps a line."""
+    """It still has its code, and perhaps a line."""
     frames = [sys._getframe()]
 
     def leave_a_frame() -> None:

@@ -42,7 +42,7 @@ def run(
     env: Mapping[str, str | None] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     input: str | None = None,  # noqa: A002  # as in subprocess.run
-    timeout: float = 30.0,
+    timeout: float = 60.0,
 ) -> Result:
     """Run ``sys.executable`` with ``args``.
 

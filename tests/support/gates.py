@@ -23,7 +23,7 @@ class Gates:
         """Return the process ID of each view that has reached the gate."""
         return [int(path.name.split(".")[1]) for path in self.folder.glob(f"{name}.*")]
 
-    def wait(self, name: str = "open", count: int = 1, *, timeout: float = 10) -> None:
+    def wait(self, name: str = "open", count: int = 1, *, timeout: float = 30) -> None:
         """Wait until at least ``count`` views have reached the gate."""
         wait_until(
             lambda: len(self.arrived(name)) >= count,

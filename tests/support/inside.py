@@ -13,6 +13,8 @@ from flask_scopedsession._control.directory import Place
 from flask_scopedsession._control.protocol import encode
 from flask_scopedsession._control.server import SERVER
 from flask_scopedsession._databases.ping import PingResult
+from flask_scopedsession._format import duration
+from flask_scopedsession._format import some
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
 from flask_scopedsession._pools.naming import process_name
@@ -25,11 +27,10 @@ from flask_scopedsession._settings.urls import safe_url
 from flask_scopedsession._terminal.advice import render_advice
 from flask_scopedsession._terminal.charts import FULL
 from flask_scopedsession._terminal.charts import History
-from flask_scopedsession._terminal.charts import Look
+from flask_scopedsession._terminal.charts import Refresh
 from flask_scopedsession._terminal.page import fold
-from flask_scopedsession._terminal.page import unstyled
 from flask_scopedsession._terminal.pools import render_pools
-from flask_scopedsession._terminal.sections import render_sessions
+from flask_scopedsession._terminal.sessions import render_sessions
 from flask_scopedsession.snapshot._servers import ConnectionLimit
 from flask_scopedsession.snapshot._servers import LockWait
 from flask_scopedsession.snapshot._servers import ServerConnection
@@ -43,9 +44,9 @@ __all__ = [
     "ConnectionLimit",
     "History",
     "LockWait",
-    "Look",
     "PingResult",
     "Place",
+    "Refresh",
     "Responsible",
     "Scope",
     "ServerConnection",
@@ -54,6 +55,7 @@ __all__ = [
     "ask",
     "context",
     "directory",
+    "duration",
     "encode",
     "endpoint",
     "fair_queue",
@@ -65,5 +67,5 @@ __all__ = [
     "render_pools",
     "render_sessions",
     "safe_url",
-    "unstyled",
+    "some",
 ]

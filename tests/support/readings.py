@@ -40,7 +40,6 @@ def a_holder(held_s: float = 3.0, **changes: Any) -> Holder:
         "thread_alive": True,
         "in_transaction": True,
         "at": "shop/views.py:88 show",
-        "at_is": "now",
         "session": 12,
     }
     return Holder(held_s=held_s, **{**fields, **changes})
@@ -192,7 +191,6 @@ def a_session(number: int = 1, **changes: Any) -> SessionSnapshot:
         "thread_alive": True,
         "age_s": 41.2,
         "state": "idle in transaction",
-        "statements": 7,
         "connections": (3,),
         "new": 0,
         "deleted": 0,

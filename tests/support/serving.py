@@ -139,7 +139,7 @@ class Served:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._process = None
 
-    def wait_ready(self: Self, *, timeout: float = 15.0) -> Self:  # noqa: PYI019
+    def wait_ready(self: Self, *, timeout: float = 40.0) -> Self:  # noqa: PYI019
         """Wait until all workers have started, and one answers ``/pid``."""
         wait_until(self._is_ready, timeout=timeout, what=self._not_ready)
         return self
@@ -223,7 +223,7 @@ class Served:
             assert pid in self._known, f"{pid} is no process of this group"
         os.kill(pid, number)
 
-    def wait_gone(self, pid: int, *, timeout: float = 10.0) -> None:
+    def wait_gone(self, pid: int, *, timeout: float = 30.0) -> None:
         """Wait until the worker has been reaped."""
         wait_until(
             lambda: not psutil.pid_exists(pid), timeout=timeout, what=f"end of {pid}"
@@ -237,7 +237,7 @@ class Served:
         *,
         on: int | None = None,
         method: str = "GET",
-        timeout: float = 10.0,
+        timeout: float = 30.0,
     ) -> Reply:
         """Send one request and return its response, whatever its status.
 
@@ -266,7 +266,7 @@ class Served:
         """Send ``count`` requests at once in the background."""
         return [self.send(path, **kwargs) for _ in range(count)]
 
-    def visit_all(self, path: str = "/pid", *, timeout: float = 15.0) -> list[int]:
+    def visit_all(self, path: str = "/pid", *, timeout: float = 30.0) -> list[int]:
         """Let every live worker serve one request; return the workers' PIDs."""
         pids = self.worker_pids()
         waiting = [self.send(path, on=pid, timeout=timeout) for pid in pids]

@@ -16,6 +16,10 @@ import termios
 
 def main() -> None:
     """Run ``sys.argv[1:]`` in the foreground of the terminal on stdin."""
+    # nohup, or a shell's background, can have the tests ignore these. The command would
+    # inherit this, and then neither it nor this shell would end when it should.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     # With SIGTTOU ignored, this shell can take the terminal back.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)

@@ -117,7 +117,7 @@ class Terminal:
         return wraps and not self.screen.cursor.hidden
 
     def wait_for(
-        self, what: str | Callable[[], bool], *, timeout: float = 20.0
+        self, what: str | Callable[[], bool], *, timeout: float = 40.0
     ) -> Terminal:
         """Read output until a text is visible, or until *what* returns true."""
         deadline = time.monotonic() + timeout

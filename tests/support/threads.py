@@ -26,7 +26,7 @@ class Working:
         except BaseException as error:  # noqa: BLE001 - raised by result()
             self._error = error
 
-    def result(self, timeout: float = 10) -> Any:
+    def result(self, timeout: float = 30) -> Any:
         """Wait for the thread; return its function's result, or raise its exception."""
         self.thread.join(timeout)
         if self.thread.is_alive():

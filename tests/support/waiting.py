@@ -12,7 +12,7 @@ T = TypeVar("T")
 def wait_until(
     check: Callable[[], T],
     *,
-    timeout: float = 10.0,
+    timeout: float = 30.0,
     every: float = 0.02,
     what: str | Callable[[], str] = "the condition",
 ) -> T:

@@ -1,4 +1,4 @@
-"""Bars and sparklines: what they say, and that they never lie."""
+"""Bars and sparklines: what they show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flask_scopedsession._terminal.charts import bar
 from flask_scopedsession._terminal.charts import Charts
 from flask_scopedsession._terminal.charts import History
 from flask_scopedsession._terminal.charts import MOST
-from flask_scopedsession._terminal.charts import Reading
+from flask_scopedsession._terminal.charts import Sample
 from flask_scopedsession._terminal.charts import Shape
 from flask_scopedsession._terminal.charts import sparkline
 from flask_scopedsession._terminal.charts import style_of
@@ -23,8 +23,8 @@ from flask_scopedsession.snapshot import Survey
 SHAPE = Shape(8, 2, 12)
 
 
-def readings(*used: int | None) -> list[Reading | None]:
-    return [None if n is None else Reading(n, False) for n in used]
+def samples(*used: int | None) -> list[Sample | None]:
+    return [None if n is None else Sample(n, False) for n in used]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def readings(*used: int | None) -> list[Reading | None]:
     ],
 )
 def test_bar(used: int | None, most: int | None, pending: int, drawn: str) -> None:
-    """Empty only when nothing is used, full only when all is; waiters beyond."""
+    """Empty only if nothing is used, full only if all is; waiters beyond the end."""
     assert bar(used, most, pending, SHAPE) == drawn
 
 
@@ -56,20 +56,20 @@ def test_bar(used: int | None, most: int | None, pending: int, drawn: str) -> No
         ((0, 1, 8, 14, 15), 15, " ▁▂▅▇█"),
         ((15, 16), 15, "    ██"),
         ((0, None, 3), 15, "   ▁ ▂"),
-        # What the pool may open is not known: the highest reading is the scale.
+        # The maximum is unknown: the highest sample is the scale.
         ((0, 2, 4), None, "   ▁▅█"),
         ((0, 0), None, "    ▁▁"),
         (range(1, 9), 8, "▄▅▅▆▇█"),
     ],
 )
 def test_sparkline(used: tuple[int, ...], most: int | None, drawn: str) -> None:
-    """The newest is on the right, and a look without an answer is a gap."""
-    assert sparkline(readings(*used), most, 6) == drawn
+    """The newest is on the right, and a refresh without an answer is a gap."""
+    assert sparkline(samples(*used), most, 6) == drawn
 
 
 def test_waiters_in_the_past() -> None:
-    """They are marked, in a character and not only by a colour."""
-    past = [Reading(15, False), Reading(15, True), Reading(3, False)]
+    """They are marked by a character, not only by a colour."""
+    past = [Sample(15, False), Sample(15, True), Sample(3, False)]
     assert sparkline(past, 15, 3) == "█!▂"
 
 
@@ -85,7 +85,7 @@ def test_waiters_in_the_past() -> None:
     ],
 )
 def test_style(chart: str, style: str) -> None:
-    """It repeats what the bar says of now."""
+    """The colour repeats what the bar shows."""
     assert style_of(chart) == style
 
 
@@ -93,7 +93,7 @@ def test_style(chart: str, style: str) -> None:
 
 
 def history(seconds: float = 2.0) -> History:
-    return History(lambda survey: survey, seconds)
+    return History(seconds)
 
 
 def chart(seen: History, survey: Survey, number: int = 0, width: int = 80) -> str:
@@ -101,8 +101,8 @@ def chart(seen: History, survey: Survey, number: int = 0, width: int = 80) -> st
     return seen.charts(width).pool(worker, worker.pools[0])
 
 
-def test_one_reading_for_each_look() -> None:
-    """By worker and bind, so workers and binds are not mixed."""
+def test_one_sample_for_each_refresh() -> None:
+    """Samples are kept by worker and bind."""
     seen = history()
     for used in (0, 15):
         survey = a_survey(
@@ -118,7 +118,7 @@ def test_one_reading_for_each_look() -> None:
 
 
 def test_a_database_over_all_workers() -> None:
-    """The same database, whatever the worker; waiters of any of them are marked."""
+    """All workers' pools are added up; waiters in any of them are marked."""
     seen = history()
     for pools in ([a_pool(used=0)], [a_full_pool()]):
         survey = a_survey(a_worker(1, pools), a_worker(2, [a_pool(used=15)]))
@@ -128,7 +128,7 @@ def test_a_database_over_all_workers() -> None:
 
 
 def test_an_absent_worker() -> None:
-    """A gap in its past, and no bar for what is not known now."""
+    """It has a gap in its past, and no bar while its use is unknown."""
     seen = history()
     live = a_survey(a_worker(1, [a_pool(used=15)]))
     gone = a_survey(a_last_worker(1, "unresponsive", pools=[a_pool(used=15)]))
@@ -140,25 +140,16 @@ def test_an_absent_worker() -> None:
 
 
 def test_history_is_bounded() -> None:
-    """So many readings; and workers that have gone are forgotten with them."""
+    """The number of samples is limited, and dead workers are dropped."""
     seen = history()
     for pid in range(3 * MOST):
         seen.add(a_survey(a_worker(pid)))
-    workers = {key for key in seen._readings if isinstance(key, tuple)}
+    workers = {key for key in seen._samples if isinstance(key, tuple)}
     assert len(workers) == MOST
-    assert max(len(readings) for readings in seen._readings.values()) == MOST
+    assert max(len(readings) for readings in seen._samples.values()) == MOST
     for _ in range(MOST):
         seen.add(a_survey())
-    assert seen._readings == {}
-
-
-def test_history_of_what_was_asked_for() -> None:
-    """With --pid, the other workers do not count for the database."""
-    survey = a_survey(a_worker(1, [a_pool(used=15)]), a_worker(2, [a_pool(used=0)]))
-    only = a_survey(survey.workers[0])
-    seen = History(lambda _: only, 2.0)
-    seen.add(survey)
-    assert seen.charts(80).total(only.totals[0]).endswith("█")
+    assert seen._samples == {}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +163,7 @@ def test_history_of_what_was_asked_for() -> None:
     ],
 )
 def test_title(seconds: float, width: int | None, title: str) -> None:
-    """It stands over both parts, and says how far back the second goes."""
+    """It covers both parts, and says how far back the second goes."""
     charts = history(seconds).charts(width)
     assert isinstance(charts, Charts)
     assert charts.title == title

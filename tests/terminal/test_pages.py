@@ -1,4 +1,4 @@
-"""What the commands print: for a person, on a terminal or through a pipe."""
+"""What the commands print on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from inside import duration
 from inside import PingResult
+from inside import some
 from readings import a_full_pool
 from readings import a_holder
 from readings import a_last_worker
@@ -28,10 +30,9 @@ from readings import lost_work
 
 from flask_scopedsession._terminal.page import duration
 from flask_scopedsession._terminal.page import Page
-from flask_scopedsession._terminal.page import some
+from flask_scopedsession._terminal.ping import render_pings
 from flask_scopedsession._terminal.pools import render_pools
-from flask_scopedsession._terminal.sections import render_pings
-from flask_scopedsession._terminal.sections import render_sessions
+from flask_scopedsession._terminal.sessions import render_sessions
 from flask_scopedsession.snapshot import ConfiguredPool
 from flask_scopedsession.snapshot import DatabaseURL
 from flask_scopedsession.snapshot import Histogram
@@ -171,17 +172,17 @@ shop on web-1 · 2026-11-22 10:10:29 UTC · this host only
 postgresql+psycopg://db.internal:5432/orders · 16 used, 2 idle, 3 waiting · 2 workers may open at most 30
 sqlite:////srv/shop/audit.db · 0 used, 2 idle · 1 worker may open at most 15
 
-Bind default, last minute: up to 15/15 in use and 3 waiting in one worker, 95 % of those served waited at most 3.9 ms, the longest wait 30 s, 95 % of holds at most 3.9 ms
-  Most of its time went to 100% orders.show
-  3.0 s ago, orders.index gave up after 30 s; held then by 14× orders.show shop/views.py:88 show, longest 44 s; 1× reports.build shop/reports.py:9 build, longest 20 s
-  It should have 3 connections, in place of 15: pool_size 2, max_overflow 1 ('pool-advise' tells why)
+Bind default, last minute: up to 15/15 in use and 3 waiting in one worker, 95 % of checkouts waited at most 3.9 ms, longest wait 30 s, 95 % of holds lasted at most 3.9 ms
+  Hold time by view: 100% orders.show
+  3.0 s ago, orders.index timed out after 30 s; connections were held by 14× orders.show shop/views.py:88 show, longest 44 s; 1× reports.build shop/reports.py:9 build, longest 20 s
+  Recommended: 3 connections, instead of 15: pool_size 2, max_overflow 1 ('pool-advise' explains why)
 
 Held connections, longest first
   12× orders.show shop/views.py:88 show, longest 41 s, idle in transaction for 40 s · bind default · pid 48211
   1× reports.build shop/reports.py:9 build, held 20 s, in transaction · bind default · pid 48211
 
 Waiting for a connection, longest first
-  1× orders.index shop/views.py:12 index, for 4.0 s, while its own thread holds one: a self-deadlock · bind default · pid 48211
+  1× orders.index shop/views.py:12 index, for 4.0 s, self-deadlock: its own thread holds a connection · bind default · pid 48211
   2× orders.index shop/views.py:12 index, longest 3.5 s · bind default · pid 48211
 
 7 checkouts timed out in the last minute · bind default · pid 48211
@@ -189,12 +190,12 @@ Waiting for a connection, longest first
 
 
 def test_pool_status_whole() -> None:
-    """One worker in trouble, one without: what a person on call reads."""
+    """One worker in trouble, one healthy: the page that a person on call reads."""
     assert render_pools(a_survey(a_worker(48210), wedged())) == POOLS
 
 
 def test_session_status_whole() -> None:
-    """Sessions that need an eye are last; a worker's absence is told."""
+    """The worst sessions are last, and absent workers are named."""
     lines = render_sessions(sessions()).splitlines()
     assert lines[2].split() == [
         *("PID", "SCOPE", "BIND", "AGE", "STATE", "CONN", "NEW", "DEL"),
@@ -213,36 +214,36 @@ def test_session_status_whole() -> None:
             f"{report} → admin.reports.quarterly_statement_export",
             *("audit", "41 s", "needs rollback"),
         ],
-        ["48210", "thread worker-3, its thread is dead", "default", "41 s", "idle"],
+        ["48210", "thread worker-3, its thread has ended", "default", "41 s", "idle"],
     ]
     assert lines[9:] == [
         "",
         "5 sessions open in 1 worker",
-        "1 worker is stopped, by SIGSTOP or a debugger: pid 50002 (as of 3 min ago)",
+        "1 worker is stopped (by SIGSTOP or a debugger): pid 50002 (as of 3 min ago)",
     ]
 
 
-def test_nobody_whole() -> None:
-    """Where was looked, why nobody answers, what to do, and what is configured."""
+def test_no_worker_whole() -> None:
+    """Where it looked, why no worker answered, what to do, and the configured pools."""
     assert render_pools(nobody()).splitlines() == [
         "shop on web-1 · 2026-11-22 10:10:29 UTC · this host only",
         "",
         "No worker has answered (looked in /run/shop).",
         "  does not exist",
         "",
-        "A worker answers from its first request on, to its own user and to root.",
-        "Start one, and visit a page:   flask run   or   gunicorn 'app:create_app()'",
-        "A process without requests, as a job, calls db.serve_control().",
+        "A worker answers after its first request, and only to its own user and root.",
+        "Start one and request a page:   flask run   or   gunicorn 'app:create_app()'",
+        "A process without requests, such as a job, must call db.serve_control().",
         "",
-        "Pools as they are configured; this process uses none of them:",
+        "Configured pools (this process does not use them):",
         "BIND     POOL       SIZE  MAX  TIMEOUT  DATABASE",
         "default  QueuePool     5   15     30 s  sqlite:////srv/shop/audit.db",
         "cache    NullPool      -    ∞        -  sqlite:////srv/shop/audit.db",
     ]
 
 
-def test_nobody_in_several_places() -> None:
-    """Then each reason has its place; one without a place is no place."""
+def test_no_worker_in_several_places() -> None:
+    """Each reason has its directory, if it belongs to one."""
     survey = a_survey(
         searched=(
             SearchedDirectory("/a", "does not exist"),
@@ -259,7 +260,7 @@ def test_nobody_in_several_places() -> None:
 
 
 def test_no_session() -> None:
-    """No table without rows."""
+    """There is no table without rows."""
     assert render_sessions(a_survey(a_worker())).splitlines()[2:] == [
         "No session is open.",
         "",
@@ -271,7 +272,7 @@ def test_no_session() -> None:
 
 
 def test_healthy_workers_collapse() -> None:
-    """Beyond ten they are one line; those with a problem are rows."""
+    """More than ten are one line; workers with a problem are rows."""
     text = render_pools(mixed())
     assert "\n40 workers ok\n" in text
     assert "48300" not in text
@@ -288,7 +289,7 @@ def test_ten_healthy_workers_are_rows() -> None:
 
 
 def test_a_worker_with_a_long_hold_is_not_healthy() -> None:
-    """Its state is ok, but it needs an eye."""
+    """Its state is ok, but it is shown."""
     pool = a_pool(held_long=1, holders=(a_holder(60.0),))
     text = render_pools(a_survey(*healthy(20), a_worker(7, [pool])))
     assert re.search(r"^ +7  ok", text, re.MULTILINE)
@@ -296,7 +297,7 @@ def test_a_worker_with_a_long_hold_is_not_healthy() -> None:
 
 
 def test_problems_are_last() -> None:
-    """The wedged row ends the table; holders, waiters and silence follow."""
+    """The wedged row ends the table; holders, waiters and absent workers follow."""
     text = render_pools(mixed())
     order = [
         "workers ok",
@@ -311,10 +312,10 @@ def test_problems_are_last() -> None:
         "Held connections",
         "Waiting for a connection",
         "timed out in the last minute",
-        "1 worker is gone, killed: pid 50001 (as of 3 min ago)",
+        "1 worker is gone (killed): pid 50001 (as of 3 min ago)",
         "1 worker did not answer in time: pid 50002 (as of 3 min ago)",
-        "  'py-spy dump --pid PID' shows what such a worker does.",
-        "1 worker is stopped, by SIGSTOP or a debugger: pid 50003",
+        "  'py-spy dump --pid PID' shows what such a worker is doing.",
+        "1 worker is stopped (by SIGSTOP or a debugger): pid 50003",
         "1 worker answered nonsense: pid 50004",
     ]
     places = [text.index(words) for words in order]
@@ -322,7 +323,7 @@ def test_problems_are_last() -> None:
 
 
 def test_no_holders_while_all_is_well() -> None:
-    """Unless all is asked for."""
+    """They are shown with --verbose only."""
     survey = a_survey(a_worker(7, [a_pool(holders=(a_holder(0.01),))]))
     assert "Held" not in render_pools(survey)
     assert "1× orders.show" in render_pools(survey, verbose=True)
@@ -338,20 +339,20 @@ def test_no_holders_while_all_is_well() -> None:
     ],
 )
 def test_holders_when_it_matters(changes: dict[str, Any]) -> None:
-    """With waiters, past HELD_LONG_AFTER, and when no connection is left."""
+    """Shown with waiters, past HELD_LONG_AFTER, and when no connection is left."""
     survey = a_survey(a_worker(7, [a_pool(**{"holders": (a_holder(),), **changes})]))
     assert "1× orders.show" in render_pools(survey)
 
 
 def test_a_leak_is_said_to_be_one() -> None:
-    """Whose request is over has forgotten to give the connection back."""
+    """A holder whose request is over did not return the connection."""
     pools = [a_pool(held_long=1, holders=(a_holder(3.0, request_over=True),))]
     text = render_pools(a_survey(a_worker(7, pools)))
     assert "held 3.0 s, in transaction, its request is over" in text
 
 
 def test_holders_are_grouped() -> None:
-    """By bind, view, line and what they do; across workers."""
+    """Grouped by bind, view, line and state, across workers."""
     pools = [
         a_pool(
             held_long=1,
@@ -382,11 +383,11 @@ def test_holders_are_grouped() -> None:
         ),
         (
             "2× orders.show shop/views.py:88 show, longest 1.0 s, in transaction, its"
-            " thread is dead · bind default · pid 7, 8"
+            " thread has ended · bind default · pid 7, 8"
         ),
         (
-            "2× orders.show shop/views.py:88 show, longest 500 ms, transaction unknown"
-            " · bind default · pid 7, 8"
+            "2× orders.show shop/views.py:88 show, longest 500 ms, transaction state"
+            " unknown · bind default · pid 7, 8"
         ),
     ]
 
@@ -426,18 +427,18 @@ def test_who_holds(changes: dict[str, Any], expected: str) -> None:
 
 
 def test_many_groups() -> None:
-    """Ten, and how many more there are; all of them when asked."""
+    """Ten groups, and how many more there are; all of them with --verbose."""
     holders = tuple(a_holder(50.0 - i, endpoint=f"view{i}") for i in range(13))
     survey = a_survey(a_worker(7, [a_pool(held_long=13, holders=holders)]))
     text = render_pools(survey)
     assert "view9" in text
     assert "view10" not in text
-    assert "  and 3 more: --verbose\n" in text
+    assert "  and 3 more; --verbose lists them\n" in text
     assert "view12" in render_pools(survey, verbose=True)
 
 
 def test_holders_of_workers_that_are_gone() -> None:
-    """What they held is shown last, and counted with nobody who still holds."""
+    """They are listed last, and not counted with live holders."""
     pools = [a_pool(held_long=1, holders=(a_holder(5.0),), waiters=(a_waiter(),))]
     old = [a_pool(held_long=1, holders=(a_holder(9.0),), waiters=(a_waiter(),))]
     survey = a_survey(a_last_worker(8, "gone", pools=old), a_worker(7, pools))
@@ -451,7 +452,7 @@ def test_holders_of_workers_that_are_gone() -> None:
 
 
 def test_verbose_holders() -> None:
-    """One by one, with what helps to find them in the database and the code."""
+    """Each with what helps to find it in the database and in the code."""
     holder = a_holder(
         1.0, stack=("a.py:1 f", "b.py:2 g"), sql="SELECT *\n  FROM  orders"
     )
@@ -466,7 +467,7 @@ def test_verbose_holders() -> None:
 
 
 def test_totals_are_per_database() -> None:
-    """Never across; with what is not known left out, and not taken for 0."""
+    """Never across databases; an unknown number is left out, not taken for 0."""
     null = a_pool("a", url=AUDIT, max=None, unlimited=True, idle=None, pending=None)
     memory = DatabaseURL("sqlite", None, None, ":memory:")
     static = a_pool("b", url=memory, max=None, unlimited=None)
@@ -482,24 +483,24 @@ def test_totals_are_per_database() -> None:
 
 
 def test_several_users() -> None:
-    """Root sees everybody's workers, grouped."""
+    """Root sees the workers of all users, grouped by user."""
     text = render_pools(a_survey(a_worker(1, uid=10), a_worker(2, uid=20)))
     assert "\nuid 10: 1 worker, pid 1\nuid 20: 1 worker, pid 2\n" in text
     assert "uid" not in render_pools(a_survey(a_worker(1, uid=10)))
 
 
 def test_truncated() -> None:
-    """A worker that had too much to tell is named."""
+    """A worker whose answer was cut short is named."""
     text = render_pools(a_survey(a_worker(7, truncated=True)))
-    assert text.endswith("\nNot all is shown: pid 7 had too much to tell.\n")
+    assert text.endswith("\nNot all is shown: the answer of pid 7 was cut short.\n")
 
 
 def test_age_of_nonsense() -> None:
-    """Times that other processes made up do no harm."""
+    """Invalid times from other processes do no harm."""
     for at in ("soon", "2026-11-22T10:07:29", ""):
         gone = a_last_worker(7, "gone")
         gone = type(gone).from_dict({**gone.to_dict(), "snapshot_at": at})
-        assert "gone, killed: pid 7\n" in render_pools(a_survey(gone))
+        assert "gone (killed): pid 7\n" in render_pools(a_survey(gone))
 
 
 # Terminals and pipes
@@ -525,7 +526,7 @@ def test_eighty_columns(scene: Callable[[], str], output: Any) -> None:
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_nothing_is_cut(scene: Callable[[], str], output: Any) -> None:
-    """Whatever the width, every number and every word is there, in one piece."""
+    """At any width, every number and every place is there, in one piece."""
     whole = scene()
     output(80)
     narrow = STYLES.sub("", scene())
@@ -545,8 +546,8 @@ def test_a_pipe_ignores_the_width(output: Any, monkeypatch: pytest.MonkeyPatch) 
     assert max(map(len, whole.splitlines())) > 100
 
 
-def test_narrow_tables_go_without_the_least(output: Any) -> None:
-    """First closer, then without POOL, then without HOLD95; never the numbers."""
+def test_narrow_tables_leave_out_columns(output: Any) -> None:
+    """First narrower gaps, then no POOL, then no HOLD95."""
 
     def headings(columns: int) -> list[str]:
         output(columns)
@@ -559,7 +560,7 @@ def test_narrow_tables_go_without_the_least(output: Any) -> None:
 
 
 def test_narrow_sessions_have_two_lines(output: Any) -> None:
-    """Numbers first, the scope below, broken before the arrow."""
+    """The numbers, and below them the scope, broken before the arrow."""
     output(80)
     lines = STYLES.sub("", render_sessions(sessions())).splitlines()
     assert lines[2].split()[:2] == ["PID", "BIND"]
@@ -570,7 +571,7 @@ def test_narrow_sessions_have_two_lines(output: Any) -> None:
 
 
 def test_at_most_ten_columns() -> None:
-    """More is no table for people."""
+    """More columns are hard to read."""
     for text in (render_pools(a_survey(wedged())), render_sessions(sessions())):
         assert len(text.splitlines()[2].split()) <= 10
 
@@ -581,7 +582,7 @@ def test_at_most_ten_columns() -> None:
 def test_ascii(
     scene: Callable[[], str], columns: int | None, encoding: str, output: Any
 ) -> None:
-    """Where the encoding has no more, there are words, and no question marks."""
+    """Characters that the encoding lacks are replaced, not shown as question marks."""
     output(columns, encoding)
     text = scene()
     text.encode("ascii")
@@ -589,7 +590,7 @@ def test_ascii(
 
 
 def test_ascii_replaces_names() -> None:
-    """What others wrote is shown as far as it goes."""
+    """Names are shown as far as ASCII allows."""
     page = Page()
     page._unicode = False
     page.line("GET /grün → grün ×")
@@ -597,7 +598,7 @@ def test_ascii_replaces_names() -> None:
 
 
 def test_styles_are_for_terminals(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for pipes, nor for those who want none; and they say nothing new."""
+    """Not in pipes or with NO_COLOR; and styles add no information."""
     plain = render_pools(mixed())
     assert "\x1b" not in plain
     output(200)
@@ -616,7 +617,7 @@ EVIL = "\x1b[31m\x1b]0;title\x07[red]x[/red]\x9b2J\u202e\u2066:smile:\r\n\u200b\
 
 @pytest.mark.parametrize("columns", [None, 80])
 def test_nothing_raw_reaches_the_terminal(columns: int | None, output: Any) -> None:
-    """Text of workers loses what steers a terminal; markup stays what it is."""
+    """Control characters in workers' texts are removed, markup is printed as it is."""
     holder = a_holder(
         20.0, endpoint=EVIL, at=EVIL, thread=EVIL, stack=(EVIL,), sql=EVIL
     )
@@ -657,7 +658,7 @@ def test_nothing_raw_reaches_the_terminal(columns: int | None, output: Any) -> N
 
 
 def test_pings() -> None:
-    """A row for each bind, then what went wrong."""
+    """A row for each bind, then the errors."""
     results = [
         PingResult("default", AUDIT, 0.0042, "3.45.1", None),
         PingResult("pg", AUDIT, None, None, "bind 'pg': OperationalError"),
@@ -694,7 +695,7 @@ def test_pings() -> None:
     ],
 )
 def test_duration(seconds: float | None, expected: str) -> None:
-    """As people say it, without a jump at any border."""
+    """In the unit that people use, without a jump between units."""
     assert duration(seconds) == expected
 
 
@@ -708,7 +709,7 @@ def test_some() -> None:
 
 
 def test_a_burst_that_is_over() -> None:
-    """Nobody waits any more, and the last minute's trouble is told all the same."""
+    """No thread waits any more, and the last minute is still explained."""
     pool = a_pool(
         used_max_60s=15,
         pending_max_60s=4,
@@ -717,20 +718,23 @@ def test_a_burst_that_is_over() -> None:
     )
     page = render_pools(a_survey(a_worker(7, [pool])))
     assert "Bind default, last minute: up to 15/15 in use and 4 waiting" in page
-    assert "40 s ago, orders.index gave up after 30 s; held then by 14×" in page
+    assert (
+        "40 s ago, orders.index timed out after 30 s; connections were held by 14×"
+        in page
+    )
 
 
-def test_no_size_for_too_little_that_was_measured() -> None:
+def test_no_recommendation_without_enough_data() -> None:
     pool = a_pool(checkouts_total=3, wait_s=None, hold_s=NONE, busiest=None, pending=1)
     page = render_pools(a_survey(a_worker(7, [pool])))
-    assert "  What size it should have cannot be told: too little was measured" in page
+    assert "  No recommendation: too little was measured" in page
 
 
-def test_who_still_waits_is_part_of_the_longest_wait() -> None:
-    """And holds of which none has ended have no quantile."""
+def test_the_longest_wait_includes_waiting_threads() -> None:
+    """Holds have no quantile before the first one ends."""
     pool = a_pool(used=15, pending=1, max_wait_s=6.0, hold_60s=NONE, pending_max_60s=1)
     page = render_pools(a_survey(a_worker(7, [pool])))
-    assert "waited at most 3.9 ms, the longest wait 6.0 s\n" in page
+    assert "waited at most 3.9 ms, longest wait 6.0 s\n" in page
 
 
 def test_nothing_of_a_calm_minute() -> None:
@@ -739,12 +743,12 @@ def test_nothing_of_a_calm_minute() -> None:
 
 
 def test_views_are_added_up_over_workers() -> None:
-    """Shares are of all workers' time; the last minute decides on the order."""
+    """Shares are of all workers' time; the last minute decides the order."""
     one = a_view_use("a", held_60s=1.0, held_s=90.0)
     other = a_view_use("b", held_60s=6.0, held_s=10.0)
     workers = [a_worker(n, [a_pool(views=(one, other), pending=1)]) for n in (1, 2)]
     page = render_pools(a_survey(*workers))
-    assert "  Most of its time went to 86% b, 14% a\n" in page
+    assert "  Hold time by view: 86% b, 14% a\n" in page
     rows = render_pools(a_survey(*workers), verbose=True)
     shares = {
         line.split()[0]: [word for word in line.split() if word.endswith("%")]
@@ -753,19 +757,19 @@ def test_views_are_added_up_over_workers() -> None:
     assert shares == {"b": ["86%", "10%"], "a": ["14%", "90%"]}
 
 
-def test_verbose_tells_all_that_was_measured() -> None:
+def test_verbose_shows_all_measurements() -> None:
     pool = a_pool(used_max=9, used_max_60s=4, pending_max=2, invalidated_total=3)
     page = render_pools(a_survey(a_worker(7, [pool])), verbose=True)
     assert re.search(r"7 +default +hold +10 +\S+ ms +3.9 ms +4.0 ms +10 ", page)
     assert re.search(r"7 +default +4 +9 +0 +2 +5 +3 +4.0 ms", page)
 
 
-def test_connections_that_died() -> None:
+def test_invalidated_connections() -> None:
     pool = a_pool(invalidated_60s=3)
     page = render_pools(a_survey(*(a_worker(n, [pool]) for n in (1, 2))))
     assert page.endswith(
-        "\n6 connections died in the last minute · bind default"
-        " · at an age of at most 4.0 ms · pid 1, 2\n"
+        "\n6 connections invalidated in the last minute · bind default"
+        " · at most 4.0 ms old · pid 1, 2\n"
     )
 
 
@@ -776,7 +780,7 @@ def test_connections_that_died() -> None:
         ({"idle_in_transaction_s": 12.0}, "held 20 s, idle in transaction for 12 s ·"),
         (
             {"request_over": True, "thread_alive": False},
-            "in transaction, its request is over, its thread is dead ·",
+            "in transaction, its request is over, its thread has ended ·",
         ),
     ],
 )
@@ -789,20 +793,20 @@ def test_both_places_of_a_self_deadlock() -> None:
     waiter = a_waiter(self_deadlock=True, holds_from="shop/views.py:9 index")
     pool = a_pool(pending=1, waiters=(waiter,))
     assert (
-        "1× orders.index shop/views.py:12 index, for 1.0 s, while its own thread"
-        " holds one from shop/views.py:9 index: a self-deadlock"
+        "1× orders.index shop/views.py:12 index, for 1.0 s, self-deadlock: its own"
+        " thread holds a connection, checked out at shop/views.py:9 index ·"
     ) in render_pools(a_survey(a_worker(7, [pool])))
 
 
 def test_lost_work() -> None:
-    """By view, over all workers."""
+    """Added up by view, over all workers."""
     workers = [
         a_worker(1, lost_work=(lost_work({"Order": 2, "Item": 1}),)),
         a_worker(2, lost_work=(lost_work({"Order": 1}, scopes_total=1),)),
     ]
     page = render_sessions(a_survey(*workers))
     assert (
-        "\nChanges that were never committed, and so rolled back\n"
+        "\nUncommitted changes that were rolled back\n"
         "  4× POST /orders → orders.add, 1 Item, 3 Order, last 29 s ago · pid 1, 2\n"
     ) in page
 

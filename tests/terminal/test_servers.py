@@ -1,4 +1,4 @@
-"""What ``pool-status --server`` prints: for a person, on a terminal or in a pipe."""
+"""What ``pool-status --server`` prints on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from readings import AUDIT
 from readings import ORDERS
 
 from flask_scopedsession._terminal.servers import render_servers
+from flask_scopedsession.snapshot import DatabaseURL
 
 
 def a_connection(backend_pid: int = 9001, **changes: Any) -> ServerConnection:
-    """Return a connection that a view holds, idle in its transaction."""
+    """Return a connection that a view holds, idle in transaction."""
     fields: dict[str, Any] = {
         "pid": 124,
         "bind": "default",
@@ -85,7 +86,7 @@ def lines(view: ServerView) -> list[str]:
 
 
 def test_a_lock_wait_names_both_views() -> None:
-    """In one sentence, last, with what the blocker does meanwhile."""
+    """Last, in one sentence, with what the blocker is doing."""
     view = a_view(
         waits=(LockWait(WAITING, (a_connection(),)),),
         connections=(a_connection(), WAITING),
@@ -94,7 +95,7 @@ def test_a_lock_wait_names_both_views() -> None:
     assert lines(view)[-1] == (
         "pid 123 orders.pay shop/views.py:88 pay (backend 9002) waits for a lock held"
         " by pid 124 orders.report shop/views.py:40 total (backend 9001), idle in"
-        " transaction for 12 s (its statement began 3.0 s ago)"
+        " transaction for 12 s (the waiting statement began 3.0 s ago)"
     )
 
 
@@ -103,7 +104,7 @@ def test_a_lock_wait_names_both_views() -> None:
     [
         (STRANGER, "psql from 10.0.0.7 (backend 77), active for 10 min"),
         (ServerConnection(0), "a prepared transaction"),
-        (ServerConnection(5), "a connection without a name (backend 5)"),
+        (ServerConnection(5), "an unnamed connection (backend 5)"),
         (
             ServerConnection(6, kind="autovacuum worker", state="active", query_s=2.0),
             "autovacuum worker (backend 6), active for 2.0 s",
@@ -114,56 +115,57 @@ def test_a_lock_wait_names_both_views() -> None:
         ),
         (
             a_connection(8, blocked_by=(9,), holder=a_holder(endpoint="a.b", at=None)),
-            "pid 124 a.b (backend 8), which waits itself",
+            "pid 124 a.b (backend 8), which is waiting itself",
         ),
     ],
 )
-def test_who_is_in_the_way(blocker: ServerConnection, said: str) -> None:
-    """By whatever is known of it."""
+def test_how_a_blocker_is_named(blocker: ServerConnection, said: str) -> None:
+    """By the most precise name that is known."""
     (line,) = [
         line
         for line in lines(a_view(waits=(LockWait(WAITING, (blocker,)),)))
         if "held by" in line
     ]
-    assert f"held by {said} (its statement" in line
+    assert f"held by {said} (the waiting statement" in line
 
 
-def test_several_are_in_the_way() -> None:
+def test_several_blockers() -> None:
     wait = LockWait(WAITING, (a_connection(), STRANGER))
     text = render(a_view(waits=(wait,)))
     assert "idle in transaction for 12 s, and by psql from 10.0.0.7" in text
 
 
 def test_limits() -> None:
-    """Too many is said, with what to do; enough is one plain line."""
+    """Too many connections come with a remedy; otherwise it is one plain line."""
     assert lines(a_view(limits=(a_limit(),)))[-1] == (
-        "3 workers may open 96, the server has 97 - 12 used by others = 85 left:"
-        " lower pool_size, max_overflow or the number of workers"
+        "3 workers may open 96; 85 of the server's 97 connections are left"
+        " (12 used by others): lower pool_size, max_overflow or the number of workers"
         " (at most 28 for each worker fit)"
     )
     assert lines(a_view(limits=(a_limit(may_open=85),)))[-1] == (
-        "3 workers may open 85, the server has 97 - 12 used by others = 85 left"
+        "3 workers may open 85; 85 of the server's 97 connections are left"
+        " (12 used by others)"
     )
     text = render(a_view(limits=(a_limit(may_open=None, unlimited=True),)))
-    assert "3 workers may open any number," in text
+    assert "3 workers may open any number;" in text
     assert "lower pool_size" in text
     role = a_limit(scope="role", reserved=0, limit=20, others=0, left=20, may_open=1)
     text = render(a_view(limits=(a_limit(workers=0, may_open=0), role)))
-    assert "no worker may open 0, the server has" in text
-    assert "the role's CONNECTION LIMIT is 20 - 0 used by others = 20 left" in text
+    assert "0 workers may open 0; 85 of the server" in text
+    assert "20 of the role's CONNECTION LIMIT of 20 are left (0 used by others)" in text
     pooled = a_limit(others=None, left=None)
     text = render(a_view(joined=False, notes=("behind a pooler",), limits=(pooled,)))
-    assert "the server has 97, of which 30 are in use" in text
+    assert "30 of the server's 97 connections are in use" in text
     assert "behind a pooler" in text
 
 
-def test_what_rests_is_counted() -> None:
-    """A connection that rests in the pool has a row when the server says otherwise."""
-    resting = a_connection(1, holder=None, state="idle")
+def test_idle_connections_are_counted() -> None:
+    """One that is idle in its pool has a row only if it is not idle at the server."""
+    idle = a_connection(1, holder=None, state="idle")
     odd = a_connection(2, holder=None, state="idle in transaction")
-    view = a_view(connections=(resting, a_connection(), odd))
+    view = a_view(connections=(idle, a_connection(), odd))
     text = render(view)
-    assert "1 connection held, and 2 resting in the pools" in text
+    assert "1 connection checked out and 2 idle in the pools" in text
     assert [row.split()[:2] for row in text.splitlines() if "in the pool" in row][
         1:
     ] == [["124", "2"]]
@@ -176,20 +178,20 @@ def test_unclaimed() -> None:
     nameless = Unclaimed(None, None, 1, None, None)
     text = render(a_view(unclaimed=(found, nameless)))
     assert (
-        "  4× shop@web-2:9 from 10.0.0.6, the longest for 41 s, idle in transaction\n"
+        "  4× shop@web-2:9 from 10.0.0.6, longest 41 s, idle in transaction\n"
     ) in text
-    assert "1× without a name from an address that is not shown, the longest" in text
+    assert "1× unnamed from a hidden address, longest" in text
     many = tuple(
         Unclaimed(f"shop@web-2:{pid}", "10.0.0.6", 2, 1.0, "idle") for pid in range(14)
     )
     text = render(a_view(unclaimed=many))
     assert text.count("shop@web-2") == 10
-    assert "and 8 more connections: --verbose" in text
+    assert "and 8 more; --verbose lists them" in text
     assert render(a_view(unclaimed=many), verbose=True).count("shop@web-2") == 14
 
 
 def test_no_answer() -> None:
-    """One line for each that has none, and the others are shown."""
+    """Each error is one line, and the other servers are shown."""
     down = a_view(version=None, joined=False, error="no answer within 2 s")
     file = ServerView(("audit",), AUDIT, error="no server: SQLite has none")
     text = render(down, file, a_view(limits=(a_limit(),)))
@@ -198,11 +200,32 @@ def test_no_answer() -> None:
     )
     assert "  no answer within 2 s\n" in text
     assert "  no server: SQLite has none\n" in text
-    assert "85 left" in text
+    assert "are left" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "is_red"),
+    [
+        (ORDERS, "no answer within 2 s", True),
+        (ORDERS, "not allowed", True),
+        (AUDIT, "no server: SQLite has none", False),
+        (DatabaseURL("oracle", "db.internal", 1521, "x"), "not asked", False),
+    ],
+)
+def test_the_colour_of_an_error(
+    monkeypatch: pytest.MonkeyPatch, url: DatabaseURL, error: str, is_red: bool
+) -> None:
+    """A server that did not answer is a problem; to have no server to ask is not."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    text = render(a_view(url=url, version=None, joined=False, error=error))
+    assert (f"\x1b[31m  {error}" in text) is is_red
+    assert error in text
 
 
 def test_nothing_steers_the_terminal() -> None:
-    """A name at the server is anybody's text."""
+    """Names at the server may contain anything."""
     evil = ServerConnection(
         3, application_name="\x1b[31m[bold]x[/]\u202e", state="idle"
     )
@@ -214,7 +237,7 @@ def test_nothing_steers_the_terminal() -> None:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """Nothing is wider than the terminal, and no place is cut."""
+    """No line is wider than the terminal, and no place is cut."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     size = os.terminal_size((columns, 24))
@@ -233,7 +256,7 @@ def test_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
 
 
 def test_json_both_ways() -> None:
-    """What is read back is what was written."""
+    """JSON can be read back."""
     view = a_view(
         waits=(LockWait(WAITING, (STRANGER,)),),
         connections=(a_connection(),),

@@ -1,4 +1,4 @@
-"""The documentation does what it says."""
+"""The examples and lists in the documentation are correct."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def python_blocks(page: str) -> str:
-    """Return the page's Python, each line where it stands in the page."""
+    """Return the page's Python, with its line numbers."""
     text = (DOCS / page).read_text(encoding="utf-8")
     lines = []
     inside = False
@@ -30,12 +30,12 @@ def python_blocks(page: str) -> str:
 @pytest.mark.subprocess
 @pytest.mark.parametrize("page", ["start.md", "scope.md"])
 def test_examples_run(page, run_script, short_tmp):
-    """The examples of a page run from the first to the last."""
+    """All examples of a page run, one after the other."""
     run_script(python_blocks(page), cwd=short_tmp).check()
 
 
 def test_every_key_is_documented():
-    """The page on configuration has a section for each key, and for no other."""
+    """The page on configuration has a section for each key, and no other."""
     text = (DOCS / "config.md").read_text(encoding="utf-8")
     documented = re.findall(r"^### `(\w+)`$", text, re.MULTILINE)
     assert sorted(documented) == sorted(KEYS)
@@ -51,7 +51,7 @@ def test_every_option_is_documented(command):
 
 
 def test_tests_that_the_page_on_security_names_exist():
-    """A claim's test may be renamed, but not be forgotten."""
+    """The page on security names only tests that exist."""
     text = (DOCS / "security.md").read_text(encoding="utf-8")
     tests = DOCS.parent / "tests"
     named = []

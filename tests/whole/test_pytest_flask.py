@@ -32,7 +32,7 @@ db = ScopedSession(model_class=Base)
 
 @pytest.fixture
 def app(make_app, sqlite_url):
-    """What pytest-flask looks for."""
+    """The application under the name that pytest-flask uses."""
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
     with app.app_context():
         db.create_all()
@@ -57,7 +57,7 @@ def app(make_app, sqlite_url):
 
 
 def test_the_pushed_context_has_a_session(app):
-    """A test may use ``db.session`` as it is; ``url_for`` works beside it."""
+    """A test can use ``db.session`` and ``url_for`` without a context of its own."""
     assert db.session() is db.session()
     assert url_for("add", name="ed") == "/users/ed"
 
@@ -68,7 +68,7 @@ def test_what_a_request_wrote(app, client):
 
 
 def test_one_session_per_context(app, client):
-    """A request shares the test's session just when it shares its context."""
+    """A request shares the test's session if and only if it shares its context."""
     mine = db.session()
     mine.info["context"] = id(app_ctx._get_current_object())
     answer = client.get("/whose").json
@@ -78,13 +78,13 @@ def test_one_session_per_context(app, client):
 
 
 def test_nothing_of_another_test(app):
-    """The test before left neither a session nor an object behind."""
+    """The previous test left neither a session nor an object."""
     assert not db.session.registry.has()
     assert db.snapshot().sessions == ()
 
 
 def test_each_request_is_its_own_owner(app, client):
-    """In a shared context, a second request is not taken for the first."""
+    """In a shared context, two requests are told apart."""
     db.session.rollback()
     assert client.get("/holder").json == {"endpoint": "holder"}
     db.session.remove()

@@ -1,4 +1,4 @@
-"""What is left when an application, or its process, comes to its end."""
+"""What remains when an application or its process ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def control_files(folder):
 
 
 def make_and_use(folder, number, **config):
-    """Create an app with a control socket, use it, and let it go."""
+    """Create an app with a control socket, use it, and drop it."""
     db = ScopedSession()
     app = Flask(f"app{number}", root_path=str(folder))
     app.config.update(
@@ -49,7 +49,7 @@ def make_and_use(folder, number, **config):
 
 @pytest.mark.slow
 def test_a_thousand_apps(short_tmp):
-    """They leave no engine, thread, socket, file or descriptor behind."""
+    """No engine, thread, socket, file or descriptor remains."""
     db, app = make_and_use(short_tmp, "warm-up")
     db.dispose(app)
     references = []
@@ -64,7 +64,7 @@ def test_a_thousand_apps(short_tmp):
         db.dispose(app)
         if number % 100 == 99:
             del db, app
-            # The apps first, then what their finalizers held: the engines.
+            # First the apps are freed, then the engines of their finalizers.
             gc.collect()
             gc.collect()
             assert [ref for ref in references if ref() is not None] == []
@@ -73,7 +73,7 @@ def test_a_thousand_apps(short_tmp):
 
 
 def test_dropped_without_dispose(short_tmp):
-    """An app that is just dropped is collected, and its socket goes with it."""
+    """An app that is dropped is collected, and its socket is removed."""
     gc.collect()
     before = descriptors(), threading.active_count()
     db, app = make_and_use(short_tmp, 0)
@@ -91,7 +91,7 @@ def test_dropped_without_dispose(short_tmp):
 
 
 def test_an_engine_that_outlives_its_app(short_tmp):
-    """It keeps connections to use them again, as scripts want that only took it."""
+    """An engine outlives its app, and its pool still keeps connections."""
     db, app = make_and_use(short_tmp, 0)
     reference = weakref.ref(app)
     with app.app_context():
@@ -109,7 +109,7 @@ def test_an_engine_that_outlives_its_app(short_tmp):
 
 
 def test_dispose(make_app, sqlite_url):
-    """``dispose()`` closes what rests; what is out is closed as it returns."""
+    """``dispose()`` closes idle connections at once, and others on their return."""
     db = ScopedSession()
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
     with app.app_context():
@@ -120,13 +120,13 @@ def test_dispose(make_app, sqlite_url):
         assert (pool.used, pool.open, pool.idle) == (1, 1, 0)
         held.close()
         assert db.snapshot().pools[0].open == 0
-        # The app may go on: a new connection is opened.
+        # The app can still be used, and opens a new connection.
         assert db.session.scalar(text("SELECT 1")) == 1
         db.dispose()
 
 
 def test_dispose_of_another_app(make_app, sqlite_url):
-    """Given an app it needs no context; it says so for one it does not know."""
+    """With an app, it needs no context. An unknown app is an error."""
     db = ScopedSession()
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
     db.dispose(app)
@@ -139,7 +139,7 @@ def test_dispose_of_another_app(make_app, sqlite_url):
 @pytest.mark.subprocess
 @pytest.mark.parametrize("how", ["end", "sys.exit", "error", "SIGTERM"])
 def test_the_interpreter_exits(run_script, short_tmp, how):
-    """Quietly, whatever is open then; the control files are gone."""
+    """It prints nothing, and the control files are removed."""
     endings = {
         "end": "",
         "sys.exit": "sys.exit(0)",
@@ -180,7 +180,7 @@ kept = db.engine.connect()
 
 @pytest.mark.workers
 def test_sigterm_with_a_transaction_in_flight(prefork, gates, live_env, pg_url):
-    """The server's grace is over before the view is; the database is clean."""
+    """The graceful timeout ends before the view; the database is clean."""
     live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = pg_url
     group = prefork(count=1, worker_class="gthread", args=["--graceful-timeout", "1"])
     thread = threading.Thread(target=lambda: visit(group, "/block?name=open"))
@@ -205,7 +205,7 @@ def test_sigterm_with_a_transaction_in_flight(prefork, gates, live_env, pg_url):
 
 @pytest.mark.workers
 def test_sigterm_and_a_request_that_ends_in_time(prefork, gates, live_env, short_tmp):
-    """It is answered, and the worker's own end leaves no control file behind."""
+    """It is answered, and the worker removes its control files."""
 
     def ours():
         return [name for name in control_files(short_tmp) if name.endswith(".sock")]
@@ -223,13 +223,13 @@ def test_sigterm_and_a_request_that_ends_in_time(prefork, gates, live_env, short
 
 
 def visit(group, path):
-    with suppress(OSError):  # the server goes away, as it was told to
+    with suppress(OSError):  # the server ends, as expected
         group.get(path)
 
 
 @pytest.mark.workers
 def test_a_sync_worker_that_is_aborted(prefork, run_cli, gates, live_env, short_tmp):
-    """What it was waiting for survives it, as the last snapshot of a gone worker."""
+    """Its last snapshot still shows what it waited for."""
     import json
 
     live_env["FLASK_SQLALCHEMY_ENGINE_OPTIONS"] = json.dumps(
@@ -244,7 +244,7 @@ def test_a_sync_worker_that_is_aborted(prefork, run_cli, gates, live_env, short_
         survey = run_cli(["pool-status", "--json"]).json
         return [w for w in survey["workers"] if w["state"] == "gone"]
 
-    wait_until(gone, timeout=30)
+    wait_until(gone)
     (worker,) = gone()
     thread.join(20)
     (waiter,) = worker["pools"][0]["waiters"]

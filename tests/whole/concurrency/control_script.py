@@ -1,7 +1,7 @@
-"""What the scripts of the fork and gevent tests begin with.
+"""The common part of the scripts of the fork and gevent tests.
 
-An application that serves its control socket, and an observer: another process,
-forked before anything was served, that looks from outside when it is told to.
+It has an application that serves its control socket, and an observer: another process,
+forked before the first request, which asks the workers on command.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sqlalchemy import select
 
 from flask_scopedsession import ScopedSession
 
-#: Seconds after which a process of a script that went wrong ends by itself.
-LONGEST = 20
+#: Seconds after which a process of a failed script ends.
+LONGEST = 40
 signal.alarm(LONGEST)
 
 HERE = tempfile.mkdtemp(prefix="")
@@ -51,7 +51,7 @@ def serve(path: str = "/work") -> None:
 
 
 class Pipe:
-    """Lines between two processes. Bare descriptors: a fork closes none of them."""
+    """Lines between two processes, by descriptors that a fork does not close."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -68,7 +68,7 @@ class Pipe:
 
 
 class Observer:
-    """Looks at all workers from another process."""
+    """Asks all workers from another process."""
 
     def __init__(self) -> None:
         self._questions, self._answers = Pipe(), Pipe()
@@ -97,23 +97,23 @@ class Observer:
             self._answers.send(json.dumps(found))
 
     def ask(self, timeout: float = 5.0) -> None:
-        """Let it look, and do not wait."""
+        """Let it ask, and do not wait."""
         self._questions.send(str(timeout))
 
     def answer(self) -> dict[str, Any]:
-        """Return what it has found, by process id."""
+        """Return the workers that it found, by process ID."""
         found = json.loads(self._answers.receive())
         for key in ("live", "silent"):
             found[key] = {int(pid): value for pid, value in found[key].items()}
         return found  # type: ignore[no-any-return]
 
     def look(self, timeout: float = 5.0) -> dict[str, Any]:
-        """Return what there is to see now."""
+        """Ask, and return the workers that answer now."""
         self.ask(timeout)
         return self.answer()
 
     def live(self) -> set[int]:
-        """Return the process ids of those that answer; nobody may be silent."""
+        """Return the process IDs of the workers that answer; all must."""
         found = self.look()
         assert not found["silent"], found
         return set(found["live"])
@@ -125,17 +125,17 @@ class Observer:
 
 
 def files() -> list[str]:
-    """Return what is in the control directory."""
+    """Return the names of the files in the control directory."""
     return sorted(path.name for path in HOME.iterdir()) if HOME.exists() else []
 
 
 def wait_for(pid: int) -> None:
-    """Reap a child; it must have ended well."""
+    """Reap a child, which must exit with 0."""
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 class Child:
-    """A fork that does as it is told, and then exits as processes do."""
+    """A fork that runs a function, and exits normally on command."""
 
     def __init__(self, todo: Callable[[], object]) -> None:
         self._done, self._go_on = Pipe(), Pipe()
@@ -148,7 +148,7 @@ class Child:
             sys.exit(0)
 
     def wait_done(self) -> None:
-        """Wait until it has done what it was told."""
+        """Wait until the function has returned."""
         assert self._done.receive() == "done"
 
     def end(self) -> None:

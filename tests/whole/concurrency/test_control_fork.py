@@ -17,8 +17,8 @@ Run = Callable[..., Any]
 
 pytestmark = pytest.mark.subprocess
 
-#: The warning of a fork with threads is lost when it is an error: let it be printed.
-#: An engine that nobody has disposed of is no concern of these tests.
+#: The warning about a fork with threads would be lost as an error, so it is printed.
+#: Engines that were not disposed of do not matter here.
 STRICT = (
     *("-W", "error"),
     *("-W", "always::DeprecationWarning"),
@@ -28,7 +28,7 @@ STRICT = (
 
 @pytest.fixture
 def run(run_script: Run) -> Run:
-    """Run a script after ``from control_script import *``; it must be content."""
+    """Run a script after ``from control_script import *``; it must print "content"."""
     begin = (
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -57,10 +57,10 @@ def test_a_fork_of_a_process_that_serves(run: Run) -> None:
 
         child = Child(serve)
         child.wait_done()
-        serve()  # the parent goes on with its next piece of work
+        serve()  # the next piece of work starts the thread again
         assert observer.live() == {me, child.pid}
         child.end()
-        assert files() == mine  # and not less
+        assert files() == mine  # the child has removed none of them
         assert observer.live() == {me}
         observer.close()
         print("content")
@@ -138,8 +138,8 @@ def test_a_child_that_serves_nothing_is_not_seen(run: Run) -> None:
     """)
 
 
-def test_nothing_starts_before_the_fork_of_an_arbiter(run: Run) -> None:
-    """As under --preload: the parent loads, even queries, and never serves."""
+def test_an_arbiter_starts_nothing(run: Run) -> None:
+    """As with --preload: the parent loads the app, even queries, but serves nothing."""
     run("""
         observer = Observer()
         with app.app_context():
@@ -158,7 +158,7 @@ def test_nothing_starts_before_the_fork_of_an_arbiter(run: Run) -> None:
 
 
 def test_a_parent_may_die_before_its_child(run: Run) -> None:
-    """The child's copy of the parent's socket keeps nobody waiting."""
+    """The child's copy of the parent's socket does not delay a command."""
     run("""
         import time
 
@@ -179,7 +179,7 @@ def test_a_parent_may_die_before_its_child(run: Run) -> None:
         pids = json.loads((Path(HERE) / "pids").read_text())
         found = observer.look(0.5)
         assert found["live"] == found["silent"] == {}, found
-        assert len(files()) == 2  # a command sweeps nothing
+        assert len(files()) == 2  # a command removes nothing
         serve()  # a worker does
         for _ in range(500):
             if len(files()) == 2 and files()[0].startswith(f"{os.getpid()}-"):
@@ -204,7 +204,7 @@ os.register_at_fork = register
 
 
 def test_a_fork_that_runs_no_hooks(run: Run) -> None:
-    """As uWSGI's. The child answers once it works, the parent all the time."""
+    """As in uWSGI. The child answers after its first work, the parent all the time."""
     run(
         """
         observer = Observer()
@@ -232,7 +232,7 @@ def test_a_fork_that_runs_no_hooks(run: Run) -> None:
 def test_a_fork_that_runs_no_hooks_and_first_serves_without_a_database(
     run: Run,
 ) -> None:
-    """It answers from then on, once and by one thread, whatever it does next."""
+    """It answers from then on, with one thread, whatever it does next."""
     run(
         """
         import threading
@@ -315,7 +315,7 @@ def test_a_process_of_multiprocessing(run: Run) -> None:
 
 
 def test_forks_while_other_threads_are_at_work(run: Run) -> None:
-    """Inside of a snapshot, of a start, of a stop; no child hangs, no parent."""
+    """During a snapshot, a start or a stop; neither child nor parent hangs."""
     run(
         """
         import signal, threading
@@ -375,7 +375,7 @@ def test_forks_while_other_threads_are_at_work(run: Run) -> None:
     )
 
 
-def test_the_interpreter_exits_in_silence_while_somebody_asks(run: Run) -> None:
+def test_the_interpreter_exits_silently_while_a_client_asks(run: Run) -> None:
     run("""
         import socket
 

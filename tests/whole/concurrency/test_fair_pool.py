@@ -1,4 +1,4 @@
-"""A fair pool with real threads, with greenlets, and after a fork."""
+"""A fair pool with threads, with greenlets, and after a fork."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Connection:
 
 
 class Pool:
-    """A pool, and those who wait at it; nobody waits for less than a minute."""
+    """A pool and the threads that wait for it, for at least a minute."""
 
     def __init__(self, connect: Callable[[], Any] = Connection, **options: Any) -> None:
         given = {"pool_size": 1, "max_overflow": 0, "timeout": 60, **options}
@@ -49,7 +49,7 @@ class Pool:
         return len(self.pool.queue.line)
 
     def queue_up(self, name: str) -> Working:
-        """Start a thread that takes a connection and returns it; it is in line."""
+        """Start a thread that waits for a connection, and then returns it."""
         before = self.in_line()
 
         def visit() -> None:
@@ -63,7 +63,7 @@ class Pool:
 
 
 def test_in_turn() -> None:
-    """Whoever has waited longest is served first."""
+    """The thread that has waited longest is served first."""
     pool = Pool()
     held = pool.connect()
     waiting = [pool.queue_up(name) for name in "abcdef"]
@@ -73,8 +73,8 @@ def test_in_turn() -> None:
     assert pool.served == list("abcdef")
 
 
-def test_one_who_asks_again_goes_behind() -> None:
-    """A thread that returns a connection does not take it from those who wait."""
+def test_a_repeated_checkout_waits_behind_others() -> None:
+    """A thread that returns a connection does not get it again before waiters."""
     pool = Pool()
     held = pool.connect()
     waiting = [pool.queue_up(name) for name in "abc"]
@@ -87,7 +87,7 @@ def test_one_who_asks_again_goes_behind() -> None:
 
 
 def test_a_connect_that_fails_lets_the_next_one_connect() -> None:
-    """He need not sleep until his timeout, as with SQLAlchemy's own queue."""
+    """It does not sleep until its timeout, as it does with SQLAlchemy's queue."""
     connecting, fail = threading.Event(), threading.Event()
 
     def connect() -> Connection:
@@ -110,7 +110,7 @@ def test_a_connect_that_fails_lets_the_next_one_connect() -> None:
 
 
 def test_an_overflow_connection_that_is_closed_lets_the_next_one_connect() -> None:
-    """Its slot is free only then, which SQLAlchemy's own queue tells nobody."""
+    """Its slot is free only then, and SQLAlchemy's queue wakes no thread."""
     closing, go_on = threading.Event(), threading.Event()
 
     class Slow(Connection):
@@ -132,8 +132,8 @@ def test_an_overflow_connection_that_is_closed_lets_the_next_one_connect() -> No
     assert pool.served == ["waits"]
 
 
-def test_an_interrupted_connect_of_one_who_was_given_the_right_to_connect() -> None:
-    """The next one in line connects instead."""
+def test_an_interrupted_connect_of_a_waiter_that_got_a_slot() -> None:
+    """The next waiting thread connects instead."""
     tries = iter([OSError("first"), KeyboardInterrupt("second")])
     connecting, fail = threading.Event(), threading.Event()
 
@@ -159,14 +159,14 @@ def test_an_interrupted_connect_of_one_who_was_given_the_right_to_connect() -> N
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
-    """Let Ctrl-C raise, whatever pytest has made of it."""
+    """Let Ctrl-C raise KeyboardInterrupt, also within pytest."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def test_control_c_in_the_main_thread(interrupts: None) -> None:
-    """It ends the wait, and those who wait behind are served."""
+    """It ends the wait, and the threads that wait behind it are served."""
     pool = Pool()
     held = pool.connect()
     main = threading.main_thread().ident
@@ -189,7 +189,7 @@ def test_control_c_in_the_main_thread(interrupts: None) -> None:
 
 
 def test_dispose_while_others_wait() -> None:
-    """They connect at once, though who holds a connection never returns it."""
+    """They connect at once, although a held connection is never returned."""
     engine = create_engine("sqlite://", poolclass=PoolClass, pool_timeout=60)
     engine.dispose()
     pool = Pool()
@@ -207,7 +207,7 @@ def test_dispose_while_others_wait() -> None:
 
 
 def test_the_timeout_is_sqlalchemys() -> None:
-    """Class, words and code."""
+    """Its class, message and code."""
     errors = []
     for pool_class in (PoolClass, QueuePool):
         pool = pool_class(Connection, pool_size=1, max_overflow=1, timeout=0.01)
@@ -220,7 +220,7 @@ def test_the_timeout_is_sqlalchemys() -> None:
 
 
 def test_many_threads() -> None:
-    """All are served, over and over; no connection is lost, none is used twice."""
+    """All threads are served, and no connection is lost or used twice."""
     used: set[int] = set()
     pool = Pool(pool_size=2, max_overflow=1)
 
@@ -241,13 +241,13 @@ def test_many_threads() -> None:
     assert pool.in_line() == 0
 
 
-# -- what is told of them ----------------------------------------------------------
+# -- waiters in a snapshot ---------------------------------------------------------
 
 
 def test_the_waiters_of_a_snapshot(
     make_app: Callable[..., Flask], sqlite_url: str
 ) -> None:
-    """Exactly those in line, longest first, and nobody when they are served."""
+    """Exactly the waiting threads, longest first; none after they are served."""
     db = ScopedSession()
     app = make_app(
         db,
@@ -282,10 +282,10 @@ def test_the_waiters_of_a_snapshot(
         assert names() == []
 
 
-def test_one_who_connects_does_not_wait(
+def test_a_connecting_thread_does_not_count_as_waiting(
     make_app: Callable[..., Flask], sqlite_url: str
 ) -> None:
-    """Nor one who is given the right to: it is the database that takes its time."""
+    """Nor is a thread that got a slot and waits for the database."""
     db = ScopedSession()
     connecting, go_on = threading.Event(), threading.Event()
 
@@ -382,7 +382,7 @@ held = pool.connect()
 
 @pytest.fixture
 def green(run_script: Run) -> Callable[[str], None]:
-    """Run a script in a fresh interpreter that gevent has patched."""
+    """Run a script in a new interpreter that gevent has patched."""
     pytest.importorskip("gevent")
 
     def run(source: str) -> None:
@@ -395,7 +395,7 @@ def green(run_script: Run) -> Callable[[str], None]:
 
 @pytest.mark.subprocess
 def test_greenlets_in_turn(green: Callable[[str], None]) -> None:
-    """Waiting lets other greenlets run, and they are served in turn."""
+    """A waiting greenlet lets others run, and they are served in order."""
     green("""
         waiting = queue_up("a", "b", "c")
         held.close()
@@ -410,7 +410,7 @@ def test_greenlets_in_turn(green: Callable[[str], None]) -> None:
 def test_a_greenlet_that_is_killed_with_a_connection_given(
     green: Callable[[str], None],
 ) -> None:
-    """It was given one, and has not run since: the next one gets it."""
+    """It got a connection but has not run since: the next greenlet gets it."""
     green("""
         waiting = queue_up("a", "b")
         waiting[0].kill(block=False)  # as soon as the hub runs
@@ -423,7 +423,7 @@ def test_a_greenlet_that_is_killed_with_a_connection_given(
 
 @pytest.mark.subprocess
 def test_a_greenlet_that_is_killed_in_line(green: Callable[[str], None]) -> None:
-    """It leaves the line."""
+    """It no longer counts as waiting."""
     green("""
         waiting = queue_up("a", "b")
         waiting[0].kill()
@@ -435,7 +435,7 @@ def test_a_greenlet_that_is_killed_in_line(green: Callable[[str], None]) -> None
 
 @pytest.mark.subprocess
 def test_gevents_timeout(green: Callable[[str], None]) -> None:
-    """It ends the wait, in line as well as with a connection given."""
+    """It ends the wait, also if a connection was already assigned."""
     green("""
         waiting = queue_up("a")
         for given in (False, True):
@@ -463,8 +463,8 @@ def test_gevents_timeout(green: Callable[[str], None]) -> None:
 
 
 @pytest.mark.subprocess
-def test_a_fork_in_the_midst_of_the_queue(run_script: Run, sqlite_url: str) -> None:
-    """Another thread had the lock, and one was in line: the child has its own."""
+def test_a_fork_while_threads_wait(run_script: Run, sqlite_url: str) -> None:
+    """A thread held the lock and another waited: the child starts afresh."""
     source = textwrap.dedent("""
         import os, sys, threading, warnings
         from flask import Flask

@@ -1,6 +1,6 @@
-"""What a fork inherits: the child never touches the parent's sockets.
+"""After a fork, the child never touches the parent's sockets.
 
-Each script runs in a fresh interpreter, with warnings as errors.
+Each script runs in a new interpreter, with warnings as errors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PID = 'text("SELECT pg_backend_pid()")'
 def fork(run_script, pg_url):
     def run(body, *, url=pg_url, **kwargs):
         source = HEAD + textwrap.dedent(body)
-        # "error" alone does not show the warning about forking with threads.
+        # "error" alone does not catch the warning about a fork with threads.
         strict = ("-W", "error", "-W", "always::DeprecationWarning")
         result = run_script(source, url, python_args=strict, **kwargs)
         assert (result.code, result.stderr) == (0, ""), result.stderr
@@ -67,7 +67,7 @@ def fork(run_script, pg_url):
 
 
 def test_the_child_opens_its_own_connection(fork):
-    """Pooled connections of the parent are not used in the child, nor closed."""
+    """The child neither uses nor closes pooled connections of the parent."""
     mine, childs, mine_again = fork(
         f"""
         def backend():
@@ -80,8 +80,8 @@ def test_the_child_opens_its_own_connection(fork):
 
 
 @pytest.mark.parametrize("nicely", [True, False], ids=["sys.exit", "os._exit"])
-def test_the_parents_transaction_goes_on(fork, nicely):
-    """A fork in the middle of a transaction: the parent's ends as it would have."""
+def test_the_parents_transaction_continues(fork, nicely):
+    """A fork during a transaction does not disturb the parent's transaction."""
     (answer,) = fork(
         f"""
         EXIT_NICELY = {nicely}
@@ -105,7 +105,7 @@ def test_the_parents_transaction_goes_on(fork, nicely):
 
 
 def test_without_tracking(fork):
-    """The same with the ledger switched off."""
+    """The same without tracking."""
     (answer,) = fork(
         """
         EXIT_NICELY = True
@@ -129,7 +129,7 @@ def test_without_tracking(fork):
 
 
 def test_the_childs_ledger_is_its_own(fork):
-    """What the parent holds is no holding of the child, and the other way round."""
+    """Parent and child do not count each other's connections."""
     answers = fork(
         """
         def counts():
@@ -150,7 +150,7 @@ def test_the_childs_ledger_is_its_own(fork):
 
 
 def test_nested_contexts(fork):
-    """Also the sessions of outer contexts are dropped in the child."""
+    """The child drops the sessions of outer contexts, too."""
     (answer,) = fork(
         """
         with app.app_context():
@@ -174,7 +174,7 @@ def test_nested_contexts(fork):
 
 
 def test_thread_scope(fork):
-    """Thread-local sessions are the parent's, too."""
+    """The child drops thread-local sessions, too."""
     (answer,) = fork(
         """
         db = ScopedSession(scopefunc="thread")
@@ -193,7 +193,7 @@ def test_thread_scope(fork):
 
 
 def test_a_fork_that_runs_no_hook(fork):
-    """As uWSGI's: each checkout and each new session compares the process id."""
+    """As uWSGI does it: each checkout and each new session compares the process ID."""
     mine, childs, mine_again = fork(
         f"""
         import ctypes
@@ -223,7 +223,7 @@ def test_a_fork_that_runs_no_hook(fork):
 
 
 def test_a_fork_that_runs_no_hook_and_core(fork):
-    """The same without a session: the pool itself notices."""
+    """The same without a session: the pool notices."""
     mine, childs, mine_again = fork(
         f"""
         import ctypes
@@ -255,7 +255,7 @@ def test_a_fork_that_runs_no_hook_and_core(fork):
 
 @pytest.mark.parametrize("slow", ["dispose", "reset"])
 def test_threads_that_begin_at_once_in_a_fork_that_runs_no_hook(fork, slow):
-    """The first of them makes all its own; the others wait until that is done."""
+    """The first thread resets everything, and the others wait for it."""
     mine, *childs = fork(
         f"""
         import ctypes, threading, time
@@ -298,7 +298,7 @@ def test_threads_that_begin_at_once_in_a_fork_that_runs_no_hook(fork, slow):
 
 
 def test_the_parents_pool_is_never_the_childs(fork):
-    """Not even for one who looked it up before the child had its own."""
+    """Not even for a thread that looked it up before the reset."""
     mine, childs = fork(
         f"""
         import ctypes
@@ -327,7 +327,7 @@ def test_the_parents_pool_is_never_the_childs(fork):
 
 
 def test_a_fork_that_runs_no_hook_without_tracking(fork):
-    """Without our pool class, each new session still notices."""
+    """Without our pool class, each new session notices the fork."""
     mine, childs, mine_again = fork(
         f"""
         import ctypes
@@ -359,7 +359,7 @@ def test_a_fork_that_runs_no_hook_without_tracking(fork):
 )
 @pytest.mark.parametrize("nicely", [True, False], ids=["sys.exit", "os._exit"])
 def test_nothing_inherited_is_ever_closed(fork, short_tmp, nicely, out, tracking):
-    """Not by the collector, nor at exit: a driver may tell the server goodbye."""
+    """Neither at collection nor at exit: a driver could end the server's session."""
     log = short_tmp / "touched"
     (parent, child), touched = (
         fork(
@@ -411,7 +411,7 @@ def test_nothing_inherited_is_ever_closed(fork, short_tmp, nicely, out, tracking
     assert child not in touched
 
 
-#: Where another thread is at the fork, and the locks that it holds there.
+#: Where another thread is during the fork, and the locks that it holds there.
 HELD = {
     "ledger": "[state.ledger._lock, account.meters._lock]",
     "pool": "[db.engine.pool._overflow_lock, db.engine.pool._pool.mutex]",
@@ -421,7 +421,7 @@ HELD = {
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_forking_while_another_thread_is_inside(fork, held):
-    """A lock that another thread holds at the fork does not stop the child."""
+    """A lock that another thread holds during the fork does not block the child."""
     (answer,) = fork(
         f"""
         import threading, warnings
@@ -462,7 +462,7 @@ def test_forking_while_another_thread_is_inside(fork, held):
 
 
 def test_forking_while_others_check_out_and_in(fork):
-    """Wherever they are at that moment, the child works, and so does the parent."""
+    """Wherever they are at that moment, child and parent work."""
     (answer,) = fork(
         f"""
         import signal, threading, warnings
@@ -482,7 +482,7 @@ def test_forking_while_others_check_out_and_in(fork):
         for thread in threads:
             thread.start()
         def work():
-            signal.alarm(10)
+            signal.alarm(40)
             return visit()
         found = {{child(work) for _ in range(20)}}
         over.set()
@@ -500,7 +500,7 @@ def test_forking_while_others_check_out_and_in(fork):
 
 
 def test_multiprocessing(fork):
-    """A pool of forked processes works, and the parent's session goes on."""
+    """A pool of forked processes works, and the parent keeps its session."""
     answers = fork(
         f"""
         import multiprocessing

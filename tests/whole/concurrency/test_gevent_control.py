@@ -1,4 +1,4 @@
-"""Under gevent: the control thread is a real one, and touches nothing green.
+"""Under gevent, the control thread is a native one and touches nothing of gevent's.
 
 Each test is a script in a fresh interpreter that gevent has patched.
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.subprocess
 
 @pytest.fixture
 def run(run_script: Run) -> Run:
-    """Run a script after ``from control_script import *``; it must be content."""
+    """Run a script after ``from control_script import *``; it must print "content"."""
     begin = (
         "import gevent.monkey\n"
         "gevent.monkey.patch_all()\n"
@@ -39,11 +39,11 @@ def run(run_script: Run) -> Run:
     return run
 
 
-def test_it_answers_while_the_hub_is_blocked(run: Run) -> None:
+def test_the_control_thread_answers_while_the_hub_is_blocked(run: Run) -> None:
     run("""
         observer = Observer()
         serve()
-        observer.look()  # so that all is imported there
+        observer.look()  # so that the observer has imported everything
         began = time.monotonic()
         observer.ask(1.5)
         gevent.monkey.get_original("time", "sleep")(2)  # no greenlet can run
@@ -54,7 +54,7 @@ def test_it_answers_while_the_hub_is_blocked(run: Run) -> None:
     """)
 
 
-def test_it_meets_no_hub_and_no_green_lock(run: Run) -> None:
+def test_the_control_thread_has_no_hub_and_takes_no_green_lock(run: Run) -> None:
     run("""
         import gevent._hub_local, gevent.lock, gevent.thread, threading
 
@@ -86,7 +86,7 @@ def test_it_meets_no_hub_and_no_green_lock(run: Run) -> None:
         observer = Observer()
         serve()
         with app.app_context():
-            db.session.scalar(select(1))  # a holder to tell of
+            db.session.scalar(select(1))  # so that there is a holder
             assert set(observer.look()["live"]) == {os.getpid()}
         assert hubs == [None], hubs
         assert main not in idents
@@ -123,7 +123,7 @@ def test_suspended_greenlets_show_their_own_lines(run: Run) -> None:
         greenlets = [gevent.spawn(serve, path) for path in ("/one", "/two")]
         while len(arrived) < 2:
             gevent.sleep(0.001)
-        gevent.sleep(0.06)  # who holds for an instant only is not asked for the line
+        gevent.sleep(0.06)  # shorter holds are shown without a line
         found = observer.look()
         lines = open(__file__).read().splitlines()
         said = sorted(at.partition(":")[2] for at in found["at"])
@@ -142,7 +142,7 @@ def test_suspended_greenlets_show_their_own_lines(run: Run) -> None:
 
 
 def test_a_worker_that_asks_the_others_lets_its_greenlets_run(run: Run) -> None:
-    """And hears itself, too."""
+    """And gets its own answer, too."""
     run("""
         import socket
         serve()
@@ -182,7 +182,7 @@ def test_forks_under_gevent(run: Run) -> None:
 
 
 def test_a_warning_of_one_greenlet_does_not_block_the_others(run: Run) -> None:
-    """Logging may let others run, who must not meet a native lock then."""
+    """Logging may switch to other greenlets, which must not block on a native lock."""
     run("""
         import logging
 
@@ -202,5 +202,38 @@ def test_a_warning_of_one_greenlet_does_not_block_the_others(run: Run) -> None:
 
         gevent.joinall([gevent.spawn(serve_twice) for _ in range(3)], raise_error=True)
         assert len(said) == 1, said
+        print("content")
+    """)
+
+
+def test_an_error_of_the_control_thread_is_logged_by_the_next_request(run: Run) -> None:
+    """Not by the thread itself, as the locks of logging belong to the event loop."""
+    run("""
+        import logging
+        from flask_scopedsession._control import server
+
+        class Notes(logging.Handler):
+            def emit(self, record):
+                get_ident = gevent.monkey.get_original("_thread", "get_ident")
+                said.append((get_ident(), record.getMessage()))
+
+        def fail(self, endpoint):
+            failures.append(1)
+            server._Loop._accept = accept  # from now on as before
+            raise RuntimeError("on purpose")
+
+        said, failures = [], []
+        logging.getLogger("flask_scopedsession").addHandler(Notes())
+        observer = Observer()
+        serve()
+        accept, server._Loop._accept = server._Loop._accept, fail
+        assert set(observer.look()["live"]) == {os.getpid()}
+        assert failures == [1] and said == []
+        serve("/idle")
+        serve("/idle")
+        ((thread, message),) = said
+        assert thread == gevent.monkey.get_original("_thread", "get_ident")()
+        assert "RuntimeError: on purpose" in message
+        observer.close()
         print("content")
     """)

@@ -1,6 +1,6 @@
-"""Greenlets that are killed, or run out of time, wherever they wait for a database.
+"""Greenlets that are killed or time out while they wait for a database.
 
-Each test is a script in a fresh interpreter that gevent has patched.
+Each test is a script in a new interpreter that gevent has patched.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(run_script: Callable[..., Any], pg_url: str) -> Callable[[str], None]:
 
 @pytest.mark.parametrize("path", ["/sleep", "/hold"], ids=["statement", "transaction"])
 def test_killed(run: Callable[[str], None], path: str) -> None:
-    """In a statement, and between two of them: its connection is there for others."""
+    """In a statement or between two: its connection is available to others."""
     run(f"""
         greenlets = [gevent.spawn(get, {path!r}) for _ in range(2)]
         wait_for(lambda found: found.used == 2)
@@ -89,7 +89,7 @@ def test_killed(run: Callable[[str], None], path: str) -> None:
 
 
 def test_killed_while_it_waits_for_the_pool(run: Callable[[str], None]) -> None:
-    """It waits no longer, and those behind it get what it would have got."""
+    """It stops waiting, and the greenlets behind it are served."""
     run("""
         holders = [gevent.spawn(get, "/hold") for _ in range(2)]
         wait_for(lambda found: found.used == 2)
@@ -106,7 +106,7 @@ def test_killed_while_it_waits_for_the_pool(run: Callable[[str], None]) -> None:
 
 
 def test_a_timeout_of_gevent(run: Callable[[str], None]) -> None:
-    """``gevent.Timeout`` around a view's statement, which the view survives."""
+    """``gevent.Timeout`` around a view's statement: the view continues."""
     run("""
         @app.get("/bounded")
         def bounded():

@@ -1,4 +1,4 @@
-"""The example application, with the airports in SQLite files of the test's own."""
+"""The example application, with the airports in SQLite files for each test."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# The example is not a part of the distribution. At the end of the path, so that
-# an installed flask_scopedsession is the one that is tested.
+# The distribution does not contain the example. Its folder is last on the path, so that
+# an installed flask_scopedsession is tested.
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
@@ -39,7 +39,7 @@ def files_in(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def own_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the instance folder, and the settings of whoever runs the tests, out."""
+    """Ignore the developer's instance folder and settings."""
     for name in list(os.environ):
         if name.startswith(("EXAMPLE_", "FLASK_")):
             monkeypatch.delenv(name)
@@ -48,7 +48,7 @@ def own_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the databases as the import leaves them."""
+    """A folder with the databases after the import."""
     folder = tmp_path_factory.mktemp("imported")
     app = create_app(files_in(folder))
     result = app.test_cli_runner().invoke(args=["import-airports"])
@@ -79,7 +79,7 @@ def make_example(imported: Path, tmp_path: Path) -> Iterator[Callable[..., Flask
 
 
 def jobs() -> list[threading.Thread]:
-    """Find the threads of background jobs."""
+    """Return the threads of background jobs."""
     return [t for t in threading.enumerate() if t.name.startswith("recount-")]
 
 
@@ -87,8 +87,8 @@ def jobs() -> list[threading.Thread]:
 def example(make_example: Callable[..., Flask]) -> Flask:
     """The application, without faults.
 
-    It is not called ``app``, for which pytest-flask would push a request context
-    around the test: all its requests would share one session then.
+    It is not called ``app``: pytest-flask would push a request context around the test,
+    and all its requests would share one session.
     """
     return make_example()
 

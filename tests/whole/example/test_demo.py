@@ -1,4 +1,4 @@
-"""``make demo``, less the installation."""
+"""``make demo``, without the installation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEMO = [sys.executable, "-m", "example_app.demo"]
 
 @pytest.mark.workers
 def test_demo(tmp_path: Path, short_tmp: Path) -> None:
-    """It exits with 0, has named the guilty views, and leaves nothing behind."""
+    """It exits with 0, names the faulty views, and leaves no file."""
     done = subprocess.run(
         DEMO,
         cwd=tmp_path,
@@ -42,7 +42,7 @@ def test_demo(tmp_path: Path, short_tmp: Path) -> None:
 @pytest.mark.workers
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_demo(tmp_path: Path, short_tmp: Path, number: int) -> None:
-    """Ctrl-C and ``kill`` stop what it has started."""
+    """Ctrl-C and ``kill`` stop all processes that it has started."""
     process = subprocess.Popen(
         DEMO,
         cwd=tmp_path,

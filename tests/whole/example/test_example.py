@@ -1,4 +1,4 @@
-"""The example application, as people and programs meet it."""
+"""The example application, as people and programs use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from example_app.models import Airport
 from flask_scopedsession.errors import SessionRemoved
 from flask_scopedsession.errors import SharedSession
 
-#: Before 2.0.2, SQLAlchemy could not verify a version on SQLite, and warned.
+#: SQLAlchemy before 2.0.2 cannot verify a version on SQLite, and warns.
 needs_versions = pytest.mark.skipif(
     sqlalchemy.__version__ in {"2.0.0", "2.0.1"},
     reason="this SQLAlchemy has no version counters on SQLite",
@@ -72,7 +72,7 @@ def audited(folder: Path) -> list[tuple[str, int]]:
 
 
 def test_search_page(browser: FlaskClient) -> None:
-    """Every word counts, accents and case do not."""
+    """Every word must match; accents and case are ignored."""
     page = browser.get("/?q=SÃO paulo guarulhos").text
     assert "Guarulhos" in page
     assert 'href="/airports/SBGR"' in page
@@ -80,12 +80,12 @@ def test_search_page(browser: FlaskClient) -> None:
 
 
 def test_search_prefers_the_code(browser: FlaskClient) -> None:
-    """Whoever types a code means the airport that has it."""
+    """A code finds the airport that has it."""
     assert browser.get("/api/airports?q=ham").json["airports"][0]["icao"] == "EDDH"
 
 
 def test_search_is_escaped(browser: FlaskClient) -> None:
-    """What was typed is shown as text, and compared as text."""
+    """The input is shown as text, and compared as text."""
     page = browser.get("/?q=<script>alert(1)</script>").text
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -93,7 +93,7 @@ def test_search_is_escaped(browser: FlaskClient) -> None:
 
 
 def test_search_pages(browser: FlaskClient) -> None:
-    """The pager leads on with the same search."""
+    """The pager keeps the search."""
     first = browser.get("/?q=international")
     assert 'rel="next" href="?q=international&amp;page=2"' in first.text
     assert 'rel="prev"' not in first.text
@@ -103,14 +103,14 @@ def test_search_pages(browser: FlaskClient) -> None:
 
 
 def test_pager_leads_nowhere_else(browser: FlaskClient) -> None:
-    """What a query string brings along stays in the query string."""
+    """Parameters of the query string cannot change the link's target."""
     page = browser.get("/?_external=1&_scheme=javascript&endpoint=x").text
     links = re.findall(r'rel="next" href="([^"]*)"', page)
     assert [link[0] for link in links] == ["?"]
 
 
 def test_page_beyond_the_last(browser: FlaskClient) -> None:
-    """There is a way back."""
+    """There is a link back."""
     response = browser.get("/?q=guarulhos&page=9")
     assert response.status_code == 200
     assert 'href="/?q=guarulhos"' in response.text
@@ -118,21 +118,21 @@ def test_page_beyond_the_last(browser: FlaskClient) -> None:
 
 @pytest.mark.parametrize("page", ["0", "-1", "x", "", "1.5", "\u0663", "9" * 30])
 def test_impossible_page(browser: FlaskClient, page: str) -> None:
-    """A page that is no number is the client's mistake, and said to be so."""
+    """A page that is not a number is a client error with a message."""
     response = browser.get("/api/airports", query_string={"page": page})
     assert response.status_code == 400
     assert response.json["error"]["message"].startswith("'page' must be a whole")
 
 
 def test_airport_page(browser: FlaskClient) -> None:
-    """An airport has one address; its IATA code and small letters lead there."""
+    """An airport has one URL; its IATA code and lower case redirect there."""
     response = browser.get("/airports/fra", follow_redirects=True)
     assert response.request.path == "/airports/EDDF"
     assert "<h1>Frankfurt am Main International Airport</h1>" in response.text
 
 
 def test_airport_api(browser: FlaskClient) -> None:
-    """The API tells the facts and nothing of how they are stored."""
+    """The API returns the facts, and nothing about their storage."""
     airport = browser.get("/api/airports/EDDF").json
     assert airport["iata"] == "FRA"
     assert airport["timezone"] == "Europe/Berlin"
@@ -141,7 +141,7 @@ def test_airport_api(browser: FlaskClient) -> None:
 
 @pytest.mark.parametrize("code", ["QQQQ", "QQ", "%00%00%00%00", "a" * 500])
 def test_no_such_airport(browser: FlaskClient, code: str) -> None:
-    """The page is a page, and the API's answer is JSON."""
+    """The site answers with a page, and the API with JSON."""
     page = browser.get(f"/airports/{code}")
     assert page.status_code == 404
     assert "No airport has this code." in page.text
@@ -151,7 +151,7 @@ def test_no_such_airport(browser: FlaskClient, code: str) -> None:
 
 
 def test_no_such_url(browser: FlaskClient) -> None:
-    """Errors that the routing finds look the same."""
+    """Errors of the routing look the same."""
     assert "<h1>Not Found</h1>" in browser.get("/nowhere").text
     assert browser.get("/api/nowhere").json["error"]["status"] == 404
     refused = browser.delete("/api/flights")
@@ -163,7 +163,7 @@ def test_no_such_url(browser: FlaskClient) -> None:
 
 
 def test_flight_by_form(browser: FlaskClient) -> None:
-    """A flight that is entered is shown, in the log and at its airports."""
+    """An entered flight is shown in the log and at its airports."""
     assert "Log a flight" in browser.get("/flights/new").text
     form = {**FLIGHT, "number": "lh 400", "origin": "fra", "remarks": "<b>calm</b>"}
     response = browser.post("/flights/new", data=form, follow_redirects=True)
@@ -175,7 +175,7 @@ def test_flight_by_form(browser: FlaskClient) -> None:
 
 
 def test_flight_by_api(browser: FlaskClient) -> None:
-    """The answer says where the entry is, and the entry is there."""
+    """The response has the URL of the entry, and the entry is there."""
     response = post_flight(browser)
     assert response.status_code == 201
     assert response.json == {**FLIGHT, "id": 1, "version": 1}
@@ -207,7 +207,7 @@ def test_flight_by_api(browser: FlaskClient) -> None:
 def test_invalid_field(
     browser: FlaskClient, field: str, value: object, message: str
 ) -> None:
-    """Each mistake is named with its field, and nothing is saved."""
+    """Each error names its field, and nothing is saved."""
     response = post_flight(browser, **{field: value})
     assert response.status_code == 400
     fields = response.json["error"]["fields"]
@@ -217,7 +217,7 @@ def test_invalid_field(
 
 
 def test_all_mistakes_at_once(browser: FlaskClient) -> None:
-    """Nobody has to correct one field after the other."""
+    """All errors are shown together."""
     response = browser.post("/api/flights", json={})
     assert set(response.json["error"]["fields"]) == {
         "number",
@@ -228,7 +228,7 @@ def test_all_mistakes_at_once(browser: FlaskClient) -> None:
 
 
 def test_form_keeps_what_was_entered(browser: FlaskClient) -> None:
-    """The form comes back with what is wrong, and what was right."""
+    """The form is shown again with the errors and the valid input."""
     response = browser.post("/flights/new", data={**FLIGHT, "origin": "QQQQ"})
     assert response.status_code == 400
     assert "No airport has this code." in response.text
@@ -249,7 +249,7 @@ def test_form_keeps_what_was_entered(browser: FlaskClient) -> None:
 def test_body_that_is_no_object(
     browser: FlaskClient, body: str, kind: str, status: int
 ) -> None:
-    """Also this error is JSON."""
+    """This error is JSON, too."""
     response = browser.post("/api/flights", data=body, content_type=kind)
     assert response.status_code == status
     assert response.json["error"]["status"] == status
@@ -257,13 +257,13 @@ def test_body_that_is_no_object(
 
 @pytest.mark.parametrize("number", ["2", "99999999999999999999"])
 def test_no_such_flight(browser: FlaskClient, number: str) -> None:
-    """An id that no database could store is one that is not there."""
+    """An ID too large for a database is not found."""
     for path in ("/flights/{}", "/flights/{}/edit", "/api/flights/{}", "/api/jobs/{}"):
         assert browser.get(path.format(number)).status_code == 404
 
 
 def test_flight_twice(browser: FlaskClient, tmp_path: Path) -> None:
-    """A number and date can be in the log once; the refused one leaves no trace."""
+    """Number and date are unique; the refused flight leaves no trace."""
     post_flight(browser)
     response = post_flight(browser, destination="EDDM")
     assert response.status_code == 409
@@ -278,7 +278,7 @@ def test_flight_twice(browser: FlaskClient, tmp_path: Path) -> None:
 
 @needs_versions
 def test_edit(browser: FlaskClient) -> None:
-    """A correction counts the version up."""
+    """A correction increments the version."""
     post_flight(browser)
     response = put_flight(browser, minutes=480, version=1)
     assert response.status_code == 200
@@ -287,14 +287,14 @@ def test_edit(browser: FlaskClient) -> None:
 
 
 def test_edit_that_changes_nothing(browser: FlaskClient, tmp_path: Path) -> None:
-    """It is no new version, and no entry in the audit."""
+    """It makes no new version, and no audit entry."""
     post_flight(browser)
     assert put_flight(browser, version=1).json["version"] == 1
     assert audited(tmp_path) == [("created", 1)]
 
 
 def test_edit_to_a_flight_that_exists(browser: FlaskClient) -> None:
-    """The unique constraint holds for edits as well."""
+    """The unique constraint applies to edits, too."""
     post_flight(browser)
     post_flight(browser, number="LH401")
     response = put_flight(browser, number="LH401", version=1)
@@ -304,7 +304,7 @@ def test_edit_to_a_flight_that_exists(browser: FlaskClient) -> None:
 
 @pytest.mark.parametrize("version", [None, "", "x", 0])
 def test_edit_without_version(browser: FlaskClient, version: object) -> None:
-    """Whoever edits has to say what."""
+    """An edit without its version is refused."""
     post_flight(browser)
     response = put_flight(browser, version=version)
     assert response.status_code == 400
@@ -313,7 +313,7 @@ def test_edit_without_version(browser: FlaskClient, version: object) -> None:
 
 @needs_versions
 def test_edit_of_an_old_version(browser: FlaskClient) -> None:
-    """Nobody overwrites a correction that they have not seen."""
+    """An edit of an old version does not overwrite a newer one."""
     post_flight(browser)
     put_flight(browser, minutes=480, version=1)
     assert put_flight(browser, minutes=470, version=1).status_code == 409
@@ -321,8 +321,8 @@ def test_edit_of_an_old_version(browser: FlaskClient) -> None:
     form = {**FLIGHT, "minutes": "470", "version": "1"}
     page = browser.post("/flights/1/edit", data=form)
     assert page.status_code == 409
-    assert "480 minutes" in page.text  # what it is now
-    assert 'value="470"' in page.text  # what was entered
+    assert "480 minutes" in page.text  # the current value
+    assert 'value="470"' in page.text  # the input
     assert browser.get("/api/flights/1").json["minutes"] == 480
 
     assert 'name="version" value="2"' in page.text
@@ -333,7 +333,7 @@ def test_edit_of_an_old_version(browser: FlaskClient) -> None:
 
 @needs_versions
 def test_edits_at_the_same_time(example: Flask, tmp_path: Path) -> None:
-    """Of many who edit the same version, exactly one succeeds."""
+    """Exactly one of many concurrent edits of the same version succeeds."""
     post_flight(example.test_client())
     gate = Barrier(4)
 
@@ -350,7 +350,7 @@ def test_edits_at_the_same_time(example: Flask, tmp_path: Path) -> None:
 
 
 def test_writers_wait_for_each_other(example: Flask) -> None:
-    """Many may write at once: SQLite is never found locked."""
+    """Many requests can write at the same time: SQLite is never locked."""
 
     def write(number: int) -> int:
         return post_flight(example.test_client(), number=f"XA{number}").status_code
@@ -364,7 +364,7 @@ def test_writers_wait_for_each_other(example: Flask) -> None:
 
 @needs_versions
 def test_audit(browser: FlaskClient, tmp_path: Path) -> None:
-    """Each change is in the second database, and shown with the flight."""
+    """Each change is in the second database, and is shown with the flight."""
     post_flight(browser)
     put_flight(browser, minutes=480, version=1)
     assert audited(tmp_path) == [("created", 1), ("changed", 1)]
@@ -375,11 +375,11 @@ def test_audit(browser: FlaskClient, tmp_path: Path) -> None:
 
 
 def test_failed_audit(example: Flask, browser: FlaskClient, tmp_path: Path) -> None:
-    """A flight that cannot be audited is not logged."""
+    """A flight without an audit entry is not saved."""
     with sqlite3.connect(tmp_path / "audit.sqlite3") as connection:
         connection.execute("DROP TABLE audit_entry")
     connection.close()
-    example.testing = False  # answer 500, as a server does
+    example.testing = False  # responds with 500, as a server does
     assert post_flight(browser).status_code == 500
     assert browser.get("/api/flights").json["total"] == 0
 
@@ -388,7 +388,7 @@ def test_failed_audit(example: Flask, browser: FlaskClient, tmp_path: Path) -> N
 
 
 def test_airports_as_csv(browser: FlaskClient) -> None:
-    """All airports come, each once, in chunks."""
+    """All airports are sent, each once, in chunks."""
     rows = list(csv.DictReader(io.StringIO(browser.get("/airports.csv").text)))
     total = browser.get("/api/airports").json["total"]
     assert len(rows) == len({row["icao"] for row in rows}) == total
@@ -396,14 +396,14 @@ def test_airports_as_csv(browser: FlaskClient) -> None:
 
 
 def test_csv_has_no_formulas(browser: FlaskClient) -> None:
-    """A spreadsheet shows a remark, and does not run it."""
+    """A spreadsheet shows a remark instead of running it."""
     post_flight(browser, remarks='=HYPERLINK("x"), "quoted"')
     [row] = csv.DictReader(io.StringIO(browser.get("/flights.csv").text))
     assert row["remarks"] == '\'=HYPERLINK("x"), "quoted"'
 
 
 def test_download_holds_no_connection(example: Flask) -> None:
-    """While the client takes its time, the connection is back in the pool."""
+    """During a slow download, the connection is back in the pool."""
     response = example.test_client().get("/airports.csv", buffered=False)
     lines = response.iter_encoded()
     assert next(lines).startswith(b"icao,")
@@ -417,7 +417,7 @@ def test_download_holds_no_connection(example: Flask) -> None:
 
 
 def test_downloads_at_the_same_time(example: Flask) -> None:
-    """They do not mix, though somebody writes meanwhile."""
+    """They are not mixed up, although another request writes meanwhile."""
     for number in range(20):
         post_flight(example.test_client(), number=f"XA{number}")
 
@@ -443,7 +443,7 @@ def test_downloads_at_the_same_time(example: Flask) -> None:
 
 
 def test_recount(browser: FlaskClient) -> None:
-    """The job counts in a thread; API and page show what it found."""
+    """The job counts in a thread; API and page show its result."""
     post_flight(browser)
     post_flight(browser, number="LH401", origin="KJFK", destination="EDDM")
     assert "Not counted yet." in browser.get("/statistics").text
@@ -464,7 +464,7 @@ def test_recount(browser: FlaskClient) -> None:
 
 
 def test_recount_by_button(browser: FlaskClient) -> None:
-    """The button leads back to the page."""
+    """The button redirects to the page."""
     response = browser.post("/jobs/recount")
     assert response.status_code == 303
     assert response.headers["Location"] == "/statistics"
@@ -473,7 +473,7 @@ def test_recount_by_button(browser: FlaskClient) -> None:
 def test_one_recount_at_a_time(
     browser: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second one is refused for as long as the first one runs."""
+    """A second job is refused while the first one runs."""
     go_on = Event()
     monkeypatch.setattr(jobs, "recount", lambda: go_on.wait(10) and 0)
     assert browser.post("/api/jobs/recount").status_code == 202
@@ -484,7 +484,7 @@ def test_one_recount_at_a_time(
 
 
 def test_failed_recount(browser: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that fails says so, instead of running for ever."""
+    """A failed job is shown as failed, instead of running forever."""
     monkeypatch.setattr(jobs, "recount", lambda: 1 / 0)
     browser.post("/api/jobs/recount")
     wait_until(lambda: browser.get("/api/jobs/1").json["state"] == "failed")
@@ -495,7 +495,7 @@ def test_failed_recount(browser: FlaskClient, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_import_again(example: Flask) -> None:
-    """It adds nothing twice, and repairs what differs."""
+    """It adds nothing twice, and corrects differences."""
     with example.app_context():
         airport = db.session.get(Airport, "EDDF")
         airport.name = "Somewhere"
@@ -513,7 +513,7 @@ def test_import_again(example: Flask) -> None:
 
 
 def test_before_the_import(tmp_path: Path) -> None:
-    """Whoever starts the server first is told what to do."""
+    """Without an import, the page says what to do."""
     url = f"sqlite:///{tmp_path / 'empty.sqlite3'}"
     app = create_app({"SQLALCHEMY_DATABASE_URI": url})
     page = app.test_client().get("/")
@@ -530,7 +530,7 @@ def test_before_the_import(tmp_path: Path) -> None:
 def test_database_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """``FLASK_...`` variables choose both databases, for this app alone."""
+    """``FLASK_...`` variables set both databases, for this app only."""
     url = f"sqlite:///{tmp_path / 'a.sqlite3'}"
     with monkeypatch.context() as patch:
         patch.setenv("FLASK_SQLALCHEMY_DATABASE_URI", url)
@@ -545,7 +545,7 @@ def test_database_from_the_environment(
 
 
 def test_sqlite_is_set_up(example: Flask) -> None:
-    """The pragmas of the configuration are in force, on both databases."""
+    """The configured pragmas are in effect on both databases."""
     with example.app_context():
         for engine in db.engines.values():
             with engine.connect() as connection:
@@ -558,7 +558,7 @@ def test_sqlite_is_set_up(example: Flask) -> None:
 
 @pytest.mark.subprocess
 def test_from_anywhere(tmp_path: Path) -> None:
-    """``flask --app`` finds it from another folder, and through a symlink."""
+    """``flask --app`` finds it from another folder and through a symlink."""
     link = tmp_path / "linked"
     link.symlink_to(Path(example_app.__file__).parent)
     done = subprocess.run(
@@ -573,7 +573,7 @@ def test_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_empty_pool(make_example: Callable[..., Flask]) -> None:
-    """With all connections out, the answer is soon, clear and no traceback."""
+    """If all connections are checked out, a clear error page comes soon."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
     app = make_example(SQLALCHEMY_ENGINE_OPTIONS=options)
     with app.app_context(), db.engine.connect():
@@ -592,7 +592,7 @@ class TestPytestFlask:
 
     @needs_versions
     def test_pages(self, client: FlaskClient) -> None:
-        """Pages, writes and errors work there as well."""
+        """Pages, writes and errors work there, too."""
         assert client.get("/?q=frankfurt").status_code == 200
         assert post_flight(client).status_code == 201
         assert post_flight(client).status_code == 409
@@ -604,7 +604,7 @@ class TestPytestFlask:
 
 
 def test_postgresql(pg_url: str, make_example: Callable[..., Flask]) -> None:
-    """One setting switches to PostgreSQL; all the rest is as it was."""
+    """One setting switches to PostgreSQL; nothing else changes."""
     app = make_example(SQLALCHEMY_DATABASE_URI=pg_url)
     run = app.test_cli_runner().invoke
     assert " 0 changed, 0 unchanged" in run(args=["import-airports"]).output
@@ -651,7 +651,7 @@ def faulty(make_example: Callable[..., Flask]) -> Flask:
     ],
 )
 def test_faults_are_hidden(browser: FlaskClient, method: str, path: str) -> None:
-    """Without the flag, there are no such routes."""
+    """Without the flag, these routes do not exist."""
     assert browser.open(path, method=method).status_code == 404
     assert "/faults/" not in browser.get("/").text
 
@@ -665,13 +665,13 @@ def test_faults_flag(
     value: str,
     on: bool,
 ) -> None:
-    """The environment turns them on, and only if it says so."""
+    """Only an explicit environment variable enables them."""
     monkeypatch.setenv("EXAMPLE_FAULTS", value)
     assert (make_example().test_client().get("/faults/").status_code == 200) is on
 
 
 def test_kept_connection(faulty: Flask) -> None:
-    """The connection is still out when its request is over, and we know whose."""
+    """After the request, the connection is still checked out, and its view is known."""
     assert faulty.test_client().post("/faults/keep-connection").json["kept"] == 1
     assert len(faults.kept) == 1
 
@@ -683,7 +683,7 @@ def test_kept_connection(faulty: Flask) -> None:
 
 
 def test_forgotten_commit(faulty: Flask, caplog: pytest.LogCaptureFixture) -> None:
-    """The view says that it has saved, the log has nothing, and a warning tells."""
+    """The view reports success, the flight is missing, and a warning is logged."""
     browser = faulty.test_client()
     response = browser.post("/faults/forget-commit")
     assert response.status_code == 201
@@ -693,7 +693,7 @@ def test_forgotten_commit(faulty: Flask, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_sleep(faulty: Flask) -> None:
-    """It ends, and gives back what it held."""
+    """It ends, and returns its connection."""
     browser = faulty.test_client()
     assert browser.get("/faults/sleep?seconds=0.01").json["slept"] == 0.01
 
@@ -703,13 +703,13 @@ def test_sleep(faulty: Flask) -> None:
 
 @pytest.mark.parametrize("seconds", ["61", "-1", "nan", "inf", "x"])
 def test_sleep_is_bounded(faulty: Flask, seconds: str) -> None:
-    """Nobody can park a worker for long."""
+    """No request can occupy a worker for long."""
     response = faulty.test_client().get(f"/faults/sleep?seconds={seconds}")
     assert response.status_code == 400
 
 
 def test_the_page_offers_every_fault(faulty: Flask) -> None:
-    """Each has a button, and the README a row."""
+    """Each has a button, and a row in the README."""
     page = faulty.test_client().get("/faults/").text
     readme = (Path(faults.__file__).parent / "README.md").read_text(encoding="utf-8")
     with faulty.test_request_context():
@@ -720,7 +720,7 @@ def test_the_page_offers_every_fault(faulty: Flask) -> None:
 
 
 def test_a_second_connection(make_example: Callable[..., Flask]) -> None:
-    """With a pool of one it waits for itself, and is told so."""
+    """With a pool of one, it waits for itself, and the error says so."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
     app = make_example(EXAMPLE_FAULTS=True, SQLALCHEMY_ENGINE_OPTIONS=options)
     assert app.test_client().get("/faults/nested").status_code == 503
@@ -733,9 +733,9 @@ def test_a_second_connection(make_example: Callable[..., Flask]) -> None:
 
 
 def test_a_slow_statement(faulty: Flask) -> None:
-    """It compares as many rows as it is told, within bounds."""
+    """It compares the requested number of rows, within limits."""
     browser = faulty.test_client()
-    # No two of them bear the same name: of each pair, one order counts.
+    # Their names differ, so one order of each pair counts.
     assert browser.get("/faults/slow-statement?airports=10").json["pairs"] == 45
     for airports in ("-1", "20001"):
         response = browser.get(f"/faults/slow-statement?airports={airports}")
@@ -758,7 +758,7 @@ def test_a_shared_session(faulty: Flask) -> None:
 def test_what_is_kept_for_the_next_request(
     faulty: Flask, path: str, error: type[Exception]
 ) -> None:
-    """The first request is served, the second is not."""
+    """The first request is served, the second fails."""
     browser = faulty.test_client()
     assert browser.get(path).status_code == 200
     with pytest.raises(error):
@@ -766,13 +766,13 @@ def test_what_is_kept_for_the_next_request(
 
 
 def test_a_swallowed_error(faulty: Flask) -> None:
-    """The session says what it waits for."""
+    """The error names the earlier, failed flush."""
     with pytest.raises(PendingRollbackError, match="previous exception during flush"):
         faulty.test_client().post("/faults/swallow-error?seconds=0")
 
 
 def test_locked_airports(faulty: Flask) -> None:
-    """It changes nothing, and in the end lets go."""
+    """It changes nothing, and finally releases the lock."""
     path = "/faults/lock?icao=EDDF&icao=KJFK&seconds=0"
     browser = faulty.test_client()
     for _ in range(2):

@@ -1,7 +1,7 @@
 """A Celery application whose tasks use the sessions of ``served_app``.
 
-The process that forks the children has used the engine before, and is in the
-middle of a transaction for as long as it lives.
+The process that forks the children has used the engine before, and is in a
+transaction until it ends.
 """
 
 from __future__ import annotations

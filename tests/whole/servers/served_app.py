@@ -1,7 +1,7 @@
 """``live_app``, and a view that shows whether requests share anything.
 
-It needs PostgreSQL. The engine has been used once when this is loaded: with
-``--preload``, and under uWSGI, by the process that forks the workers.
+It needs PostgreSQL. Loading this module uses the engine once: with ``--preload``,
+and under uWSGI, in the process that forks the workers.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ with app.app_context():
         "backend": db.session.scalar(select(func.pg_backend_pid())),
     }
 
-#: The tokens of what is being served by this process right now.
+#: The tokens of the requests that this process serves now.
 INSIDE: set[str] = set()
 
 
 def leave_token(token: str) -> dict[str, Any]:
-    """Leave a token wherever somebody else might find it, and look for others'."""
+    """Put a token wherever another request could find it, and look for others."""
     INSIDE.add(token)
     most_inside = 0
     found: set[object] = set(db.session.info.values())
     db.session.info["token"] = token
-    # Lives as long as the transaction, which is never committed.
+    # It exists until the transaction ends, which is never committed.
     db.session.execute(text("CREATE TEMPORARY TABLE own (token text)"))
     db.session.execute(text("INSERT INTO own VALUES (:token)"), {"token": token})
     backends = set()
     for _ in range(3):
         most_inside = max(most_inside, len(INSIDE))
-        time.sleep(0.02)  # for the others to come in between
+        time.sleep(0.02)  # lets other requests interfere
         found.add(db.session.info["token"])
         found.update(db.session.scalars(text("SELECT token FROM own")))
         found.add(db.session.scalar(select(literal(token))))

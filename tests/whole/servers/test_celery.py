@@ -1,4 +1,4 @@
-"""Celery's prefork pool: a parent that has used its engine, and forked children."""
+"""Celery's prefork pool: the parent uses its engine before it forks."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class Jobs(Served):
         super().__init__("celery", home, command, count=2, env=env, cwd=HERE)
 
     def ask_for(self, source: str) -> None:
-        """Send what a line of Python sends."""
+        """Send tasks with a line of Python."""
         commands.run(
             ["-c", f"import jobs_app\n{source}"], env=self.env, cwd=HERE
         ).check()
 
     def answers(self) -> list[dict[str, Any]]:
-        """Return what the tasks have answered so far."""
+        """Return the answers of the tasks so far."""
         return [json.loads(p.read_text()) for p in (self.home / "answers").iterdir()]
 
     def look(self) -> list[Any]:
-        """Return the workers that the live view shows."""
+        """Return the workers that ``pool-status`` shows."""
         args = ["pool-status", "--json"]
         found = commands.flask(args, app="served_app:app", env=self.env, cwd=HERE)
         assert found.check().json["silent"] == []
@@ -66,13 +66,13 @@ class Jobs(Served):
         return workers
 
     def seen(self) -> set[int]:
-        """Return whose files are in the control directory."""
+        """Return the process IDs of the files in the control directory."""
         if not self.control_dir.exists():
             return set()
         return {int(path.name.partition("-")[0]) for path in self.control_dir.iterdir()}
 
     def wait_settled(self, gone: set[int], *, timeout: float = 10) -> None:
-        """Wait until there are two children, none of them `gone`, and all is quiet."""
+        """Wait until there are two children, none of them `gone`, and both answer."""
 
         def settled() -> bool:
             self.check_running()
@@ -86,7 +86,7 @@ class Jobs(Served):
         )
 
     def check_settled(self) -> None:
-        """The live view and the database agree; the parent's two rest or wait."""
+        """``pool-status`` and the database agree on the connections."""
         workers = self.look()
         assert [worker["pid"] for worker in workers] == self.worker_pids()
         assert {(worker["role"], worker["source"]) for worker in workers} == {
@@ -120,11 +120,11 @@ def start(
 
 
 def test_recycled_children(start: Any, pg_url: str) -> None:
-    """Each task has its own session, each child its own connections, none is left;
-    and the parent's transaction goes on until it ends it."""
+    """Each task has its own session and each child its own connections. None remains,
+    and the parent's transaction continues until the parent ends it."""
     with start("--max-tasks-per-child=3") as jobs:
         jobs.ask_for("for n in range(9): jobs_app.own.delay(f'token-{n}')")
-        wait_until(lambda: len(jobs.answers()) == 9, timeout=30, what=lambda: jobs.log)
+        wait_until(lambda: len(jobs.answers()) == 9, what=lambda: jobs.log)
         answers = jobs.answers()
         owner: dict[int, int] = {}
         for answer in answers:
@@ -148,7 +148,7 @@ def test_recycled_children(start: Any, pg_url: str) -> None:
 
 
 def test_a_killed_child(start: Any, gates: Gates) -> None:
-    """It held a connection in a transaction, of which nothing is left."""
+    """Its connection and its transaction are gone."""
     with start() as jobs:
         jobs.ask_for("jobs_app.hold.delay()")
         gates.wait(timeout=30)

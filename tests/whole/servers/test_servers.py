@@ -1,7 +1,7 @@
-"""What holds under each server, of its requests and of the processes that serve.
+"""Requests and worker processes under each supported server.
 
-Each server is started once. The pool is smaller than the number of requests that
-a process serves at a time, so that some have to wait for others.
+Each server is started once. The pool is smaller than the number of requests that a
+process serves at the same time, so some requests wait for a connection.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ POOL = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A server, and how it is started."""
+    """A server, and the function that starts it."""
 
     name: str
     make: Callable[..., Served]
     server: str
-    """How the live view calls it, less the version."""
+    """Its name in a snapshot, without the version."""
     concurrent: bool = True
-    """Whether one process serves several requests at a time."""
+    """Whether one process serves several requests at the same time."""
     loaded_by_parent: bool = False
-    """Whether the parent of those that serve has used the database, too."""
+    """Whether the parent of the workers has used the database, too."""
     forks: bool = True
-    """Whether it then forked them, so that they inherit its connection."""
+    """Whether the workers are forks, and so inherit the parent's connection."""
     recycles: bool = False
-    """Whether workers end after some requests, and others take their place."""
+    """Whether workers are replaced after some requests."""
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -143,7 +143,7 @@ KINDS = [
 
 
 class Visited:
-    """A server that has had many requests at once, and its database."""
+    """A server that has served many requests at the same time, and its database."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Visited:
 
     def _get(self, path: str, **kwargs: Any) -> Reply:
         for _ in range(4):
-            # A worker that is about to end may refuse what it has not begun.
+            # A worker that is about to end can refuse a request that it has not begun.
             with suppress(*([OSError] if self.kind.recycles else [])):
                 return self.group.get(path, **kwargs)
         return self.group.get(path, **kwargs)
@@ -194,7 +194,7 @@ class Visited:
 
 @contextmanager
 def observer(url: str, **config: str) -> Iterator[Callable[[], Survey]]:
-    """Look at the workers from this process, faster than a command starts."""
+    """Ask the workers from this process, which is faster than a command."""
     db = ScopedSession()
     app = Flask("observer")
     app.config.update(SQLALCHEMY_DATABASE_URI=url, **config)
@@ -224,7 +224,7 @@ def visited(
         }
         group = kind.make(scratch, env, **kind.options)
         with group, observer(url, **live) as observe:
-            group.wait_ready(timeout=30)
+            group.wait_ready()
             yield Visited(kind, group, partial(activity, address), observe)
             group.stop(timeout=1)
 
@@ -241,7 +241,7 @@ def test_each_request_sees_only_its_own_session_and_answer(visited: Visited) -> 
 
 
 def test_every_connection_is_back_in_its_pool(visited: Visited) -> None:
-    """The ledger and the database agree on how many there are, and all rest."""
+    """The ledger and the database agree on their number, and all are idle."""
     read: list[Any] = []
 
     def settled() -> bool:
@@ -252,7 +252,7 @@ def test_every_connection_is_back_in_its_pool(visited: Visited) -> None:
             all(pool.used == pool.pending == 0 for pool in pools)
             and all(pool.open == pool.idle for pool in pools)
             and set(backends.values()) <= {"idle"}
-            # One is the parent's, and rests in a pool that serves nothing.
+            # One belongs to the parent, which serves no requests.
             and len(backends)
             == sum(pool.open for pool in pools) + visited.kind.loaded_by_parent
         )
@@ -273,7 +273,7 @@ def test_the_live_view_shows_exactly_the_serving_processes(visited: Visited) -> 
         found.update(result.check().json)
         return [w["pid"] for w in found["workers"]] == group.serving_pids()
 
-    # One that is about to be recycled may have left the view, and still be there.
+    # A worker that is about to be recycled can have stopped answering already.
     assert exact() or (kind.recycles and wait_until(exact)), found
     assert found["silent"] == []
     for worker in found["workers"]:
@@ -283,7 +283,7 @@ def test_the_live_view_shows_exactly_the_serving_processes(visited: Visited) -> 
 
 
 def test_no_connection_is_shared_between_processes(visited: Visited) -> None:
-    """Nor is that of the process that has forked them, which stays as it was."""
+    """Nor is the parent's connection, which stays open and idle."""
     owner: dict[int, int] = {}
     for answer in visited.answers:
         (backend,) = answer["backends"]

@@ -1,4 +1,4 @@
-"""Werkzeug's development server: what its debugger and its reloader leave behind."""
+"""Werkzeug's development server: its debugger and its reloader."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(
     options = ["--debug", "--port", "0", "--extra-files", str(watched_file)]
     command = [sys.executable, "-m", "flask", "--app", "live_app:create_app", "run"]
     with Served("flask", short_tmp, [*command, *options], env=live_env) as server:
-        yield server.wait_ready(timeout=30)
+        yield server.wait_ready()
         server.stop(timeout=1)
 
 
@@ -55,7 +55,7 @@ def used(run_cli: Cli) -> int:
 def test_a_debugged_request_and_its_console_hold_no_connection(
     server: Served, run_cli: Cli
 ) -> None:
-    """The debugger keeps the frames and contexts of a request that failed."""
+    """The debugger keeps the frames and contexts of a failed request."""
     failed = server.get("/fail")
     assert failed.status == 500
     secret = re.search(r'SECRET = "(\w+)"', failed.text)

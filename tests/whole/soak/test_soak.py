@@ -1,7 +1,7 @@
-"""Random traffic and random faults: nothing is crossed, lost, doubled or leaked.
+"""Random traffic and random faults: no data is mixed up, lost, doubled or leaked.
 
-``SOAK_SECONDS`` says for how long, ``SOAK_SEED`` repeats the choices of a run (but
-not the machine's own).
+``SOAK_SECONDS`` is the duration, and ``SOAK_SEED`` repeats the random choices of a run
+(but not its timing).
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
 
-#: What the process may grow by once it is warm; and by each request, of which the
-#: clients remember what they were told. A session that leaks is several times that.
+#: By how much the process can grow once it is warm: in all, and for each request,
+#: because the clients keep the answers. A leaked session is several times larger.
 BYTES_MORE = 12 << 20
 BYTES_PER_REQUEST = 1 << 10
 
 CLIENTS = 6
 POOL_SIZE, MAX_OVERFLOW = 4, 2
 
-#: Seconds that a connection may rest untested.
+#: Seconds after which an idle connection is tested.
 RESTED = 0.2
 
 pytestmark = [
     pytest.mark.soak,
     pytest.mark.slow,
-    # What psycopg remarks of a stream that nobody reads to its end.
+    # psycopg warns of a stream that is not read to its end.
     pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
 ]
 
 
 class Soak:
-    """The application, what stands before its database, and who uses it."""
+    """The application, the proxy in front of its database, and its clients."""
 
     def __init__(self, app, db, server, url, proxy, chance):
         self.app, self.db = app, db
@@ -64,7 +64,7 @@ class Soak:
         self.leaked = []
         self.lock = threading.Lock()
 
-    # What clients do
+    # The clients
 
     def visit(self, client, chance):
         (what,) = chance.choices(
@@ -104,7 +104,7 @@ class Soak:
         self.stream(client, most=5)
 
     def stream(self, client, most):
-        """Read so many lines, each of which is for us, and go."""
+        """Read some lines, check that they are ours, and disconnect."""
         token = self.tally.token()
         try:
             with client.get(f"/stream/{token}/300", buffered=False) as response:
@@ -112,10 +112,10 @@ class Soak:
                     if not line.startswith(f"{token} ".encode()):
                         self.tally.strange.append(f"{token} was sent {line!r}")
         except SQLAlchemyError:
-            pass  # the status was sent before the database failed
+            pass  # the database failed after the status was sent
 
     def leak(self, client):
-        """Take a connection, and forget about it for a while."""
+        """Take a connection, and return it later."""
         if len(self.leaked) > 2:
             return
         with suppress(SQLAlchemyError), self.app.app_context():
@@ -128,13 +128,13 @@ class Soak:
         with self.lock:
             connection = self.leaked.pop() if self.leaked else None
         if connection is not None:
-            with suppress(SQLAlchemyError):  # it may be dead by now
+            with suppress(SQLAlchemyError):  # it can be dead by now
                 connection.close()
 
-    # What goes wrong
+    # The faults
 
     def fault(self):
-        """Let something go wrong, and end it."""
+        """Cause a fault, and end it."""
         kinds = {
             self.nothing: 1,
             self.kill_some: 4,
@@ -197,16 +197,16 @@ class Soak:
     def pause(self, most):
         time.sleep(self.chance.uniform(0, most))
 
-    # What has to hold
+    # The invariants
 
     def check(self):
-        """At a quiet point: everything is in order, without our doing anything."""
+        """Without traffic, everything is in order without further action."""
         while self.leaked:
             self.return_leak(None)
         if self.chance.random() < 0.5:
             self.backends.kill_all()
         time.sleep(1.2 * RESTED)
-        # Dead connections are found when somebody asks for them. All at once.
+        # A checkout finds dead connections; so check all of them out at the same time.
         with self.app.app_context():
             resting = self.db.engine.pool.checkedin()
             connections = [self.db.engine.connect() for _ in range(resting or 1)]
@@ -222,7 +222,7 @@ class Soak:
         gc.collect()
         left = [each for each in gc.get_objects() if isinstance(each, (Session, Hold))]
         assert [each for each in left if isinstance(each, Session)] == []
-        # An entry of the pool whose connection died keeps its last one.
+        # A pool entry whose connection died still refers to it.
         assert len(left) <= POOL_SIZE + MAX_OVERFLOW
         with self.app.app_context():
             assert self.db.snapshot().sessions == ()
@@ -230,7 +230,7 @@ class Soak:
 
 @pytest.fixture
 def soak(make_app, frail_server, caplog):
-    # What it says of broken connections would fill the memory that is measured.
+    # Log records of broken connections would fill the measured memory.
     caplog.set_level(logging.CRITICAL, logger="sqlalchemy.pool")
     caplog.set_level(logging.CRITICAL, logger="flask_scopedsession")
     seed = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -259,7 +259,7 @@ def soak(make_app, frail_server, caplog):
 
 
 def test_soak(soak, capsys):
-    """The promise of this page, kept until the time is over."""
+    """Until the time is over."""
     seconds = float(os.environ.get("SOAK_SECONDS") or 30)
     process = psutil.Process()
     began = time.monotonic()

@@ -1,7 +1,7 @@
-"""A fair pool in every order that a few threads can run in, and in random ones.
+"""A fair pool under every interleaving of a few threads, and under random ones.
 
-Threads are switched at each lock, each connect and each close. At every pause where
-nobody holds the pool's mutex, what the pool promises has to be true.
+Threads are switched at each lock, connect and close. The invariants are checked at
+every pause at which no thread holds the pool's mutex.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from sqlalchemy.pool import QueuePool
 
 pytestmark = pytest.mark.slow
 
-#: Where one who waits can be. Elsewhere it is SQLAlchemy that cannot survive it.
+#: Where a waiting thread can be killed. Elsewhere, SQLAlchemy does not survive it.
 WAITING = frozenset({"get", "_wait", "_leave", "serve", "sleep"})
 
 PoolClass: Any = tracked(fair(QueuePool))
 
 
 class Refused(Exception):
-    """The database takes no connection."""
+    """The database refuses a connection."""
 
 
 class World:
-    """A pool, the threads that use it, and what must be true of it at any time."""
+    """A pool, the threads that use it, and its invariants."""
 
     def __init__(self, schedule: Schedule, refuse: int = 0, **options: Any) -> None:
         self.schedule = schedule
@@ -77,11 +77,11 @@ class World:
         if queue.mutex.owner is not None:
             return
         line = list(queue.line)
-        # Who waits, waits for something; and nobody who comes finds it first.
+        # While a thread waits, no connection is available to a thread that comes later.
         assert not (line and queue.queue)
         if not self.disposing:
             assert not (line and pool._overflow < pool._max_overflow)
-        # In turn: one leaves from the front with something, elsewhere with nothing.
+        # A thread at the front leaves with a connection, any other without one.
         left = [turn for turn in self.line if turn not in line]
         stayed = [turn for turn in self.line if turn in line]
         assert line[: len(stayed)] == stayed
@@ -95,7 +95,7 @@ class World:
             assert pool.overflow() <= pool._max_overflow
 
     def check_end(self, expected: tuple[type[BaseException], ...] = ()) -> None:
-        """Nothing is lost, and nobody went away empty-handed without a reason."""
+        """No connection is lost, and no thread left without one for no reason."""
         for task in self.schedule.tasks:
             if isinstance(task.error, sa_exc.TimeoutError):
                 assert task.timed_out
@@ -109,7 +109,7 @@ class World:
 
 
 class Connection:
-    """A DBAPI connection; it takes a while to close."""
+    """A DBAPI connection whose close() lets other threads run."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -131,7 +131,7 @@ def patch(monkeypatch: pytest.MonkeyPatch, schedule: Schedule) -> None:
     monkeypatch.setattr(sqlalchemy.util.queue, "threading", schedule)
 
 
-# -- every order ----------------------------------------------------------------
+# -- every interleaving -----------------------------------------------------------
 
 
 def visit(world: World) -> None:
@@ -153,7 +153,7 @@ def invalidate(world: World) -> None:
 def detach(world: World) -> None:
     proxied = world.pool.connect()
     connection = proxied.dbapi_connection
-    # The pool's limits are those of what is in the pool.
+    # A detached connection no longer counts against the pool's limit.
     connection.detached = True
     world.open -= 1
     proxied.detach()
@@ -162,7 +162,7 @@ def detach(world: World) -> None:
 
 def dispose(world: World) -> None:
     world.disposed = True
-    # SQLAlchemy's part sets all slots free without the mutex.
+    # SQLAlchemy's dispose() frees all slots without the mutex.
     world.disposing += 1
     world.pool.dispose()
     world.disposing -= 1
@@ -171,7 +171,7 @@ def dispose(world: World) -> None:
 ONE = {"pool_size": 1, "max_overflow": 0}
 SPARE = {"pool_size": 1, "max_overflow": 1}
 WORKS: dict[str, tuple[dict[str, Any], list[Callable[[World], None]], int, int]] = {
-    # name: options, what each thread does, switches, faults
+    # name: options, the work of each thread, switches, faults
     "three": (ONE, [visit, visit, visit], 2, 0),
     "again": (ONE, [twice, twice], 3, 0),
     "overflow": (SPARE, [visit, visit, visit], 2, 0),
@@ -193,7 +193,7 @@ WORKS: dict[str, tuple[dict[str, Any], list[Callable[[World], None]], int, int]]
 
 @pytest.mark.parametrize("name", WORKS)
 def test_in_every_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody sleeps while there is something for him, and nothing is ever lost."""
+    """No thread sleeps while a connection is available, and none is lost."""
     options, works, switches, faults = WORKS[name]
     choices, runs = Choices(), 0
     for _ in choices.runs():
@@ -211,11 +211,11 @@ def test_in_every_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs > 100
 
 
-# -- random orders ----------------------------------------------------------------
+# -- random interleavings ---------------------------------------------------------
 
 
 class Machine(RuleBasedStateMachine):
-    """Up to six threads, which go on, time out and are killed as it happens."""
+    """Up to six threads that run, time out or are killed at random."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
             action = GO
 
     def teardown(self) -> None:
-        """Let all come to their end; none may be blocked."""
+        """Let all threads end; none can be blocked."""
         try:
             if hasattr(self, "world"):
                 self.world.refuse = 0
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
             self.patches.undo()
 
     class first_of_all:  # noqa: N801
-        """Whoever comes first goes on."""
+        """Always pick the first thread."""
 
         @staticmethod
         def pick(count: int) -> int:

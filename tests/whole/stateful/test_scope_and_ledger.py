@@ -1,8 +1,8 @@
 """Random interleavings of everything that opens, moves and ends, against a model.
 
-The model is what a person would say: which context has which session, and which
-connections are out. Contexts are a stack, as in a thread; each has one session at the
-most, and a session has a connection from its first statement to its transaction's end.
+The model knows which context has which session, and which connections are checked out.
+Contexts form a stack, as in a thread. Each has at most one session, and a session has a
+connection from its first statement to the end of its transaction.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SELECT = text("SELECT 1")
 
 @dataclass
 class Context:
-    """What the model knows of a pushed context."""
+    """The model's record of a pushed context."""
 
     real: Any
     session: Any = None
@@ -48,7 +48,7 @@ class Context:
 
 @dataclass
 class Out:
-    """A connection that was checked out without a session."""
+    """A connection checked out without a session."""
 
     real: Any
     counted: bool = True
@@ -66,7 +66,7 @@ class Machine(RuleBasedStateMachine):
         self.app = Flask("stateful", root_path=self.folder.name)
         options: dict[str, Any] = {"poolclass": self.pool_class}
         if self.pool_class is QueuePool:
-            # More than the machine ever has out, so that nobody waits.
+            # More than are ever checked out, so no checkout waits.
             options.update(pool_size=3, max_overflow=60)
         self.app.config.update(
             TESTING=True,
@@ -117,15 +117,15 @@ class Machine(RuleBasedStateMachine):
     def pop(self, raises: bool = False) -> None:
         context = self.contexts.pop()
         self.raising[0] = raises
-        # Not pytest.raises(): it would keep the traceback, and so the context.
+        # pytest.raises() would keep the traceback, and so the context.
         with suppress(Exception) if raises else nullcontext():
             context.real.pop()
         self.raising[0] = False
         self.end(context)
 
     def end(self, context: Context) -> None:
-        # A teardown that raised may have kept ours from running. The context is
-        # freed here, and its session with it.
+        # Another teardown can raise before ours runs. The context is freed here,
+        # and its session with it.
         context.real = None
         if context.session is not None:
             self.removed.append(context.session)
@@ -162,7 +162,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.contexts and self.contexts[-1].holding)
     @rule()
     def fail(self) -> None:
-        """An error of the database: the session goes on after a rollback."""
+        """After a database error and a rollback, the session can be used again."""
         session = self.contexts[-1].session
         with pytest.raises(Exception):  # noqa: B017
             session.execute(text("SELECT nonsense"))
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
     def let_go(self, data: st.DataObject, how: str) -> None:
         one = data.draw(st.sampled_from(self.out))
         if how == "drop" and one.counted:
-            # In a cycle, so that only the collector can return it.
+            # In a reference cycle, so only the garbage collector can return it.
             one.real.cycle = one.real
             self.out.remove(one)
             del one
@@ -255,7 +255,7 @@ class Machine(RuleBasedStateMachine):
         assert pool.idle == self.really_idle()
 
     def really_idle(self) -> int:
-        """Count the connections that rest in the pool, behind the ledger's back."""
+        """Count the idle connections in the pool, without the ledger."""
         if self.pool_class is NullPool:
             return 0
         records = self.engine.pool._pool.queue
@@ -263,7 +263,7 @@ class Machine(RuleBasedStateMachine):
 
 
 class NullMachine(Machine):
-    """The same without pooling."""
+    """The same without a pool."""
 
     pool_class = NullPool
 

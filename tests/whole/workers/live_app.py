@@ -1,8 +1,8 @@
-"""The application of the worker tests: small views that hold what they are told.
+"""The application of the worker tests: small views with one behavior each.
 
-Everything is set through the environment, as ``FLASK_SQLALCHEMY_DATABASE_URI`` or
-``FLASK_SQLALCHEMY_ENGINE_OPTIONS__pool_size``. Any view takes ``?only=PID`` and
-then is served by that worker alone.
+All settings come from the environment, such as ``FLASK_SQLALCHEMY_DATABASE_URI`` or
+``FLASK_SQLALCHEMY_ENGINE_OPTIONS__pool_size``. With ``?only=PID``, only that worker
+serves the view.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def create_app() -> Flask:
 
 
 def turn_down() -> tuple[str, int] | None:
-    """Serve only what is for this worker; see ``Prefork.get(on=...)``."""
+    """Refuse requests for other workers; see ``Prefork.get(on=...)``."""
     only = request.args.get("only", type=int)
     return None if only in (None, os.getpid()) else ("another worker\n", 421)
 
@@ -97,7 +97,7 @@ def answer(**extra: Any) -> dict[str, Any]:
 
 
 def pid() -> dict[str, Any]:
-    """Touch no database."""
+    """Use no database."""
     return answer()
 
 
@@ -122,21 +122,21 @@ def leak() -> dict[str, Any]:
 
 
 def unleak() -> dict[str, Any]:
-    """Give back what ``/leak`` kept."""
+    """Return the connections of ``/leak``."""
     while KEPT:
         KEPT.pop().close()
     return answer()
 
 
 def block() -> dict[str, Any]:
-    """Hold a connection until the file ``?name=`` is there."""
+    """Hold a connection until the file ``?name=`` exists."""
     db.session.scalar(select(1))
     wait_for_gate()
     return answer()
 
 
 def gate() -> dict[str, Any]:
-    """Wait, without a connection, until the file ``?name=`` is there."""
+    """Wait, without a connection, until the file ``?name=`` exists."""
     wait_for_gate()
     return answer()
 
@@ -144,7 +144,7 @@ def gate() -> dict[str, Any]:
 def wait_for_gate() -> None:
     """Wait for the file, at most a minute."""
     path = Path(current_app.config["GATES"]) / request.args.get("name", "open")
-    # Tells the test that the view has come this far.
+    # The test waits for this file.
     path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}").touch()
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:
@@ -159,14 +159,14 @@ def write() -> dict[str, Any]:
 
 
 def lock() -> dict[str, Any]:
-    """Lock the one row of all, and keep it until the file ``?name=`` is there."""
+    """Lock the only row, until the file ``?name=`` exists."""
     take_row()
     wait_for_gate()
     return answer()
 
 
 def want() -> dict[str, Any]:
-    """Lock the one row of all, as soon as nobody else does."""
+    """Lock the only row, once it is free."""
     take_row()
     return answer()
 
@@ -177,7 +177,7 @@ def take_row() -> None:
 
 
 def forget() -> dict[str, Any]:
-    """Add a row, and forget to commit."""
+    """Add a row without a commit."""
     db.session.add(Note(body="lost"))
     db.session.flush()
     return answer()
@@ -203,7 +203,7 @@ def stream() -> Response:
 
 
 def freeze() -> dict[str, Any]:
-    """Sleep ``?seconds=`` (whole ones) and let no other thread run."""
+    """Sleep ``?seconds=`` (an integer) without letting other threads run."""
     # Unlike CDLL, PyDLL does not release the interpreter's lock.
     ctypes.PyDLL(None).sleep(request.args.get("seconds", 1, type=int))
     return answer()
@@ -225,7 +225,7 @@ def nested() -> dict[str, Any]:
 
 
 def share() -> dict[str, Any]:
-    """Let a second thread go on with the transaction, and do not wait for it."""
+    """Let a second thread use the transaction, without waiting for it."""
     db.session.scalar(select(1))
     found: list[int] = []
     started = threading.Event()
@@ -238,12 +238,12 @@ def share() -> dict[str, Any]:
     threading.Thread(target=copied.run, args=(use,), name="helper").start()
     started.set()
     while not found:
-        pass  # at work, not waiting
+        pass  # busy, rather than waiting
     return answer()
 
 
 def thread() -> dict[str, Any]:
-    """Start a job that pushes a context, uses a session, and never leaves it."""
+    """Start a job that pushes a context, uses a session, and never pops it."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     ends = "ends" in request.args
     working = threading.Event()

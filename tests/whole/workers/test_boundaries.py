@@ -1,4 +1,4 @@
-"""What docs/security.md says of files, users, namespaces and read-only systems."""
+"""Files, users, namespaces and read-only systems, as docs/security.md states."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ pytestmark = [pytest.mark.workers, pytest.mark.slow]
 Start = Callable[..., Prefork]
 Cli = Callable[..., Result]
 
-#: A user whom no file of this machine names, as some platforms assign one.
+#: A user without an entry in the passwd file, as some platforms assign one.
 NAMELESS = 4242
 
-#: What measures a process writes as it ends.
+#: Files that a measured process writes at its end.
 UNWRITING: dict[str, str | None] = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "COVERAGE_PROCESS_START": None,
@@ -49,7 +49,7 @@ UNWRITING: dict[str, str | None] = {
 
 
 def may_unshare() -> bool:
-    """Whether this machine lets us make namespaces and mounts of our own."""
+    """Whether this machine allows new namespaces and mounts."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "-mpf", "true"], check=False).returncode == 0
@@ -59,7 +59,7 @@ in_namespaces = pytest.mark.skipif(
     not may_unshare(), reason="needs root and Linux's namespaces"
 )
 
-#: An application that serves a request when it is told to, and then asks the others.
+#: An application that serves a request on command, and then asks the other workers.
 RESIDENT = """
 import json, logging, os, sys
 from flask import Flask
@@ -79,8 +79,8 @@ db.init_app(app)
 def serve():
     return str(db.session.scalar(text("SELECT 42")))
 
-# Another user may not be allowed to read this interpreter's files, so all is
-# imported before; a request in a test starts nothing.
+# Another user may not be allowed to read this interpreter's files, so everything is
+# imported before. A request while testing starts no thread.
 app.testing = True
 assert app.test_client().get("/").text == "42"
 with app.app_context():
@@ -106,7 +106,7 @@ for line in sys.stdin:
 
 
 class Resident:
-    """One such process, in whatever surroundings."""
+    """One such process, in any environment."""
 
     def __init__(self, before: list[str], env: dict[str, str], log: Path) -> None:
         self.log = log
@@ -122,7 +122,7 @@ class Resident:
             )
 
     def serve(self) -> Any:
-        """Let it serve a request, and return what it sees afterwards."""
+        """Let it serve a request, and return the workers that it sees afterwards."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
@@ -132,7 +132,7 @@ class Resident:
         return json.loads(line)
 
     def end(self) -> None:
-        """Let it end; it stops at the end of its input."""
+        """Close its input, which ends it."""
         self.process.communicate(timeout=20)
 
 
@@ -157,14 +157,14 @@ def mode(path: Path) -> int:
 # Files
 
 
-def test_every_file_its_mode_and_what_is_in_it(
+def test_every_file_with_its_mode_and_content(
     prefork: Start,
     run_cli: Cli,
     gates: Gates,
     live_env: dict[str, str],
     short_tmp: Path,
 ) -> None:
-    """Three files for a worker in trouble, below two directories, and no more."""
+    """A worker in trouble has exactly three files, below two directories."""
     live_env["FLASK_SCOPEDSESSION_HELD_LONG_AFTER"] = "0.1"
     live_env["FLASK_SCOPEDSESSION_NAME"] = "shop"
     live_env["FLASK_SCOPEDSESSION_SHOW_SQL"] = "1"
@@ -189,7 +189,7 @@ def test_every_file_its_mode_and_what_is_in_it(
     last = json.loads(files[".json"].read_text())
     assert set(last) == {"protocol", "deployment", "app", "worker"}
     answered = run_cli(["pool-status", "--json"]).check().json["workers"][0]
-    # Who asked adds where it has the answer from.
+    # The asking process adds the source of the answer.
     assert set(last["worker"]) | {"uid", "host"} == set(answered)
     (holder,) = last["worker"]["pools"][0]["holders"]
     assert holder["endpoint"] == "block"
@@ -203,11 +203,11 @@ def test_every_file_its_mode_and_what_is_in_it(
 # Users
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_a_user_without_a_name_is_served_like_any_other(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_user_without_a_name(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """By its number alone: it has no entry in the passwd file, and no home."""
+    """It is known by its number only: it has neither a passwd entry nor a home."""
     short_tmp.chmod(0o1777)  # as /tmp is
     theirs = resident(RESIDENT_UID=NAMELESS, HOME="/nonexistent")
     mine = resident()
@@ -223,11 +223,11 @@ def test_a_user_without_a_name_is_served_like_any_other(
     assert theirs.serve()["workers"] == [[seen["pid"], NAMELESS]]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_what_another_user_can_do(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_another_user_can_do_nothing(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """See that there is a directory, and nothing else."""
+    """Another user sees the directory, but nothing in it."""
     short_tmp.chmod(0o1777)  # as /tmp is
     resident(RESIDENT_UID=NAMELESS).serve()
     base = short_tmp / f"flask-scopedsession-{NAMELESS}"
@@ -275,10 +275,10 @@ def test_what_another_user_can_do(
 
 
 @pytest.mark.parametrize("own", [None, "shop-web"])
-def test_what_a_database_server_is_told(
+def test_connections_carry_a_name(
     make_app: Callable[..., Flask], pg_url: str, own: str | None
 ) -> None:
-    """App, host and process, or the name that one gives; other roles see that."""
+    """App, host and process, or a configured name; other roles can see it."""
     db = ScopedSession()
     engine = create_engine(pg_url, poolclass=NullPool)
     url = make_url(pg_url)
@@ -292,8 +292,8 @@ def test_what_a_database_server_is_told(
         row = other.execute(
             text("SELECT * FROM pg_stat_activity WHERE pid = :pid"), {"pid": mine}
         ).one()
-        told = own or f"shop@{socket.gethostname()}:{os.getpid()}"
-        assert row.application_name == told
+        expected = own or f"shop@{socket.gethostname()}:{os.getpid()}"
+        assert row.application_name == expected
         assert row.query == "<insufficient privilege>"
         assert row.state is row.client_addr is row.xact_start is None
         other.rollback()
@@ -303,7 +303,7 @@ def test_what_a_database_server_is_told(
 
 
 def mounted(*commands: str) -> list[str]:
-    """Return how to run something where these mounts are made, and nowhere else."""
+    """Return the command that runs something with these mounts only."""
     script = " && ".join(["mount --make-rprivate /", *commands, 'exec "$@"'])
     return ["unshare", "-m", "sh", "-ec", script, "sh"]
 
@@ -314,7 +314,7 @@ def read_only(path: str) -> str:
 
 @in_namespaces
 @pytest.mark.parametrize("chosen", [False, True])
-def test_where_nothing_can_be_written_it_is_one_warning_and_the_app_serves(
+def test_a_read_only_file_system_is_one_warning_and_the_app_serves(
     resident: Callable[..., Resident], short_tmp: Path, chosen: bool
 ) -> None:
     everywhere = mounted(read_only("/tmp"), read_only("/var/tmp"))
@@ -334,10 +334,10 @@ def test_where_nothing_can_be_written_it_is_one_warning_and_the_app_serves(
 
 @in_namespaces
 @pytest.mark.parametrize("target", ["live_app:create_app", "live_app:nonesuch"])
-def test_a_command_where_nothing_can_be_written(
+def test_a_command_on_a_read_only_file_system(
     live_env: dict[str, str], target: str
 ) -> None:
-    """It says why it sees nobody, also when the application does not load."""
+    """It says why it finds no worker, also if the application does not load."""
     command = ["-m", "flask", "--app", target, "pool-status", "--check"]
     done = subprocess.run(
         [
@@ -361,10 +361,10 @@ def test_a_command_where_nothing_can_be_written(
 
 
 @in_namespaces
-def test_a_tmpfs_that_everybody_may_write_to_as_of_kubernetes(
+def test_a_world_writable_tmpfs_as_in_kubernetes(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """As the temporary directory it is fine; a directory chosen in it is not."""
+    """It works as the temporary directory, but not as a chosen directory."""
     volume = short_tmp / "volume"
     volume.mkdir()
     for parent in (volume, short_tmp):
@@ -391,7 +391,7 @@ def test_a_tmpfs_that_everybody_may_write_to_as_of_kubernetes(
 def test_a_service_with_a_tmp_of_its_own(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """It is not seen from outside, but from within, or in a runtime directory."""
+    """It is visible only from within, or in a runtime directory."""
     private, runtime = short_tmp / "tmp", short_tmp / "run" / "shop"
     for path in (private, runtime):
         path.mkdir(parents=True)
@@ -424,7 +424,7 @@ def test_a_service_with_a_tmp_of_its_own(
 def test_two_containers_that_share_a_directory(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
-    """With the same process id, each sees both; the dead are told from the living."""
+    """With equal process IDs, each sees both, and knows which one has ended."""
     container = ["unshare", "-pf", "--kill-child", "--mount-proc"]
     one, two = resident(*container), resident(*container)
     one.serve()
@@ -433,10 +433,10 @@ def test_two_containers_that_share_a_directory(
     seen = outside.serve()
     assert seen["workers"] == sorted([[1, 0], [1, 0], [seen["pid"], 0]])
 
-    one.process.kill()  # which kills what is in the container
+    one.process.kill()  # this kills the processes in the container
     one.process.wait(10)
     wait_until(lambda: two.serve()["workers"] == seen["workers"][1:], what="its end")
-    # What the dead one left behind, and no more.
+    # Exactly the files of the ended process.
     folder = next(short_tmp.glob("flask-scopedsession-*/*"))
     wait_until(lambda: len(list(folder.glob("*.lock"))) == 2, what="the sweep")
     assert two.serve()["workers"] == seen["workers"][1:]

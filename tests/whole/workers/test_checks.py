@@ -1,4 +1,4 @@
-"""``--check`` and the monitor's plugin, with real workers in each state."""
+"""``--check`` and the plugin for monitoring, with real workers in each state."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ STATUS = ["-m", "flask_scopedsession", "--app", "live_app", "pool-status"]
 
 @pytest.fixture
 def small_pool(live_env: dict[str, str]) -> None:
-    """One connection, and no more."""
+    """Pools of one connection."""
     prefix = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
     live_env |= {f"{prefix}pool_size": "1", f"{prefix}max_overflow": "0"}
 
 
 @pytest.fixture
 def plugin(live_env: dict[str, str]) -> Plugin:
-    """Run the script with ``pool-status`` and these options."""
+    """Run the plugin with ``pool-status`` and these options."""
 
     def run(*options: str, command: list[str] | None = None) -> Result:
         words = command or [sys.executable, *STATUS]
@@ -102,7 +102,7 @@ def test_warning(held: Prefork, plugin: Plugin) -> None:
         found.stdout,
     )
     assert " used'=1;;;0;1 " in found.stdout
-    # What is given goes on to the command.
+    # Options are passed on to the command.
     assert plugin("--warn", "").code == 0
 
 
@@ -118,7 +118,7 @@ def test_critical(held: Prefork, run_cli: Cli, plugin: Plugin) -> None:
 
 
 def test_silent(prefork: Start, plugin: Plugin) -> None:
-    """The others are well: a warning, which names it."""
+    """If the others are fine, it is a warning that names the worker."""
     group = prefork(count=2)
     pid, _ = group.visit_all("/ok")
     os.kill(pid, signal.SIGSTOP)
@@ -136,8 +136,8 @@ def test_none(plugin: Plugin) -> None:
 
 
 def test_no_permission(plugin: Plugin) -> None:
-    """Somebody else's workers: nothing is known of them."""
-    # All is imported before it becomes nobody, who may not read this Python.
+    """Nothing is known about the workers of another user."""
+    # Import everything first: the user "nobody" may not read this Python.
     as_nobody = """if True:
         import os
         import flask_scopedsession.cli.check, flask_scopedsession._live.survey
@@ -163,10 +163,10 @@ def test_no_permission(plugin: Plugin) -> None:
         ([sys.executable, "-c", "exit('a|b')"], "exit code 1: a/b"),
     ],
 )
-def test_what_cannot_be_looked_at(
+def test_pools_that_cannot_be_checked(
     plugin: Plugin, command: list[str], said: str
 ) -> None:
-    """It is unknown how the pools are, and why; never a traceback."""
+    """The state is UNKNOWN, with a reason, and never a traceback."""
     found = plugin(command=command)
     assert found.code == 3
     assert found.stdout.startswith(f"POOL UNKNOWN - {said}")
@@ -182,7 +182,7 @@ def test_deadline(live_env: dict[str, str]) -> None:
 
 
 def test_names_of_databases() -> None:
-    """They cannot break out of their label."""
+    """They cannot end their label early."""
     spec = importlib.util.spec_from_file_location("check_flask_pool", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -200,7 +200,7 @@ def test_names_of_databases() -> None:
 
 @pytest.fixture
 def probe(short_tmp: Path, live_env: dict[str, str]) -> Callable[[], int]:
-    """Run the readiness probe of the documentation, word for word."""
+    """Run the readiness probe exactly as it is documented."""
     page = (SCRIPT.parents[1] / "docs" / "checks.md").read_text(encoding="utf-8")
     found = re.search(r"- >-\n(.*?)\n +periodSeconds", page, re.DOTALL)
     assert found is not None
@@ -224,7 +224,7 @@ def test_readiness(
     gates: Gates,
     run_cli: Cli,
 ) -> None:
-    """Ready before the first request and under load, but not when it is wedged."""
+    """Ready before the first request and under load, but not if the pool is wedged."""
     assert probe() == 0
     group = prefork(count=1)
     assert probe() == 0
@@ -240,7 +240,7 @@ def test_readiness(
 
 
 def test_an_exhausted_pool(held: Prefork, run_cli: Cli) -> None:
-    """It answers though no connection is left, and nothing is counted."""
+    """The commands answer without a free connection, and change no counter."""
     held.send("/ok")
     wait_for_waiter(run_cli)
     (before,) = look(run_cli)["workers"][0]["pools"]
@@ -254,7 +254,7 @@ def test_an_exhausted_pool(held: Prefork, run_cli: Cli) -> None:
 
 @pytest.fixture
 def deaf_database() -> Iterator[socket.socket]:
-    """A port where one can connect, and nobody answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         yield server
@@ -263,7 +263,7 @@ def deaf_database() -> Iterator[socket.socket]:
 def test_nothing_connects(
     deaf_database: socket.socket, prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """Neither the command nor a worker that it asks."""
+    """Neither the command nor the worker connects to the database."""
     port = deaf_database.getsockname()[1]
     url = URL.create("postgresql+psycopg", "me", host="127.0.0.1", port=port)
     live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = url.render_as_string(False)
@@ -272,7 +272,7 @@ def test_nothing_connects(
         assert run_cli([command, "--check"]).check().stderr == ""
     with pytest.raises(BlockingIOError):
         deaf_database.accept()
-    # One that does connect is noticed.
+    # A command that connects is noticed.
     assert run_cli(["db-ping", "--timeout=0.5"]).code == 4
     deaf_database.accept()[0].close()
 
@@ -280,7 +280,7 @@ def test_nothing_connects(
 def test_a_database_that_is_down(
     frail_server: Server, prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """It answers at once, from the ledger; that it is down, it cannot know."""
+    """The check answers at once, but cannot know that the database is down."""
     with fresh_database(frail_server.url) as url:
         live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = url.render_as_string(False)
         group = prefork(count=1)

@@ -1,7 +1,7 @@
-"""One command names the guilty: each fault under a real server with three workers.
+"""One command names the cause of each fault, under a real server with three workers.
 
-The application is in no way prepared for it. Each test starts a fault, runs one command
-once, and reads what a person would.
+The application is not prepared for it. Each test causes a fault, runs one command once,
+and reads its output.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POOL = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
 
 
 def line_of(start: str, within: str = "") -> int:
-    """Return the number of the first line that starts so, after that of a function."""
+    """Return the number of a function's first line that begins with a text."""
     first = next(
         (n for n, line in enumerate(APP) if line.startswith(f"def {within}(")), 0
     )
@@ -48,7 +48,7 @@ def defined(view: str) -> str:
 
 
 def small(live_env: dict[str, str], size: int, timeout: float = 30) -> None:
-    """Give each worker a pool of so many connections."""
+    """Set the pool size of each worker."""
     live_env |= {f"{POOL}pool_size": str(size), f"{POOL}max_overflow": "0"}
     live_env[f"{POOL}pool_timeout"] = str(timeout)
 
@@ -89,7 +89,7 @@ def test_slow_work_in_a_transaction(
     live_env: dict[str, str],
     worker_class: str,
 ) -> None:
-    """The view, and the very line it is at."""
+    """The view and its current line."""
     held_long(live_env)
     group = prefork(worker_class=worker_class)
     for pid in group.visit_all("/ok"):
@@ -109,7 +109,7 @@ def test_slow_work_in_a_transaction(
 def test_a_slow_statement(
     prefork: Start, run_cli: Cli, live_env: dict[str, str], pg_url: str
 ) -> None:
-    """That it runs, since when; its text only if that was asked for."""
+    """That it runs, and since when; its text only on request."""
     held_long(live_env)
     live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = pg_url
     group = prefork()
@@ -124,7 +124,7 @@ def test_a_slow_statement(
 
 
 def end_statements(url: str) -> None:
-    """Let nobody wait for a statement that was to last."""
+    """End long statements, so that no test waits for them."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(
@@ -138,7 +138,7 @@ def end_statements(url: str) -> None:
 def test_a_view_that_waits_for_itself(
     prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """Both places: where it waits, and where it took what it has."""
+    """Both lines: where it waits, and where it checked its connection out."""
     small(live_env, 1)
     group = prefork()
     guilty = group.visit_all("/ok")[0]
@@ -146,8 +146,9 @@ def test_a_view_that_waits_for_itself(
     here = f"live_app.py:{line_of('with db.engine.connect()', 'nested')} nested"
     there = f"live_app.py:{line_of('db.session.scalar', 'nested')} nested"
     said = (
-        rf"1× nested {re.escape(here)}, for [\d.]+ m?s, while its own thread holds one"
-        rf" from {re.escape(there)}: a self-deadlock · bind default · pid {guilty}\n"
+        rf"1× nested {re.escape(here)}, for [\d.]+ m?s, self-deadlock: its own thread"
+        rf" holds a connection, checked out at {re.escape(there)} · bind default"
+        rf" · pid {guilty}\n"
     )
     wait_until(lambda: re.search(said, pool_status(run_cli)), what="the deadlock")
 
@@ -155,7 +156,7 @@ def test_a_view_that_waits_for_itself(
 def test_a_pool_too_small_for_the_traffic(
     prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """Who waits, for how long, and whose time it is; also when it is over."""
+    """Who waits, for how long, and which view takes the time; also afterwards."""
     small(live_env, 1)
     group = prefork(threads=6)
     guilty = group.visit_all("/ok")[0]
@@ -170,18 +171,18 @@ def test_a_pool_too_small_for_the_traffic(
     assert "Waiting for a connection" not in shown
     assert re.search(
         r"Bind default, last minute: up to 1/1 in use and \d waiting in one worker,"
-        r" 95 % of those served waited at most [\d.]+ m?s, the longest wait [\d.]+ m?s,"
-        r" 95 % of holds at most",
+        r" 95 % of checkouts waited at most [\d.]+ m?s, longest wait [\d.]+ m?s,"
+        r" 95 % of holds lasted at most",
         shown,
     )
-    assert re.search(r"Most of its time went to (9\d|100)% hold", shown)
-    assert re.search(r"It should have \d+ connections, in place of 1: pool_size", shown)
+    assert re.search(r"Hold time by view: (9\d|100)% hold", shown)
+    assert re.search(r"Recommended: \d+ connections, instead of 1: pool_size", shown)
 
 
 def test_checkouts_that_gave_up(
     prefork: Start, run_cli: Cli, gates: Gates, live_env: dict[str, str]
 ) -> None:
-    """Who held what when it happened, after all is calm again; and the log has it."""
+    """Who held the connections then; it is shown afterwards, and in the log."""
     small(live_env, 1, timeout=0.2)
     group = prefork()
     guilty = group.visit_all("/ok")[0]
@@ -191,8 +192,8 @@ def test_checkouts_that_gave_up(
     gates.open()
     assert blocked.result(10).status == 200
     said = (
-        r"ok gave up after 2\d\d ms; held then by 1× block live_app\.py:\d+"
-        r" wait_for_gate, longest"
+        r"ok timed out after 2\d\d ms; connections were held by 1× block"
+        r" live_app\.py:\d+ wait_for_gate, longest"
     )
     assert re.search(said, pool_status(run_cli))
     assert re.search(
@@ -205,7 +206,7 @@ def test_checkouts_that_gave_up(
 def test_a_forgotten_commit(
     prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """Counted in every worker, and once for each in the log."""
+    """Counted in every worker, and logged once in each."""
     run_cli(["create-tables"]).check()
     group = prefork()
     workers = group.visit_all("/ok")
@@ -222,7 +223,7 @@ def test_a_forgotten_commit(
 
 
 def test_a_session_used_from_two_threads(prefork: Start, run_cli: Cli) -> None:
-    """Both threads, and both lines."""
+    """Both threads and both lines."""
     group = prefork()
     guilty = group.visit_all("/ok")[0]
     assert group.get("/share", on=guilty).status == 200
@@ -237,7 +238,7 @@ def test_a_session_used_from_two_threads(prefork: Start, run_cli: Cli) -> None:
 
 
 def test_a_job_that_never_removes_its_session(prefork: Start, run_cli: Cli) -> None:
-    """The thread, how long, and whether it lives."""
+    """The thread, for how long, and whether it is alive."""
     group = prefork()
     alive, dead, _ = group.visit_all("/ok")
     group.get("/thread", on=alive)
@@ -245,7 +246,7 @@ def test_a_job_that_never_removes_its_session(prefork: Start, run_cli: Cli) -> N
     shown = session_status(run_cli)
     row = r"{} +thread nightly{} +default +[\d.]+ m?s +idle in transaction +\d"
     assert re.search(row.format(alive, ""), shown)
-    assert re.search(row.format(dead, ", its thread is dead"), shown)
+    assert re.search(row.format(dead, ", its thread has ended"), shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -257,7 +258,7 @@ def test_a_worker_that_froze_or_was_killed(
     short_tmp: Path,
     number: signal.Signals,
 ) -> None:
-    """Its last snapshot: what it held, and how old that is."""
+    """Its last snapshot: its connections, and the snapshot's age."""
     live_env["FLASK_SCOPEDSESSION_CONTROL_DIR"] = str(short_tmp / "run")
     small(live_env, 1)
     group = prefork()
@@ -280,13 +281,15 @@ def test_a_worker_that_froze_or_was_killed(
         rf" \({state}\)\n",
         shown,
     )
-    assert re.search(rf"1 worker is {state}, .*: pid {guilty} \(as of .* ago\)", shown)
+    assert re.search(
+        rf"1 worker is {state} \(.*\): pid {guilty} \(as of .* ago\)", shown
+    )
 
 
 def test_connections_that_die_in_the_pool(
     prefork: Start, run_cli: Cli, live_env: dict[str, str], pg_url: str
 ) -> None:
-    """How many, and how old they had become."""
+    """Their number and age."""
     live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = pg_url
     live_env["FLASK_SCOPEDSESSION_PING_IDLE_AFTER"] = "0"
     group = prefork()
@@ -301,7 +304,7 @@ def test_connections_that_die_in_the_pool(
         )
     assert group.get("/ok", on=guilty).status == 200
     assert re.search(
-        rf"1 connection died in the last minute · bind default · at an age of at most"
-        rf" .* · pid {guilty}\n",
+        rf"1 connection invalidated in the last minute · bind default · at most .* old"
+        rf" · pid {guilty}\n",
         pool_status(run_cli),
     )

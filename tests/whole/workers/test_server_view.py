@@ -1,4 +1,4 @@
-"""What ``pool-status --server`` says of real workers on a real PostgreSQL."""
+"""``pool-status --server`` with real workers on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def servers(run_cli: Cli, *args: str) -> Any:
     return run_cli(["pool-status", "--server", "--json", *args]).check().json["servers"]
 
 
-def test_who_waits_for_whose_lock(prefork: Start, run_cli: Cli, gates: Gates) -> None:
-    """Both views are named, with worker and line; nobody has prepared anything."""
+def test_lock_waits_name_both_views(prefork: Start, run_cli: Cli, gates: Gates) -> None:
+    """Both views are named, with worker and line, without any preparation."""
     run_cli(["create-tables"]).check()
     group = prefork(count=2)
     holding, waiting = group.visit_all("/ok")
@@ -53,13 +53,13 @@ def test_who_waits_for_whose_lock(prefork: Start, run_cli: Cli, gates: Gates) ->
         rf"  pid {waiting} want live_app.py:{line_in('take_row')} take_row"
         rf" \(backend \d+\) waits for a lock held by"
         rf" pid {holding} lock live_app.py:\d+ wait_for_gate \(backend \d+\),"
-        r" idle in transaction for [\d.]+ m?s \(its statement began .* ago\)",
+        r" idle in transaction for [\d.]+ m?s \(the waiting statement began .* ago\)",
         line,
     ), line
 
 
 def test_what_no_worker_admits_to(prefork: Start, run_cli: Cli) -> None:
-    """A worker that is stopped tells nothing: its connections bear its name."""
+    """A stopped worker does not answer, but its connections carry its name."""
     group = prefork(count=2)
     stopped, well = group.visit_all("/ok")
     (server,) = servers(run_cli)
@@ -79,7 +79,7 @@ def test_what_no_worker_admits_to(prefork: Start, run_cli: Cli) -> None:
 def test_too_many_workers_for_the_server(
     prefork: Start, run_cli: Cli, live_env: dict[str, str]
 ) -> None:
-    """What they may open together is compared with what the server has left."""
+    """Their total limit is compared with the connections that the server has left."""
     prefix = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
     live_env |= {f"{prefix}pool_size": "20", f"{prefix}max_overflow": "15"}
     group = prefork(count=3)
@@ -91,8 +91,9 @@ def test_too_many_workers_for_the_server(
     assert limit["left"] == left < 105
     shown = run_cli(["pool-status", "--server"]).check().stdout
     assert (
-        f"3 workers may open 105, the server has {limit['limit'] - limit['reserved']}"
-        f" - {limit['others']} used by others = {left} left: lower pool_size,"
+        f"3 workers may open 105; {left} of the server's"
+        f" {limit['limit'] - limit['reserved']} connections are left"
+        f" ({limit['others']} used by others): lower pool_size,"
         f" max_overflow or the number of workers (at most {left // 3} for each worker"
         " fit)"
     ) in shown

@@ -1,4 +1,4 @@
-"""``--watch`` on a real terminal, with real workers: what a person sees."""
+"""``--watch`` on a real terminal with real workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def control_dir(live_env: dict[str, str], short_tmp: Path) -> Path:
 
 @pytest.fixture
 def watch(control_dir: Path, live_env: dict[str, str]) -> Iterator[Watch]:
-    """Watch ``pool-status`` on a terminal; by default it looks once and draws."""
+    """Watch a command on a terminal; by default it draws a single refresh."""
     with ExitStack() as stack:
 
         def start(
@@ -55,7 +55,7 @@ def watch(control_dir: Path, live_env: dict[str, str]) -> Iterator[Watch]:
 
 @pytest.fixture
 def busy(prefork: Start, gates: Gates, control_dir: Path) -> Prefork:
-    """One worker, both of whose connections are held, and a view that waits."""
+    """A worker with both connections checked out, and a view that waits."""
     group = prefork(count=1, threads=4)
     group.visit_all("/ok")
     group.send_many("/block", 2)
@@ -65,7 +65,7 @@ def busy(prefork: Start, gates: Gates, control_dir: Path) -> Prefork:
 
 
 def test_what_is_seen(busy: Prefork, watch: Watch) -> None:
-    """The use of each pool and its past, who holds and who waits; on its own screen."""
+    """The charts, the holders and the waiters, on a screen of its own."""
     it = watch(every=0.2)
     it.wait_for(lambda: "!!!!" in it.text.replace("!! ", ""))
     assert it.alternate
@@ -81,7 +81,7 @@ def test_what_is_seen(busy: Prefork, watch: Watch) -> None:
 
 @pytest.mark.parametrize("command", ["pool-status", "session-status"])
 def test_ctrl_c(command: str, busy: Prefork, watch: Watch) -> None:
-    """All is as before: screen, cursor, echo; and 130."""
+    """Screen, cursor and echo are restored; the exit code is 130."""
     it = watch(command)
     it.wait_for(" default ").type("\x03")
     it.wait_for("exit")
@@ -91,20 +91,20 @@ def test_ctrl_c(command: str, busy: Prefork, watch: Watch) -> None:
 
 
 def test_keys(busy: Prefork, watch: Watch) -> None:
-    """What is typed does not disturb the screen, and is not for the shell."""
+    """Keys do not disturb the screen, and do not reach the shell."""
     it = watch(every=0.1)
     it.wait_for(" default ").type("rm -rf /\n")
     drawn = it.sent.count(b"this host only") + 3
     it.wait_for(lambda: it.sent.count(b"this host only") >= drawn)
     assert b"rm -rf" not in it.sent
-    # Not by Ctrl-C, at which the terminal itself forgets what was typed.
+    # Not with Ctrl-C: then the terminal itself discards what was typed.
     os.kill(it.command_pid(), signal.SIGTERM)
     it.wait_for("exit -15, echo on, nothing typed")
 
 
 @pytest.mark.parametrize("command", ["pool-status", "session-status"])
 def test_resize(command: str, busy: Prefork, watch: Watch) -> None:
-    """Drawn for the new size at once, though the next look is an hour away."""
+    """The page is redrawn at once, although the next refresh is an hour away."""
     it = watch(command, columns=80, rows=40)
     it.wait_for(" default ")
     before = it.lines
@@ -116,17 +116,19 @@ def test_resize(command: str, busy: Prefork, watch: Watch) -> None:
         assert set(re.findall(r"live_app\.py:\d+ \w+", it.text)) == places
     it.resize(80, 40)
     it.wait_for(lambda: it.lines == before)
+    # Some terminals lose the old cursor position if they have to switch twice.
+    assert it.sent.count(b"\x1b[?1049h") == 1
 
 
 def is_drawn_for(columns: int, it: Terminal) -> bool:
-    """Tell by what only narrow ones, and only wide ones, have."""
+    """Decide by what only narrow pages, or only wide ones, show."""
     narrow = "UTC · this host only" not in it.text
     wide = FULL * 10 in it.text
     return (narrow, wide) == (columns < 60, columns >= 100)
 
 
 def test_a_screen_that_is_too_small(busy: Prefork, watch: Watch) -> None:
-    """The header, and what needs an eye; then all of it again."""
+    """It shows the header and the problems; after a resize, everything."""
     it = watch(rows=8)
     it.wait_for("this host only")
     assert len(it.lines) == 8
@@ -138,7 +140,7 @@ def test_a_screen_that_is_too_small(busy: Prefork, watch: Watch) -> None:
 
 
 def test_ctrl_z(busy: Prefork, watch: Watch) -> None:
-    """It stops with the terminal as it was, and comes back on its own screen."""
+    """The terminal is restored while it is stopped, and redrawn afterwards."""
     it = watch()
     it.wait_for(" default ")
     before = it.lines
@@ -156,7 +158,7 @@ def test_ctrl_z(busy: Prefork, watch: Watch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_other_ends(number: int, busy: Prefork, watch: Watch) -> None:
-    """It dies of the signal, as anybody would; but first it tidies up."""
+    """The command ends by the signal, after restoring the terminal."""
     it = watch()
     it.wait_for(" default ")
     os.kill(it.command_pid(), number)
@@ -166,11 +168,11 @@ def test_other_ends(number: int, busy: Prefork, watch: Watch) -> None:
 
 
 def test_a_worker_that_hangs(busy: Prefork, watch: Watch) -> None:
-    """While it is waited for, a resize and Ctrl-C are heard at once."""
+    """While it does not answer, a resize and Ctrl-C take effect at once."""
     it = watch("pool-status", 0.1, "--timeout=3600")
     it.wait_for(" default ")
     (pid,) = busy.worker_pids()
-    # From now on a look takes an hour; one that was under way may still end.
+    # From now on a refresh takes an hour; one in progress may still end.
     os.kill(pid, signal.SIGSTOP)
     for columns in (120, 80, 120, 80):
         it.resize(columns)
@@ -182,11 +184,11 @@ def test_a_worker_that_hangs(busy: Prefork, watch: Watch) -> None:
 def test_what_vanishes(
     busy: Prefork, watch: Watch, control_dir: Path, prefork: Start, gates: Gates
 ) -> None:
-    """Worker and directory go, and it goes on: until there is a worker again."""
+    """Without worker and directory it keeps refreshing, until a worker is back."""
     it = watch(every=0.1)
     it.wait_for(" default ")
     gates.open()
-    it.wait_for("0/2")  # or it would be killed, and shown as gone
+    it.wait_for("0/2")  # else the worker would be killed, and shown as gone
     busy.stop()
     it.wait_for("No worker has answered")
     shutil.rmtree(control_dir, ignore_errors=True)
@@ -196,7 +198,7 @@ def test_what_vanishes(
 
 
 def test_ascii_without_colours(busy: Prefork, watch: Watch) -> None:
-    """Bars of what there is; and NO_COLOR is no style at all."""
+    """Charts in ASCII; and no styles at all with NO_COLOR."""
     it = watch(every=0.2, env={"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"})
     it.wait_for(lambda: "!!!!" in it.text.replace("!! ", ""))
     assert "########!!" in it.text
@@ -206,14 +208,14 @@ def test_ascii_without_colours(busy: Prefork, watch: Watch) -> None:
 
 
 def test_colours(busy: Prefork, watch: Watch) -> None:
-    """There are some, for who wants them."""
+    """A terminal has colours by default."""
     it = watch()
     it.wait_for(" default ")
     assert STYLE.search(it.sent)
 
 
 def test_dumb_terminal(busy: Prefork, watch: Watch) -> None:
-    """Lines, one look below the other; no escape sequence."""
+    """One page below the other, without an escape sequence."""
     it = watch(every=0.1, rows=100, env={"TERM": "dumb"})
     it.wait_for(lambda: it.text.count("this host only") >= 3)
     assert b"\x1b" not in it.sent

@@ -1,0 +1,143 @@
+"""What ``session-status`` prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .._format import count
+from .._format import duration
+from .._format import number
+from ..snapshot import LostWorkCount
+from ..snapshot import SessionSnapshot
+from ..snapshot import Survey
+from ..snapshot import WorkerSnapshot
+from .charts import History
+from .charts import style_of
+from .page import Page
+from .sections import absent_workers
+from .sections import ago
+from .sections import pids_of
+from .sections import route_label
+from .sections import start
+
+#: The worst is last, nearest to the prompt.
+_STATES = ("idle", "begun", "holding", "idle in transaction", "needs rollback")
+_STYLES = {"idle in transaction": "yellow", "needs rollback": "red"}
+_COLUMNS = (
+    *(">PID", "SCOPE", "BIND", ">AGE", "STATE"),
+    *(">CONN", ">NEW", ">DEL", ">IDENTITY", ">IDLE-TX"),
+)
+
+
+def render_sessions(
+    survey: Survey, *, verbose: bool = False, history: History | None = None
+) -> str:
+    """Return what ``session-status`` prints; with a history, charts of the pools."""
+    page, found = start(survey)
+    if not found:
+        return str(page)
+    if history is not None:
+        _charts(page, survey, history)
+    sessions = [(w, s) for w in survey.workers for s in w.sessions]
+    sessions.sort(key=lambda item: (_rank(item[1]), item[1].age_s))
+    if sessions:
+        page.table(
+            _COLUMNS,
+            [_row(worker, session, verbose) for worker, session in sessions],
+            styles=_STYLES,
+            spare=["IDENTITY", "NEW", "DEL", "CONN", "IDLE-TX"],
+            below="SCOPE",
+        )
+    else:
+        page.line("No session is open.")
+    page.line()
+    live = sum(len(worker.sessions) for worker in survey.live)
+    page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
+    _lost_work(page, survey)
+    _shared_sessions(page, survey)
+    absent_workers(page, survey)
+    return str(page)
+
+
+def _charts(page: Page, survey: Survey, history: History) -> None:
+    """Add how much of each database's pools is used, over all workers."""
+    charts = history.charts(page.width)
+    for total in survey.totals:
+        most = f" of {total.max}" if total.max is not None else ""
+        page.parts([str(total.url), f"· {total.used}{most} used"])
+        chart = charts.total(total)
+        page.line(f"  {chart}", style_of(chart))
+    if survey.totals:
+        page.line()
+
+
+def _rank(session: SessionSnapshot) -> tuple[bool, int]:
+    return session.thread_alive is False, _STATES.index(session.state)
+
+
+def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> list[str]:
+    scope = route_label(session)
+    if verbose and session.thread and session.thread not in scope:
+        scope += f" (thread {session.thread})"
+    if session.thread_alive is False:
+        scope += ", its thread has ended"
+    if worker.source == "last":
+        scope += f" (worker {worker.state})"
+    return [
+        str(worker.pid),
+        scope,
+        session.name or "-",
+        duration(session.age_s),
+        session.state,
+        ",".join(map(str, session.connections)) or "-",
+        number(session.new),
+        number(session.deleted),
+        number(session.identity),
+        duration(session.idle_in_transaction_s),
+    ]
+
+
+def _lost_work(page: Page, survey: Survey) -> None:
+    """Add the views that ended well without committing their changes."""
+    views: dict[str, list[tuple[WorkerSnapshot, LostWorkCount]]] = {}
+    for worker in survey.workers:
+        for lost in worker.lost_work:
+            views.setdefault(route_label(lost), []).append((worker, lost))
+    if views:
+        page.title("Uncommitted changes that were rolled back")
+    for view, found in views.items():
+        objects: Counter[str] = Counter()
+        for _, lost in found:
+            objects.update(lost.objects)
+        amounts = [f"{amount} {kind}" for kind, amount in sorted(objects.items())]
+        page.parts(
+            [
+                f"{sum(lost.scopes_total for _, lost in found)}× {view},",
+                f"{', '.join(amounts)},",
+                f"last {ago(survey, max(lost.last_at for _, lost in found))}",
+                f"· {pids_of(worker for worker, _ in found)}",
+            ],
+            indent=2,
+        )
+
+
+def _shared_sessions(page: Page, survey: Survey) -> None:
+    found = [(w, use) for w in survey.workers for use in w.recent_shared]
+    if found:
+        page.title("Sessions that two threads used at the same time")
+    for worker, use in sorted(found, key=lambda each: each[1].at_time):
+        threads = [
+            thread.thread + (f" at {thread.at}" if thread.at else "")
+            for thread in use.threads
+        ]
+        page.parts(
+            [
+                f"{route_label(use)},",
+                f"{ago(survey, use.at_time)}:",
+                *(f"{thread} and" for thread in threads[:-1]),
+                *threads[-1:],
+                "(the second was refused)" if use.refused else "(in one transaction)",
+                f"· pid {worker.pid}",
+            ],
+            indent=2,
+        )
