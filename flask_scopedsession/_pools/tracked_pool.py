@@ -12,6 +12,7 @@ import os
 import sys
 import typing as t
 from functools import cache
+from os import getpid
 from threading import get_ident
 from time import perf_counter
 
@@ -62,7 +63,7 @@ class TrackedPool(Pool):
         account = self.account
         if account is None:
             return super().connect()
-        if self.pid != os.getpid() and self.after_fork is not None:
+        if self.pid != getpid() and self.after_fork is not None:
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
         context = current_context()

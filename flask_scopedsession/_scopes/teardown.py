@@ -25,6 +25,10 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_scopedsession")
 
+# Private: what every use of a connection by a session goes through. Without it, a use
+# that names an engine itself is not refused after the session's end.
+_HAS_ONE_WAY = hasattr(Session, "_connection_for_bind")
+
 
 def end_scope(
     ledger: Ledger, scope: Scope, context: Context, error: BaseException | None
@@ -34,13 +38,23 @@ def end_scope(
     :param error: What the context ended with.
     :return: An error to raise: lost work, or what interrupted us.
     """
-    sessions = scope.sessions
     lost: Counter[str] | None = None
     raising: BaseException | None = None
+    sessions = scope.sessions
     try:
-        if error is None and sessions and ledger.lost_work != "ignore":
-            lost = _losing(ledger, scope, context)
+        judged = (
+            error is None
+            and ledger.lost_work != "ignore"
+            and scope.status < 400
+            and HANDLED not in context.__dict__
+        )
         for name, session in list(sessions.items()):
+            if judged:
+                if is_clean is None or not is_clean(session):
+                    lost = _add_unflushed(lost, session)
+                if ledger.uncommitted:
+                    # Its connections add what they roll back as it is closed.
+                    lost = ledger.ending[get_ident()] = lost or Counter()
             failure = close_session(session)
             # Only now, so that the scope closes it later if this is interrupted.
             sessions.pop(name, None)
@@ -57,24 +71,14 @@ def end_scope(
     return raising
 
 
-def _losing(ledger: Ledger, scope: Scope, context: Context) -> Counter[str] | None:
-    """Return what closing the sessions would lose, if the scope ends well.
-
-    Connections add to it what they roll back as the sessions are closed.
-    """
-    if scope.status >= 400 or HANDLED in context.__dict__:
-        return None
-    found: Counter[str] | None = None
-    for session in list(scope.sessions.values()):
-        if is_clean is None or not is_clean(session):
-            try:
-                found = (found or Counter()) + unflushed(session)
-            except Exception as problem:  # the user's own types, maybe
-                text = "session: cannot tell what it changed"
-                log.warning(text, exc_info=without_context(problem, None))
-    if ledger.uncommitted:
-        found = ledger.ending[get_ident()] = found or Counter()
-    return found
+def _add_unflushed(lost: Counter[str] | None, session: Session) -> Counter[str]:
+    """Return what is lost so far, and the objects that `session` never flushed."""
+    try:
+        return (lost or Counter()) + unflushed(session)
+    except Exception as problem:  # the user's own types, maybe
+        text = "session: cannot tell what it changed"
+        log.warning(text, exc_info=without_context(problem, None))
+    return lost or Counter()
 
 
 def close_sessions(scope: Scope) -> list[BaseException]:
@@ -111,13 +115,19 @@ def close_session(session: Session) -> BaseException | None:
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
         _discard(session, transaction, error)
-    session.__dict__.update(_REFUSALS)
+    _refuse_connections(session)
     return failure
+
+
+def _refuse_connections(session: t.Any) -> None:
+    session.get_bind = _refuse
+    if _HAS_ONE_WAY:
+        session._connection_for_bind = _refuse
 
 
 def _close_again(session: Session) -> None:
     """Close what the application's ``close()``, or a listener, has begun anew."""
-    session.__dict__.update(_REFUSALS)
+    _refuse_connections(session)
     try:
         Session.close(session)
     except SessionRemoved:
@@ -174,16 +184,3 @@ def refusal() -> SessionRemoved:
         " load objects again in the new scope. What runs on after the response, as a"
         " stream or a thread does, opens its own: 'with app.app_context():'."
     )
-
-
-#: What a removed session has instead of its methods. Private is the second, which every
-#: use of a connection goes through; without it, only a use that names an engine itself
-#: is not refused.
-_REFUSALS = {
-    "get_bind": _refuse,
-    **(
-        {"_connection_for_bind": _refuse}
-        if hasattr(Session, "_connection_for_bind")
-        else {}
-    ),
-}

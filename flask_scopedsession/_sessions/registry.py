@@ -75,13 +75,14 @@ class Registry(ScopedRegistry[t.Any]):
             scope = kept.get(SCOPE) or application.ledger.enter(context)
         else:
             scope = self.kind.enter(application.ledger, context)
-        session = scope.sessions.get(DEFAULT_BIND)
-        if session is None:
-            made = application.sessionmaker.make(self._factory.kw)
-            # Another thread may have been faster.
-            session = scope.sessions.setdefault(DEFAULT_BIND, made)
-            if session is not made:
-                close_session(made)
+            session = scope.sessions.get(DEFAULT_BIND)
+            if session is not None:
+                return session
+        made = application.sessionmaker.make(self._factory.kw)
+        # Another thread may have been faster.
+        session = scope.sessions.setdefault(DEFAULT_BIND, made)
+        if session is not made:
+            close_session(made)
         if self._on_context:
             kept[self.session_name] = session
         return session
