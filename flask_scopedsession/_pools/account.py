@@ -18,6 +18,7 @@ from collections import Counter
 from collections import deque
 from threading import get_ident
 from time import perf_counter
+from types import SimpleNamespace
 
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
@@ -37,6 +38,10 @@ if t.TYPE_CHECKING:
 SLOT = "flask_scopedsession"
 
 
+#: Stands for the scope of a connection that was never checked out through the pool.
+_NOBODY = SimpleNamespace(statements=0)
+
+
 class Slot:
     """What is known of one DBAPI connection, from its connect to its close.
 
@@ -53,6 +58,7 @@ class Slot:
         "execution_options",
         "generation",
         "has_begun",
+        "keeps_more",
         "marks",
         "moved",
         "number",
@@ -60,10 +66,10 @@ class Slot:
         "returned",
         "runner",
         "scope",
+        "sender",
         "since",
         "stack",
         "statement",
-        "statements",
         "tells",
         "temporary",
         "unsettled",
@@ -91,15 +97,17 @@ class Slot:
         """Who has it; ``None`` while it is in the pool."""
         self.runner: int | None = None
         """The thread whose statement runs on it now."""
-        self.statements = 0
-        """Sent since it was checked out."""
+        self.sender: t.Any = _NOBODY
+        """The scope whose statements are counted."""
+        self.keeps_more = False
+        """Any of the next three is set."""
         self.statement: str | None = None
         """The text of the last one, if it may be shown."""
         self.execution_options: t.Mapping[str, t.Any] | None = None
-        self.has_begun = False
-        """It is in a transaction; known only of a driver that does not tell."""
         self.stack: RawStack | None = None
         """Where it was checked out, if that is recorded."""
+        self.has_begun = False
+        """It is in a transaction; known only of a driver that does not tell."""
         self.abandoned: t.Any = None
         """The driver's connection, if its scope ended during another thread's
         statement, which closes it."""
@@ -210,7 +218,7 @@ class PoolAccount:
         self.pinging.clear()
         self.meters = Meters(self.in_use)
         self.note_wait = self.meters.waits.add
-        self.note_hold = self.meters.held.add
+        self.holds = self.meters.held.samples
         self.timeout_times: deque[float] = deque(maxlen=1000)
         self.recent_timeouts: deque[TimedOut] = deque(maxlen=5)
         self.last_return = perf_counter()
@@ -231,6 +239,7 @@ class PoolAccount:
         if slot.scope is not None:
             return  # SingletonThreadPool hands the same one out again within a thread
         slot.scope = scope
+        slot.sender = scope.parent or scope
         slot.since = slot.moved = now
         scope.last = slot
         used = self.used
@@ -239,25 +248,25 @@ class PoolAccount:
             self.meters.used.now = len(used)
         if (self.stacks or self.nesting) and self.keeps_stack(scope):
             slot.stack = own_stack(3)
+            slot.keeps_more = True
 
     def check_in(self, slot: Slot) -> None:
         """Note that a connection was returned, detached or invalidated."""
         scope = slot.scope
         if scope is None:
             return
-        slot.scope = None
+        slot.scope, slot.sender = None, _NOBODY
         slot.returned = self.last_return = now = perf_counter()
         self.used.discard(slot)
         rule = scope.rule or scope.url_rule
-        self.note_hold((now - slot.since, rule, scope.method, scope.command))
-        owner = scope.parent or scope
-        owner.statements += slot.statements
-        slot.statements = 0
-        slot.statement = slot.execution_options = slot.stack = None
-        if slot in self.ledger.uncommitted:
+        self.holds.append((now - slot.since, rule, scope.method, scope.command))
+        if slot.keeps_more:
+            slot.statement = slot.execution_options = slot.stack = None
+            slot.keeps_more = False
+        if slot.writes is not None:
             slot.forget_writes()
         meters = self.meters
-        if now >= meters.rotate_at or len(meters.held.samples) > PENDING:
+        if len(self.holds) > PENDING or now >= meters.rotate_at:
             meters.aggregate(now)
 
     def note_nesting(self, scope: Scope) -> None:

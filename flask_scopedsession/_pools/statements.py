@@ -108,7 +108,7 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
             effect = None if context is None else effects.of(context, statement)
             slot = None
             if effect is not None:
-                slot = _slot_of(context.root_connection.connection)
+                slot = _slot_of(context)
             if slot is not None:
                 before_effect(slot)
             original(cursor, statement, *rest)
@@ -159,8 +159,16 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
     event.listen(engine, "detach", checked_in)
 
 
-def _slot_of(connection: t.Any) -> Slot | None:
-    """Return what is known of a connection; nothing of those outside the pool."""
+def _slot_of(context: t.Any) -> Slot | None:
+    return _slot(context.root_connection.connection)
+
+
+def _slot(connection: t.Any) -> Slot | None:
+    """Return what is known of a proxied connection, by public names.
+
+    ``_connection_record.info`` is the same dict, and much faster to reach. A connection
+    that was detached has a copy and no record.
+    """
     try:
         return t.cast("Slot | None", connection.info.get(SLOT))
     except (AttributeError, NotImplementedError):
@@ -205,10 +213,12 @@ def _watched(
     def execute(
         cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
     ) -> None:
+        slot: Slot | None
         try:
-            slot: Slot | None = context.root_connection.connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError):
-            slot = None  # outside the pool, or SQLAlchemy's stand-in at first
+            proxied = context.root_connection._dbapi_connection
+            slot = proxied._connection_record.info[SLOT]
+        except (AttributeError, KeyError):
+            slot = None if context is None else _slot_of(context)
         if slot is None:
             original(cursor, statement, parameters, context)
             return
@@ -220,6 +230,7 @@ def _watched(
         if effect is not None:
             before_effect(slot)
         if show_sql or not slot.tells:
+            slot.keeps_more = True
             slot.statement = statement if show_sql else None
             slot.execution_options = context.execution_options
             slot.has_begun = True
@@ -235,7 +246,7 @@ def _watched(
         finally:
             slot.moved = perf_counter()
             slot.runner = None
-            slot.statements += 1
+            slot.sender.statements += 1
             if slot.abandoned is not None:
                 slot.abandoned.close()
         if slot.abandoned is not None:
@@ -270,7 +281,7 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
             lost.update(found)
 
     def do_commit(connection: t.Any) -> None:
-        slot = _slot_of(connection)
+        slot = _slot(connection)
         if slot is not None and slot.runner is not None and not is_shared:
             note_sharing(slot)
         commit(connection)
@@ -278,10 +289,11 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
             committed(slot)
 
     def do_rollback(connection: t.Any) -> None:
+        slot: Slot | None
         try:
-            slot: Slot | None = connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError):
-            slot = None
+            slot = connection._connection_record.info[SLOT]
+        except (AttributeError, KeyError):
+            slot = _slot(connection)
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)
@@ -296,7 +308,7 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     def do_commit_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
     ) -> None:
-        slot = None if kw.get("recover") else _slot_of(connection.connection)
+        slot = None if kw.get("recover") else _slot(connection.connection)
         commit_twophase(connection, xid, is_prepared, **kw)
         if slot is not None:
             committed(slot)
@@ -304,7 +316,7 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     def do_rollback_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
     ) -> None:
-        slot = None if kw.get("recover") else _slot_of(connection.connection)
+        slot = None if kw.get("recover") else _slot(connection.connection)
         if slot is not None and slot in uncommitted:
             rolling_back(slot)
         rollback_twophase(connection, xid, is_prepared, **kw)

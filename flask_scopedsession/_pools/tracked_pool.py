@@ -85,14 +85,19 @@ class TrackedPool(Pool):
                 account.waiting[scope.ident] = Waiting(since, scope)
                 if len(account.waiting) + len(account.used) > account.most:
                     account.note_pending()
-            proxied = super().connect()
-            slot: Slot | None = proxied.info.get(SLOT)
-            if slot is not None and (
-                slot.returned < since - account.idle_after
-                or slot.returned < account.suspect_since
-            ):
-                proxied = self._usable(proxied, account)
+            proxied: t.Any = super().connect()
+            try:
+                slot: Slot | None = proxied._connection_record.info[SLOT]
+            except (AttributeError, KeyError):
                 slot = proxied.info.get(SLOT)
+            if slot is not None:
+                returned = slot.returned
+                if (
+                    returned < since - account.idle_after
+                    or returned < account.suspect_since
+                ):
+                    proxied = self._usable(proxied, account)
+                    slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
             explain(error, account, account.timed_out(since, scope))
             raise
@@ -103,7 +108,7 @@ class TrackedPool(Pool):
             now = perf_counter()
         if slot is not None:
             account.check_out(slot, scope, now, now - since)
-        return proxied
+        return t.cast("PoolProxiedConnection", proxied)
 
     def _usable(
         self, proxied: PoolProxiedConnection, account: PoolAccount

@@ -159,7 +159,7 @@ def _note_write(slot: Slot, name: str, cursor: t.Any) -> None:
     if slot.counts_changes and cursor.description is not None:
         # SQLite counts the rows of RETURNING as they are fetched.
         slot.unsettled = name
-        slot.account.ledger.uncommitted.add(slot)
+        _add(slot, name, 0)
         return
     rows = cursor.rowcount
     if rows != 0:
@@ -185,6 +185,6 @@ def settle(slot: Slot) -> None:
 def losing(slot: Slot) -> Counter[str] | None:
     """Return what a rollback right now would lose, as far as that is certain."""
     settle(slot)
-    if slot.writes is None or is_transaction_open(slot.driver) is not True:
+    if not slot.writes or is_transaction_open(slot.driver) is not True:
         return None
-    return slot.writes
+    return +slot.writes  # a RETURNING that changed nothing has left a 0

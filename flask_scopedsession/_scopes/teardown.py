@@ -55,7 +55,7 @@ def end_scope(
                 if ledger.uncommitted:
                     # Its connections add what they roll back as it is closed.
                     lost = ledger.ending[get_ident()] = lost or Counter()
-            failure = close_session(session)
+            failure = close_session(session, scope)
             # Only now, so that the scope closes it later if this is interrupted.
             sessions.pop(name, None)
             if failure is not None:
@@ -100,34 +100,36 @@ def close_forgotten(scope: Scope) -> None:
         log.warning(text, exc_info=without_context(failure, under_way))
 
 
-def close_session(session: Session) -> BaseException | None:
+def close_session(session: Session, scope: Scope | None = None) -> BaseException | None:
     """Close a session for good, and return what went wrong, if anything.
 
     Its connections go back to their pools whatever ``close()`` does. Afterwards the
     session refuses to take another one, which no scope would return.
+
+    :param scope: Whose last connection tells whether there is anything left to close.
     """
     failure: BaseException | None = None
     transaction = session.get_transaction()
     try:
         session.close()
-        if session.get_transaction() is not None:
+        last = None if scope is None else scope.last
+        if last is None or last.scope is not None:
             _close_again(session)
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
         _discard(session, transaction, error)
-    _refuse_connections(session)
+    own: t.Any = session
+    own.get_bind = _refuse
+    if _HAS_ONE_WAY:
+        own._connection_for_bind = _refuse
     return failure
 
 
-def _refuse_connections(session: t.Any) -> None:
-    session.get_bind = _refuse
-    if _HAS_ONE_WAY:
-        session._connection_for_bind = _refuse
-
-
-def _close_again(session: Session) -> None:
+def _close_again(session: t.Any) -> None:
     """Close what the application's ``close()``, or a listener, has begun anew."""
-    _refuse_connections(session)
+    if session.get_transaction() is None:
+        return
+    session.get_bind = session._connection_for_bind = _refuse
     try:
         Session.close(session)
     except SessionRemoved:

@@ -78,7 +78,8 @@ class Registry(ScopedRegistry[t.Any]):
             session = scope.sessions.get(DEFAULT_BIND)
             if session is not None:
                 return session
-        made = application.sessionmaker.make(self._factory.kw)
+        maker, configured = application.sessionmaker, self._factory.kw
+        made = maker.make(configured) if configured else maker.class_(**maker.kw)
         # Another thread may have been faster.
         session = scope.sessions.setdefault(DEFAULT_BIND, made)
         if session is not made:
