@@ -260,25 +260,10 @@ def _watched(
 def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     """Learn of the end of each transaction, and of what it committed or lost."""
     dialect: t.Any = engine.dialect
-    ledger = account.ledger
-    uncommitted, ending = ledger.uncommitted, ledger.ending
+    uncommitted = account.ledger.uncommitted
+    # One connection for all threads, which are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     commit, rollback = dialect.do_commit, dialect.do_rollback
-    commit_twophase = dialect.do_commit_twophase
-    rollback_twophase = dialect.do_rollback_twophase
-
-    def committed(slot: Slot) -> None:
-        slot.has_begun = False
-        if slot in uncommitted:
-            slot.forget_writes()
-
-    def rolling_back(slot: Slot) -> None:
-        """Before the rollback: the driver still knows of the transaction."""
-        slot.has_begun = False
-        lost = ending.get(get_ident())
-        found = None if lost is None else losing(slot)
-        if lost is not None and found is not None:
-            lost.update(found)
 
     def do_commit(connection: t.Any) -> None:
         slot = _slot(connection)
@@ -286,7 +271,7 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
             note_sharing(slot)
         commit(connection)
         if slot is not None:
-            committed(slot)
+            _ended(slot)
 
     def do_rollback(connection: t.Any) -> None:
         slot: Slot | None
@@ -299,30 +284,55 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
                 abandon(slot, connection)
             slot.has_begun = False
             if slot in uncommitted:
-                rolling_back(slot)
+                _note_loss(slot)
                 rollback(connection)
                 slot.forget_writes()
                 return
         rollback(connection)
 
+    dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
+    _watch_twophase(dialect)
+
+
+def _watch_twophase(dialect: t.Any) -> None:
+    """Learn of the end of each two-phase transaction, which has methods of its own."""
+    commit, rollback = dialect.do_commit_twophase, dialect.do_rollback_twophase
+
     def do_commit_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
     ) -> None:
         slot = None if kw.get("recover") else _slot(connection.connection)
-        commit_twophase(connection, xid, is_prepared, **kw)
+        commit(connection, xid, is_prepared, **kw)
         if slot is not None:
-            committed(slot)
+            _ended(slot)
 
     def do_rollback_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
     ) -> None:
         slot = None if kw.get("recover") else _slot(connection.connection)
-        if slot is not None and slot in uncommitted:
-            rolling_back(slot)
-        rollback_twophase(connection, xid, is_prepared, **kw)
         if slot is not None:
-            committed(slot)
+            _note_loss(slot)
+        rollback(connection, xid, is_prepared, **kw)
+        if slot is not None:
+            _ended(slot)
 
-    dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
     dialect.do_commit_twophase = do_commit_twophase
     dialect.do_rollback_twophase = do_rollback_twophase
+
+
+def _ended(slot: Slot) -> None:
+    """Note that a connection's transaction is committed or rolled back."""
+    slot.has_begun = False
+    if slot.writes is not None:
+        slot.forget_writes()
+
+
+def _note_loss(slot: Slot) -> None:
+    """Add what a rollback is about to lose to the scope that ends on this thread.
+
+    Called before the rollback, while the driver still knows of the transaction.
+    """
+    lost = slot.account.ledger.ending.get(get_ident())
+    found = None if lost is None else losing(slot)
+    if lost is not None and found is not None:
+        lost.update(found)

@@ -58,6 +58,9 @@ class TrackedPool(Pool):
     pid = 0
     """The process that made this pool, the only one that may use it."""
     _disposed = False
+    # What the base class does; super() would cost more.
+    _connect_untracked: t.Callable[[], PoolProxiedConnection]
+    _return_untracked: t.Callable[[ConnectionPoolEntry], None]
 
     def connect(self) -> PoolProxiedConnection:
         account = self.account
@@ -85,7 +88,7 @@ class TrackedPool(Pool):
                 account.waiting[scope.ident] = Waiting(since, scope)
                 if len(account.waiting) + len(account.used) > account.most:
                     account.note_pending()
-            proxied: t.Any = super().connect()
+            proxied: t.Any = self._connect_untracked()
             try:
                 slot: Slot | None = proxied._connection_record.info[SLOT]
             except (AttributeError, KeyError):
@@ -108,7 +111,7 @@ class TrackedPool(Pool):
             now = perf_counter()
         if slot is not None:
             account.check_out(slot, scope, now, now - since)
-        return t.cast("PoolProxiedConnection", proxied)
+        return proxied  # type: ignore[no-any-return]
 
     def _usable(
         self, proxied: PoolProxiedConnection, account: PoolAccount
@@ -166,7 +169,7 @@ class TrackedPool(Pool):
                     # Else it would stay open in a pool that nobody asks any more.
                     record.close()
         finally:
-            super()._do_return_conn(record)
+            self._return_untracked(record)
 
 
 def _answers(proxied: PoolProxiedConnection, dialect: t.Any) -> bool:
@@ -202,6 +205,8 @@ def pool_class(base: type[Pool], *, fair: bool, tracked: bool) -> type[Pool]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "base_class": base,
+        "_connect_untracked": base.connect,
+        "_return_untracked": getattr(base, "_do_return_conn", None),
     }
     return t.cast("type[Pool]", type(base.__name__, (*parts, base), body))
 
