@@ -227,6 +227,9 @@ class PoolAccount:
         :param now: When, as :func:`time.perf_counter` has it.
         :param waited: Seconds.
         """
+        meters = self.meters
+        if now >= meters.rotate_at:
+            meters.aggregate(now)  # else the wait would count in an earlier interval
         self.note_wait(waited)
         if slot.scope is not None:
             return  # SingletonThreadPool hands the same one out again within a thread
@@ -235,8 +238,8 @@ class PoolAccount:
         scope.last = slot
         used = self.used
         used.add(slot)
-        if len(used) > self.meters.used.now:
-            self.meters.used.now = len(used)
+        if len(used) > meters.used.now:
+            meters.used.now = len(used)
         if (self.stacks or self.nesting) and self.keeps_stack(scope):
             slot.stack = own_stack(3)
 
@@ -247,6 +250,11 @@ class PoolAccount:
             return
         slot.scope = None
         slot.returned = self.last_return = now = perf_counter()
+        meters = self.meters
+        if now >= meters.rotate_at or len(meters.held.samples) >= PENDING:
+            # Now, so that it was in use in the intervals that are over, and its time
+            # counts in the new one.
+            meters.aggregate(now)
         self.used.discard(slot)
         rule = scope.rule or scope.url_rule
         self.note_hold((now - slot.since, rule, scope.method, scope.command))
@@ -256,9 +264,6 @@ class PoolAccount:
         slot.statement = slot.execution_options = slot.stack = None
         if slot in self.ledger.uncommitted:
             slot.forget_writes()
-        meters = self.meters
-        if now >= meters.rotate_at or len(meters.held.samples) > PENDING:
-            meters.aggregate(now)
 
     def note_nesting(self, scope: Scope) -> None:
         """Note that a view asks for a connection while it holds one."""
@@ -293,11 +298,11 @@ class PoolAccount:
 
     def in_use(self) -> tuple[int, int]:
         """Count what is checked out, and who must wait because of that."""
-        out = self.out()
-        held = sum(each.slot.generation == self.generation for each in out)
+        used = self.used.copy()
+        held = sum(slot.generation == self.generation for slot in used)
         # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most
-        return len(out), int(beyond) if beyond > 0 else 0
+        return len(used), int(beyond) if beyond > 0 else 0
 
     # -- written when connections are opened and closed --------------------------
 
