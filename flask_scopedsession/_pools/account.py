@@ -323,13 +323,16 @@ class PoolAccount:
         self.meters.aggregate(slot.opened)
         self.meters.created.add(took)
 
-    def closed(self, entry: ConnectionPoolEntry) -> None:
+    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
         """Note that a connection was closed, or left the pool for good."""
-        slot = self.open.pop(entry, None)
-        if slot is not None:
-            slot.driver = None
-            self.used.discard(slot)
-            self.ledger.uncommitted.discard(slot)
+        slot = self.open.get(entry)
+        if slot is None or slot.driver is not driver:
+            return  # detached, and another thread has opened a new one in its entry
+        self.check_in(slot)
+        self.open.pop(entry, None)
+        slot.driver = None
+        self.used.discard(slot)
+        self.ledger.uncommitted.discard(slot)
 
     def died(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was invalidated."""
