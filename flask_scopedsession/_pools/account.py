@@ -49,6 +49,7 @@ class Slot:
     """
 
     __slots__ = (
+        "_entry",
         "abandoned",
         "account",
         "backend_pid",
@@ -77,9 +78,15 @@ class Slot:
     )
 
     def __init__(
-        self, account: PoolAccount, number: int, driver: t.Any, backend_pid: int | None
+        self,
+        account: PoolAccount,
+        entry: ConnectionPoolEntry,
+        driver: t.Any,
+        number: int = 0,
+        backend_pid: int | None = None,
     ) -> None:
         self.account = account
+        self._entry = weakref.ref(entry)
         self.number = number
         self.driver = driver
         """The driver's connection; ``None`` once it is closed or detached."""
@@ -122,6 +129,15 @@ class Slot:
         self.changes_before = 0
         """SQLite's ``total_changes`` before the last statement that had an effect."""
 
+    @property
+    def is_out(self) -> bool:
+        """Whether SQLAlchemy has it as checked out.
+
+        An exception like Ctrl-C may have interrupted the account of its return.
+        """
+        entry = self._entry()
+        return entry is not None and entry.in_use
+
     def forget_writes(self) -> None:
         """Note that what was written is committed, or rolled back."""
         self.writes = self.marks = self.unsettled = None
@@ -138,7 +154,8 @@ class Held(t.NamedTuple):
     @property
     def is_out(self) -> bool:
         """Whether it still is, and by the same scope."""
-        return self.slot.scope is self.scope and self.slot.since == self.since
+        slot = self.slot
+        return slot.scope is self.scope and slot.since == self.since and slot.is_out
 
 
 class Waiting:
@@ -202,6 +219,9 @@ class PoolAccount:
         self.nesting: set[str] = set()
         """Views that have asked for a connection while they held one. The line where
         they check one out is recorded, in case that they wait for themselves."""
+        self.hands_out_again = False
+        """One connection may be checked out several times, as of SingletonThreadPool and
+        StaticPool; it belongs to the first."""
         self.is_fair = False
         """The pool says who waits; else that is worked out by the reader."""
         self.most = float("inf")
@@ -235,17 +255,22 @@ class PoolAccount:
         :param now: When, as :func:`time.perf_counter` has it.
         :param waited: Seconds.
         """
+        meters = self.meters
+        if now >= meters.rotate_at:
+            meters.aggregate(now)  # else the wait would count in an earlier interval
         self.note_wait(waited)
         if slot.scope is not None:
-            return  # SingletonThreadPool hands the same one out again within a thread
+            if self.hands_out_again:
+                return
+            slot.forget_writes()  # its return was interrupted
         slot.scope = scope
         slot.sender = scope.parent or scope
         slot.since = slot.moved = now
         scope.last = slot
         used = self.used
         used.add(slot)
-        if len(used) > self.meters.used.now:
-            self.meters.used.now = len(used)
+        if len(used) > meters.used.now:
+            meters.used.now = len(used)
         if (self.stacks or self.nesting) and self.keeps_stack(scope):
             slot.stack = own_stack(3)
             slot.keeps_more = True
@@ -257,6 +282,11 @@ class PoolAccount:
             return
         slot.scope, slot.sender = None, _NOBODY
         slot.returned = self.last_return = now = perf_counter()
+        meters = self.meters
+        if now >= meters.rotate_at or len(meters.held.samples) >= PENDING:
+            # Now, so that it was in use in the intervals that are over, and its time
+            # counts in the new one.
+            meters.aggregate(now)
         self.used.discard(slot)
         rule = scope.rule or scope.url_rule
         self.holds.append((now - slot.since, rule, scope.method, scope.command))
@@ -265,9 +295,6 @@ class PoolAccount:
             slot.keeps_more = False
         if slot.writes is not None:
             slot.forget_writes()
-        meters = self.meters
-        if len(self.holds) > PENDING or now >= meters.rotate_at:
-            meters.aggregate(now)
 
     def note_nesting(self, scope: Scope) -> None:
         """Note that a view asks for a connection while it holds one."""
@@ -302,11 +329,11 @@ class PoolAccount:
 
     def in_use(self) -> tuple[int, int]:
         """Count what is checked out, and who must wait because of that."""
-        out = self.out()
-        held = sum(each.slot.generation == self.generation for each in out)
+        used = self.used.copy()
+        held = sum(slot.generation == self.generation for slot in used)
         # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most
-        return len(out), int(beyond) if beyond > 0 else 0
+        return len(used), int(beyond) if beyond > 0 else 0
 
     # -- written when connections are opened and closed --------------------------
 
@@ -321,19 +348,22 @@ class PoolAccount:
 
         :param took: Seconds to open it.
         """
-        slot = Slot(self, next(self._numbers), driver, backend_pid)
+        slot = Slot(self, entry, driver, next(self._numbers), backend_pid)
         entry.info[SLOT] = slot
         self.open[entry] = slot
         self.meters.aggregate(slot.opened)
         self.meters.created.add(took)
 
-    def closed(self, entry: ConnectionPoolEntry) -> None:
+    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
         """Note that a connection was closed, or left the pool for good."""
-        slot = self.open.pop(entry, None)
-        if slot is not None:
-            slot.driver = None
-            self.used.discard(slot)
-            self.ledger.uncommitted.discard(slot)
+        slot = self.open.get(entry)
+        if slot is None or slot.driver is not driver:
+            return  # detached, and another thread has opened a new one in its entry
+        self.check_in(slot)
+        self.open.pop(entry, None)
+        slot.driver = None
+        self.used.discard(slot)
+        self.ledger.uncommitted.discard(slot)
 
     def died(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was invalidated."""
@@ -384,6 +414,6 @@ class PoolAccount:
         found = [
             Held(slot, scope, slot.since)
             for slot in self.used.copy()
-            if (scope := slot.scope) is not None
+            if (scope := slot.scope) is not None and slot.is_out
         ]
         return sorted(found, key=lambda held: held.since)

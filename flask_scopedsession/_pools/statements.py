@@ -53,8 +53,8 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
         took = 0.0 if began is None else time.time() - began
         account.connected(entry, driver, backend_pid(driver), took)
 
-    def closed(_: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        account.closed(entry)
+    def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        account.closed(entry, driver)
 
     def invalidated(
         _: DBAPIConnection, entry: ConnectionPoolEntry, __: BaseException | None
@@ -87,16 +87,16 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
         return
 
     def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        entry.info[SLOT] = Slot(account, 0, driver, None)
+        entry.info[SLOT] = Slot(account, entry, driver)
 
-    def returned(_: object, entry: ConnectionPoolEntry) -> None:
+    def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         slot: Slot | None = entry.info.get(SLOT)
-        if slot is not None and slot in account.ledger.uncommitted:
+        if slot is not None and slot.driver is driver:
             slot.forget_writes()
 
     event.listen(engine, "connect", connected, insert=True)
-    event.listen(engine, "close", returned)
-    event.listen(engine, "detach", returned)
+    event.listen(engine, "close", closed)
+    event.listen(engine, "detach", closed)
     effects = _Effects()
     dialect: t.Any = engine.dialect
 
@@ -109,8 +109,8 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
             slot = None
             if effect is not None:
                 slot = _slot_of(context)
-            if slot is not None:
-                before_effect(slot)
+            if slot is not None and effect is not None:
+                effect = before_effect(slot, effect)
             original(cursor, statement, *rest)
             if slot is not None and effect is not None:
                 after_effect(slot, effect, cursor)
@@ -156,7 +156,6 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
 
     event.listen(engine, "checkout", checked_out)
     event.listen(engine, "checkin", checked_in)
-    event.listen(engine, "detach", checked_in)
 
 
 def _slot_of(context: t.Any) -> Slot | None:
@@ -228,7 +227,7 @@ def _watched(
         if effect is _NEW:
             effect = effects.learn(context, statement)
         if effect is not None:
-            before_effect(slot)
+            effect = before_effect(slot, effect)
         if show_sql or not slot.tells:
             slot.keeps_more = True
             slot.statement = statement if show_sql else None

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import StaticPool
 
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
@@ -216,6 +217,7 @@ def attach(
 ) -> None:
     """Let a new pool of :func:`pool_class` feed `account`."""
     account.dialect = dialect
+    account.hands_out_again = isinstance(pool, (SingletonThreadPool, StaticPool))
     if not isinstance(pool, TrackedPool):
         account.listens_only = True
         return
@@ -281,10 +283,11 @@ def explain(
     """Add to a timeout who held the connections; its message stays SQLAlchemy's."""
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
-    lines = [
+    first = (
         f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {held} connections are"
         " checked out, longest:"
-    ]
+    )
+    lines = [first]
     for holder in timeout.holders[:5]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"
         where = f" at {holder.at}" if holder.at else ""

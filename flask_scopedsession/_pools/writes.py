@@ -120,13 +120,19 @@ def _unquoted(found: re.Match[str]) -> str:
 # -- what a connection has changed ------------------------------------------------
 
 
-def before_effect(slot: Slot) -> None:
-    """Prepare for a statement that has an effect."""
+def before_effect(slot: Slot, effect: Effect) -> Effect | None:
+    """Prepare for a statement that has an effect.
+
+    :return: The effect to note, ``None`` on a connection that was detached.
+    """
+    if slot.driver is None:
+        return None
     settle(slot)
     if slot.writes is not None and is_transaction_open(slot.driver) is False:
         slot.forget_writes()  # committed where nobody saw it, such as by the driver
     if slot.counts_changes:
         slot.changes_before = slot.driver.total_changes
+    return effect
 
 
 def after_effect(slot: Slot, effect: Effect, cursor: t.Any) -> None:

@@ -6,6 +6,7 @@ import logging
 import sys
 import typing as t
 from collections import Counter
+from contextlib import suppress
 from threading import get_ident
 
 from sqlalchemy.exc import ResourceClosedError
@@ -130,10 +131,9 @@ def _close_again(session: t.Any) -> None:
     if session.get_transaction() is None:
         return
     session.get_bind = session._connection_for_bind = _refuse
-    try:
+    # A listener may try once more, after the connections were returned.
+    with suppress(SessionRemoved):
         Session.close(session)
-    except SessionRemoved:
-        pass  # a listener tried once more, after the connections were returned
 
 
 def _discard(
