@@ -275,6 +275,7 @@ class Reader:
 
     def _sessions(self) -> list[tuple[Scope, str, Session]]:
         """Return every open session with its scope, oldest scope first."""
+        self._ledger.forget_freed()
         scopes = sorted(self._ledger.live.copy(), key=lambda scope: scope.since)
         found = [
             (scope, name, session)

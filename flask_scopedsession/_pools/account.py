@@ -138,6 +138,14 @@ class Slot:
         entry = self._entry()
         return entry is not None and entry.in_use
 
+    def proxied(self) -> t.Any:
+        """Return the proxied connection that is checked out, if it can be found.
+
+        ``fairy_ref`` is private to SQLAlchemy, which keeps no other reference to it.
+        """
+        reference = getattr(self._entry(), "fairy_ref", None)
+        return None if reference is None else reference()
+
     def forget_writes(self) -> None:
         """Note that what was written is committed, or rolled back."""
         self.writes = self.marks = self.unsettled = None
@@ -220,8 +228,8 @@ class PoolAccount:
         """Views that have asked for a connection while they held one. The line where
         they check one out is recorded, in case that they wait for themselves."""
         self.hands_out_again = False
-        """One connection may be checked out several times, as of SingletonThreadPool and
-        StaticPool; it belongs to the first."""
+        """A connection may be checked out several times, as from a StaticPool. It counts
+        for the first scope."""
         self.is_fair = False
         """The pool says who waits; else that is worked out by the reader."""
         self.most = float("inf")
@@ -393,6 +401,12 @@ class PoolAccount:
         pids = {slot.backend_pid for slot in slots if slot is not None}
         return tuple(sorted(pid for pid in pids if pid is not None))
 
+    def held_here(self) -> list[t.Any]:
+        """Return the proxied connections that the calling thread has checked out."""
+        ident = get_ident()
+        held = [each.slot for each in self.out() if each.scope.ident == ident]
+        return [each for slot in held if (each := slot.proxied()) is not None]
+
     def inherited(self) -> list[object]:
         """Return what a fork must keep for ever, so that nothing of it is closed.
 
@@ -400,8 +414,7 @@ class PoolAccount:
         freed, it would roll back on the parent's socket.
         """
         entries = [reference() for reference in self.open.keyrefs()]
-        proxied = [getattr(entry, "fairy_ref", None) for entry in entries]
-        return [*entries, *(each() for each in proxied if each is not None)]
+        return [*entries, *(slot.proxied() for slot in self.used)]
 
     def _open(self) -> list[ConnectionPoolEntry]:
         # One that failed while it was made ready is closed without an event, and its

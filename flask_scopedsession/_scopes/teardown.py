@@ -56,7 +56,7 @@ def end_scope(
                 if ledger.uncommitted:
                     # Its connections add what they roll back as it is closed.
                     lost = ledger.ending[get_ident()] = lost or Counter()
-            failure = close_session(session, scope)
+            failure = close_session(session, ledger, scope)
             # Only now, so that the scope closes it later if this is interrupted.
             sessions.pop(name, None)
             if failure is not None:
@@ -82,31 +82,34 @@ def _add_unflushed(lost: Counter[str] | None, session: Session) -> Counter[str]:
     return lost or Counter()
 
 
-def close_sessions(scope: Scope) -> list[BaseException]:
+def close_sessions(ledger: Ledger, scope: Scope) -> list[BaseException]:
     """Close and forget a scope's sessions; return what went wrong."""
     failures: list[BaseException] = []
     for name, session in list(scope.sessions.items()):
-        failure = close_session(session)
+        failure = close_session(session, ledger, scope)
         scope.sessions.pop(name, None)
         if failure is not None:
             failures.append(failure)
     return failures
 
 
-def close_forgotten(scope: Scope) -> None:
+def close_forgotten(ledger: Ledger, scope: Scope) -> None:
     """Close the sessions of a scope that was never torn down."""
     under_way = sys.exc_info()[1]
-    for failure in close_sessions(scope):
+    for failure in close_sessions(ledger, scope):
         text = "a scope that was never torn down: close() failed"
         log.warning(text, exc_info=without_context(failure, under_way))
 
 
-def close_session(session: Session, scope: Scope | None = None) -> BaseException | None:
+def close_session(
+    session: Session, ledger: Ledger | None = None, scope: Scope | None = None
+) -> BaseException | None:
     """Close a session for good, and return what went wrong, if anything.
 
     Its connections go back to their pools whatever ``close()`` does. Afterwards the
     session refuses to take another one, which no scope would return.
 
+    :param ledger: Knows which connections a failed ``close()`` has left checked out.
     :param scope: Whose last connection tells whether there is anything left to close.
     """
     failure: BaseException | None = None
@@ -118,12 +121,17 @@ def close_session(session: Session, scope: Scope | None = None) -> BaseException
             _close_again(session)
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
-        _discard(session, transaction, error)
+        _discard(session, transaction, ledger, error)
     own: t.Any = session
     own.get_bind = _refuse
     if _HAS_ONE_WAY:
         own._connection_for_bind = _refuse
-    return failure
+    try:
+        return failure
+    finally:
+        failure = (
+            None  # else this frame and the error's traceback keep each other alive
+        )
 
 
 def _close_again(session: t.Any) -> None:
@@ -139,17 +147,23 @@ def _close_again(session: t.Any) -> None:
 def _discard(
     session: Session,
     transaction: SessionTransaction | None,
+    ledger: Ledger | None,
     under_way: BaseException,
 ) -> None:
     """Throw away the connections that a failed ``close()`` has left checked out.
 
-    SQLAlchemy stops at the first connection that fails.
+    SQLAlchemy stops at the first connection that fails. If an exception such as Ctrl-C
+    interrupts it, a connection may be held by nothing but that exception's traceback.
     """
-    open_ones: t.Any = getattr(transaction, "_connections", None) or {}
-    left = {id(each[0]): each[0] for each in open_ones.values()}
-    for throw_away in (session.invalidate, *(c.invalidate for c in left.values())):
+    known: t.Any = getattr(transaction, "_connections", None) or {}
+    of_session = {id(each[0]): each[0] for each in known.values()}
+    left: list[t.Any] = [session, *of_session.values()]
+    here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
+    if len(here) <= len(of_session):
+        left += here  # else some are not the session's, and nothing says which
+    for each in left:
         try:
-            throw_away()
+            each.invalidate()
         except ResourceClosedError:
             pass  # it was returned
         except Exception as error:

@@ -132,9 +132,11 @@ class Registry(ScopedRegistry[t.Any]):
         """Close and forget all sessions of the current scope."""
         scope = self._current()
         if scope is not None:
+            ledger = self._application_of(scope_context().app).ledger
             self._forget(scope)
-            for failure in close_sessions(scope):
-                raise failure
+            failures = close_sessions(ledger, scope)
+            if failures:
+                raise failures.pop(0)
 
     def _current(self) -> Scope | None:
         context = current_context()
