@@ -228,8 +228,8 @@ class PoolAccount:
         """Views that have asked for a connection while they held one. The line where
         they check one out is recorded, in case that they wait for themselves."""
         self.hands_out_again = False
-        """A connection may be checked out several times, as from a StaticPool. It counts
-        for the first scope."""
+        """Whether the pool hands out a connection that is checked out, as StaticPool
+        does. It counts for the first scope."""
         self.is_fair = False
         """The pool says who waits; else that is worked out by the reader."""
         self.most = float("inf")

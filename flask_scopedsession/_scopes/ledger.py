@@ -149,10 +149,11 @@ class Ledger:
 
     def _freed(self, scope: Scope) -> None:
         """Close what a context or thread left behind that was never torn down."""
-        self.live.discard(scope)
         scope.ended = True
         if scope.sessions:
             self._close(self, scope)
+        # Last, so that forget_freed() finds the rest if this is interrupted.
+        self.live.discard(scope)
 
     def forget_freed(self) -> None:
         """Drop scopes whose context was freed, if Ctrl-C interrupted :meth:`_freed`.
