@@ -253,7 +253,8 @@ class PoolAccount:
         owner = scope.parent or scope
         owner.statements += slot.statements
         slot.statements = 0
-        slot.statement = slot.execution_options = slot.stack = None
+        # Ctrl-C may have interrupted a statement before its end was noted.
+        slot.statement = slot.execution_options = slot.stack = slot.runner = None
         if slot in self.ledger.uncommitted:
             slot.forget_writes()
         meters = self.meters

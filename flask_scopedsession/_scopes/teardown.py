@@ -39,7 +39,10 @@ def end_scope(
     raising: BaseException | None = None
     try:
         if error is None and sessions and ledger.lost_work != "ignore":
-            lost = _losing(ledger, scope, context)
+            try:
+                lost = _losing(ledger, scope, context)
+            except BaseException as interrupt:  # noqa: BLE001 - raised at the end
+                raising = interrupt
         for name, session in list(sessions.items()):
             failure = close_session(session)
             # Only now, so that the scope closes it later if this is interrupted.
