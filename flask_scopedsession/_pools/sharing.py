@@ -57,6 +57,9 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     # If that thread ended its statement just before, it has not seen our request.
     has_ended = slot.runner is None
     connection.detach()
+    # Detached, so this closes nothing: SQLAlchemy forgets the connection, which it
+    # would close under the other thread's statement.
+    connection.invalidate()
     if has_ended:
         driver.close()
     raise _report(slot, runner, refused=True)

@@ -285,8 +285,6 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)
-            if slot.abandoned is not None:
-                return  # closed, or about to be, by the thread with the statement
             slot.has_begun = False
             if slot in uncommitted:
                 rolling_back(slot)
