@@ -280,8 +280,8 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     def do_rollback(connection: t.Any) -> None:
         try:
             slot: Slot | None = connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError):
-            slot = None
+        except (AttributeError, KeyError, NotImplementedError, TypeError):
+            slot = None  # outside the pool, where psycopg's "info" is something else
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)
