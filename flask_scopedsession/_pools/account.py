@@ -301,6 +301,8 @@ class PoolAccount:
         if slot.keeps_more:
             slot.statement = slot.execution_options = slot.stack = None
             slot.keeps_more = False
+        if slot.runner is not None:
+            slot.runner = None  # Ctrl-C interrupted the account of a statement's end
         if slot.writes is not None:
             slot.forget_writes()
 

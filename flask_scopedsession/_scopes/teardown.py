@@ -51,8 +51,11 @@ def end_scope(
         )
         for name, session in list(sessions.items()):
             if judged:
-                if is_clean is None or not is_clean(session):
-                    lost = _add_unflushed(lost, session)
+                try:
+                    if is_clean is None or not is_clean(session):
+                        lost = _add_unflushed(lost, session)
+                except BaseException as interrupt:  # noqa: BLE001 - raised at the end
+                    raising = raising or interrupt
                 if ledger.uncommitted:
                     # Its connections add what they roll back as it is closed.
                     lost = ledger.ending[get_ident()] = lost or Counter()
