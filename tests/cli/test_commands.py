@@ -291,7 +291,7 @@ def test_live_worker(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> Non
     assert re.search(rf"^{os.getpid()}  ok  +default ", pools.output, re.MULTILINE)
     assert "Held connections" in pools.output
     assert re.search(
-        rf"^{os.getpid()} .* idle in transaction ", sessions.output, re.MULTILINE
+        rf"^{os.getpid()} .* holding ", sessions.output, re.MULTILINE
     )
     assert [worker["pid"] for worker in document["workers"]] == [os.getpid()]
 
