@@ -89,7 +89,7 @@ class Slot:
         self._entry = weakref.ref(entry)
         self.number = number
         self.driver = driver
-        """The driver's connection; ``None`` once it is closed or detached."""
+        """The driver's connection; ``None`` once it is closed."""
         self.backend_pid = backend_pid
         self.generation = account.generation
         """How many times the pool had been replaced as this was opened."""
@@ -120,8 +120,8 @@ class Slot:
         statement, which closes it."""
         self.writes: Counter[str] | None = None
         """Rows changed and not committed so far, by table."""
-        self.marks: dict[str, Counter[str]] | None = None
-        """What ``writes`` was at each savepoint."""
+        self.marks: list[tuple[str, Counter[str]]] | None = None
+        """The open savepoints, by name, and what ``writes`` was at each."""
         self.temporary: set[str] | None = None
         """Temporary tables that were created on it."""
         self.unsettled: str | None = None
@@ -364,16 +364,22 @@ class PoolAccount:
         self.meters.aggregate(slot.opened)
         self.meters.created.add(took)
 
-    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
-        """Note that a connection was closed, or left the pool for good."""
+    def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
+        """Note that a connection left the pool. What it writes can still be lost."""
         slot = self.open.get(entry)
         if slot is None or slot.driver is not driver:
-            return  # detached, and another thread has opened a new one in its entry
+            return None  # another thread has opened a new one in its entry meanwhile
         self.check_in(slot)
         self.open.pop(entry, None)
-        slot.driver = None
         self.used.discard(slot)
-        self.ledger.uncommitted.discard(slot)
+        return slot
+
+    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
+        """Note that a connection was closed."""
+        slot = self.detached(entry, driver)
+        if slot is not None:
+            slot.driver = None
+            self.ledger.uncommitted.discard(slot)
 
     def died(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was invalidated."""

@@ -24,7 +24,7 @@ from .drivers import backend_pid
 from .sharing import abandon
 from .sharing import note_sharing
 from .writes import after_effect
-from .writes import before_effect
+from .writes import before_statement
 from .writes import Effect
 from .writes import effect_of
 from .writes import losing
@@ -56,6 +56,9 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         account.closed(entry, driver)
 
+    def detached(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        account.detached(entry, driver)
+
     def invalidated(
         _: DBAPIConnection, entry: ConnectionPoolEntry, __: BaseException | None
     ) -> None:
@@ -73,7 +76,7 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     dialect.connect = connecting
     event.listen(engine, "connect", connected, insert=True)
     event.listen(engine, "close", closed)
-    event.listen(engine, "detach", closed)
+    event.listen(engine, "detach", detached)
     event.listen(engine, "invalidate", invalidated)
     if account.listens_only:
         _listen_to_pool(engine, account)
@@ -96,8 +99,8 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
 
     event.listen(engine, "connect", connected, insert=True)
     event.listen(engine, "close", closed)
-    event.listen(engine, "detach", closed)
     effects = _Effects()
+    uncommitted = account.ledger.uncommitted
     dialect: t.Any = engine.dialect
 
     def watch(name: str) -> None:
@@ -107,10 +110,10 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
             context: t.Any = rest[-1] if rest else None
             effect = None if context is None else effects.of(context, statement)
             slot = None
-            if effect is not None:
+            if context is not None and (effect is not None or uncommitted):
                 slot = _slot_of(context)
-            if slot is not None and effect is not None:
-                effect = before_effect(slot, effect)
+            if slot is not None:
+                before_statement(slot)
             original(cursor, statement, *rest)
             if slot is not None and effect is not None:
                 after_effect(slot, effect, cursor)
@@ -226,8 +229,8 @@ def _watched(
         effect = known.get(statement, _NEW)
         if effect is _NEW:
             effect = effects.learn(context, statement)
-        if effect is not None:
-            effect = before_effect(slot, effect)
+        if effect is not None or slot.writes is not None:
+            before_statement(slot)
         if show_sql or not slot.tells:
             slot.keeps_more = True
             slot.statement = statement if show_sql else None

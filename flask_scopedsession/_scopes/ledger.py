@@ -90,7 +90,7 @@ class Ledger:
         )
         """Sessions that ``db.sessionmaker`` made, and who called it."""
         self.uncommitted: set[t.Any] = set()
-        """Slots of connections that have changed something, not committed so far."""
+        """Slots of connections with changes that are not committed, or savepoints."""
         self.ending: dict[int, Counter[str]] = {}
         """By thread: what the scope that ends there is losing."""
         self.lost: dict[Responsible, Lost] = {}
