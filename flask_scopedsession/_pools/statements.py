@@ -222,7 +222,10 @@ def _watched(
         except (AttributeError, KeyError):
             slot = None if context is None else _slot_of(context)
         if slot is None:
-            original(cursor, statement, parameters, context)
+            if takes_parameters:
+                original(cursor, statement, parameters, context)
+            else:
+                original(cursor, statement, context)
             return
         if slot.runner is not None and not is_shared:
             note_sharing(slot)
