@@ -86,9 +86,13 @@ class TrackedPool(Pool):
                     account.note_pending()
             proxied = super().connect()
             slot: Slot | None = proxied.info.get(SLOT)
-            if slot is not None and (
-                slot.returned < since - account.idle_after
-                or slot.returned < account.suspect_since
+            if (
+                slot is not None
+                and (
+                    slot.returned < since - account.idle_after
+                    or slot.returned < account.suspect_since
+                )
+                and slot.scope is None  # else it is in use: several may share it
             ):
                 proxied = self._usable(proxied, account)
                 slot = proxied.info.get(SLOT)
