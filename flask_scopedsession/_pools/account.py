@@ -317,11 +317,18 @@ class PoolAccount:
 
         :param took: Seconds to open it.
         """
+        slot = self.found(entry, driver, backend_pid)
+        self.meters.aggregate(slot.opened)
+        self.meters.created.add(took)
+
+    def found(
+        self, entry: ConnectionPoolEntry, driver: t.Any, backend_pid: int | None
+    ) -> Slot:
+        """Note a connection that is open, and return its slot."""
         slot = Slot(self, next(self._numbers), driver, backend_pid)
         entry.info[SLOT] = slot
         self.open[entry] = slot
-        self.meters.aggregate(slot.opened)
-        self.meters.created.add(took)
+        return slot
 
     def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
         """Note that a connection was closed, or left the pool for good."""
