@@ -18,7 +18,6 @@ from inside import reader as _reader
 from sqlalchemy import create_engine
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
-from sqlalchemy import insert
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase

@@ -196,9 +196,7 @@ def test_a_pool_is_freed_without_the_collector() -> None:
 STEPS = ["take", "return", "invalidate", "soft", "detach", "refuse", "dispose"]
 
 
-def story(
-    cls: Any, options: dict[str, Any], steps: list[tuple[str, int]]
-) -> list[Any]:
+def story(cls: Any, options: dict[str, Any], steps: list[tuple[str, int]]) -> list[Any]:
     """Do the steps; return all that can be seen of the pool after each."""
     refusals: list[bool] = []
 
