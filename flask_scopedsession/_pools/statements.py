@@ -103,16 +103,20 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
 
     def watch(name: str) -> None:
         original = getattr(dialect, name)
+        takes = 0 if name == "do_execute_no_params" else 1
 
-        def execute(cursor: t.Any, statement: str, *rest: t.Any) -> None:
-            context: t.Any = rest[-1] if rest else None
+        def execute(
+            cursor: t.Any, statement: str, *rest: t.Any, context: t.Any = None
+        ) -> None:
+            parameters, given = rest[:takes], rest[takes:]
+            context = given[0] if given else context
             effect = None if context is None else effects.of(context, statement)
             slot = None
             if effect is not None:
                 slot = _slot_of(context.root_connection.connection)
             if slot is not None and effect is not None:
                 effect = before_effect(slot, effect)
-            original(cursor, statement, *rest)
+            original(cursor, statement, *parameters, context)
             if slot is not None and effect is not None:
                 after_effect(slot, effect, cursor)
 

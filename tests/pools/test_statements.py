@@ -132,3 +132,27 @@ def test_texts_of_large_statements_are_not_kept(db: Any) -> None:
         finally:
             tracemalloc.stop()
     assert kept < 1_000_000
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize("context", [(), (None,), {"context": None}])
+def test_a_dialect_s_methods_without_a_context(
+    make_app: MakeApp, sqlite_url: str, tracking: bool, context: Any
+) -> None:
+    """They are public, and the context of an execution is optional."""
+    db: Any = ScopedSession()
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI=sqlite_url, SCOPEDSESSION_TRACKING=tracking
+    )
+    given, named = ((), context) if isinstance(context, dict) else (context, {})
+    with app.app_context():
+        metadata.create_all(db.engine)
+        dialect, raw = db.engine.dialect, db.engine.raw_connection()
+        cursor = raw.cursor()
+        dialect.do_execute(cursor, "INSERT INTO item VALUES (?)", (1,), *given, **named)
+        dialect.do_executemany(
+            cursor, "INSERT INTO item VALUES (?)", [(2,), (3,)], *given, **named
+        )
+        dialect.do_execute_no_params(cursor, "SELECT id FROM item", *given, **named)
+        assert cursor.fetchall() == [(1,), (2,), (3,)]
+        raw.close()
