@@ -11,6 +11,7 @@ attribute or changes one item of a set, dict or deque. Readers aggregate.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 import typing as t
 import weakref
@@ -32,6 +33,8 @@ if t.TYPE_CHECKING:
     from .._runtime.stacks import RawStack
     from .._settings.config import BindSettings
     from ..snapshot import Holder
+
+log = logging.getLogger("flask_scopedsession")
 
 #: Where a pool entry's ``info`` keeps the :class:`Slot`.
 SLOT = "flask_scopedsession"
@@ -350,7 +353,13 @@ class PoolAccount:
     def timed_out(self, since: float, scope: Scope) -> TimedOut:
         """Note a checkout that gave up, and who held what at that moment."""
         now = perf_counter()
-        timeout = TimedOut(time.time(), now - since, scope, self.describe())
+        try:
+            holders = self.describe()
+        except Exception:
+            # The application must get its timeout, even if we cannot explain it.
+            holders = ()
+            log.exception("bind %r: cannot read the holders", self.settings.name)
+        timeout = TimedOut(time.time(), now - since, scope, holders)
         self.meters.aggregate(now)
         self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)

@@ -657,6 +657,24 @@ def test_timeouts(make, caplog):
     assert len([r for r in caplog.records if "pool timeout" in r.message]) == 1
 
 
+def test_a_timeout_that_cannot_be_explained(make, caplog):
+    """The application gets SQLAlchemy's error all the same."""
+    db = make(pool_size=1, max_overflow=0, pool_timeout=0.05)
+
+    def fail():
+        raise ValueError("on purpose")
+
+    account_of(db).describe = fail
+    with (
+        db.engine.connect(),
+        pytest.raises(sa_exc.TimeoutError, match="QueuePool limit") as caught,
+    ):
+        db.engine.connect()
+    assert caught.value.holders == ()
+    assert "on purpose" in caplog.text
+    assert counts(db, "timeouts_total", "pending") == (1, 0)
+
+
 def test_wedged(make, monkeypatch):
     """A thread has waited for seconds, and nothing was returned for as long."""
     monkeypatch.setattr("flask_scopedsession._live.reader.WEDGED_AFTER", 0.1)
