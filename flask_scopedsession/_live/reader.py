@@ -289,7 +289,7 @@ class Reader:
         found = [
             (scope, name, session)
             for scope in scopes
-            for name, session in list(scope.sessions.items())
+            for name, session in scope.sessions.copy().items()
         ]
         for reference in self._ledger.unscoped.keyrefs():
             session = reference()
