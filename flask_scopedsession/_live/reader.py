@@ -28,6 +28,7 @@ from .._pools.tracked_pool import base_class
 from .._pools.tracked_pool import limits
 from .._runtime.places import Places
 from .._runtime.stacks import RawStack
+from .._scopes.kinds import OfContext
 from .._scopes.ledger import Ledger
 from .._scopes.scope import responsible
 from .._scopes.scope import Scope
@@ -203,14 +204,15 @@ class Reader:
         slot, scope, since = held
         runs, moved = slot.runner is not None, slot.moved
         in_transaction = _is_open(slot)
-        at, at_is = self._at(scope, stacks, slot.stack)
+        over, alive = scope.over, scope.thread_alive
+        at, at_is = self._at(scope, stacks, alive and not over, slot.stack)
         return Holder(
             connection=slot.number,
             backend_pid=slot.backend_pid,
             held_s=max(0.0, now - since),
             thread=scope.thread.name,
-            thread_alive=scope.thread_alive,
-            request_over=scope.over,
+            thread_alive=alive,
+            request_over=over,
             in_transaction=in_transaction,
             idle_in_transaction_s=_idle(slot, now) if in_transaction else None,
             running_s=max(0.0, now - moved) if runs else None,
@@ -223,11 +225,19 @@ class Reader:
         )
 
     def _at(
-        self, scope: Scope, stacks: Stacks, recorded: RawStack | None = None
+        self,
+        scope: Scope,
+        stacks: Stacks,
+        goes_on: bool,
+        recorded: RawStack | None = None,
     ) -> tuple[str | None, HolderPlace | None]:
-        """Return the line where the scope's thread is, or what is known instead."""
+        """Return the line where the scope's thread is, or what is known instead.
+
+        :param goes_on: The scope and its thread had not ended when the stacks were
+            read; else the thread's may be that of another.
+        """
         kind: HolderPlace
-        if not scope.over and scope.thread_alive:
+        if goes_on:
             at, kind = self._places.innermost(stacks.get(id(scope), ())), "now"
         elif recorded is not None:
             at, kind = self._places.innermost(recorded), "checkout"
@@ -248,7 +258,7 @@ class Reader:
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
             thread=scope.thread.name,
-            at=self._at(scope, stacks)[0],
+            at=self._at(scope, stacks, scope.thread_alive and not scope.over)[0],
             self_deadlock=held is not None,
             holds_from=recorded[0] if recorded else None,
             **responsible(scope)._asdict(),
@@ -280,7 +290,7 @@ class Reader:
         found = [
             (scope, name, session)
             for scope in scopes
-            for name, session in list(scope.sessions.items())
+            for name, session in scope.sessions.copy().items()
         ]
         for reference in self._ledger.unscoped.keyrefs():
             session = reference()
@@ -301,20 +311,24 @@ class Reader:
         """Read every open session, oldest first."""
         if not self._accounts:
             return ()  # tracking is off
-        waiting = {
-            id(waiting.scope.parent or waiting.scope)
+        waiting = [
+            waiting.scope
             for account in self._accounts.values()
             for waiting in list(account.waiting.values())
-        }
+        ]
+        scopes = {id(scope.parent or scope) for scope in waiting}
+        threads = {scope.ident for scope in waiting}
+        by_context = self._ledger.kind == OfContext.name
         now = perf_counter()
-        return tuple(
-            self._session(
-                *(scope, name, session, now),
-                waits=id(scope) in waiting,
-                statements=scope.statements,
-            )
-            for scope, name, session in self._sessions()[:MOST]
-        )
+        found = []
+        for scope, name, session in self._sessions()[:MOST]:
+            # A connection is checked out for a context: of a session that belongs to
+            # none, only the thread is known.
+            known = by_context and name != ""
+            waits = id(scope) in scopes if known else scope.ident in threads
+            counted = scope.statements if known else None
+            found.append(self._session(scope, name, session, now, waits, counted))
+        return tuple(found)
 
     def _session(
         self,
@@ -322,9 +336,8 @@ class Reader:
         name: str,
         session: Session,
         now: float,
-        *,
         waits: bool,
-        statements: int,
+        statements: int | None,
     ) -> SessionSnapshot:
         slots = _slots_of(session)
         idle = [
@@ -340,7 +353,7 @@ class Reader:
             thread_alive=scope.thread_alive,
             age_s=max(0.0, now - scope.since),
             state=_session_state(session, bool(slots), bool(idle), waits),
-            statements=statements if name else None,
+            statements=statements,
             connections=tuple(slot.number for slot in slots),
             new=_count(lambda: session.new),
             deleted=_count(lambda: session.deleted),

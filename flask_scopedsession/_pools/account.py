@@ -11,6 +11,7 @@ attribute or changes one item of a set, dict or deque. Readers aggregate.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 import typing as t
 import weakref
@@ -33,6 +34,8 @@ if t.TYPE_CHECKING:
     from .._runtime.stacks import RawStack
     from .._settings.config import BindSettings
     from ..snapshot import Holder
+
+log = logging.getLogger("flask_scopedsession")
 
 #: Where a pool entry's ``info`` keeps the :class:`Slot`.
 SLOT = "flask_scopedsession"
@@ -358,11 +361,18 @@ class PoolAccount:
 
         :param took: Seconds to open it.
         """
+        slot = self.found(entry, driver, backend_pid)
+        self.meters.aggregate(slot.opened)
+        self.meters.created.add(took)
+
+    def found(
+        self, entry: ConnectionPoolEntry, driver: t.Any, backend_pid: int | None
+    ) -> Slot:
+        """Note a connection that is open, and return its slot."""
         slot = Slot(self, entry, driver, next(self._numbers), backend_pid)
         entry.info[SLOT] = slot
         self.open[entry] = slot
-        self.meters.aggregate(slot.opened)
-        self.meters.created.add(took)
+        return slot
 
     def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
         """Note that a connection left the pool. What it writes can still be lost."""
@@ -390,7 +400,13 @@ class PoolAccount:
     def timed_out(self, since: float, scope: Scope) -> TimedOut:
         """Note a checkout that gave up, and who held what at that moment."""
         now = perf_counter()
-        timeout = TimedOut(time.time(), now - since, scope, self.describe())
+        try:
+            holders = self.describe()
+        except Exception:
+            # The application must get its timeout, even if we cannot explain it.
+            holders = ()
+            log.exception("bind %r: cannot read the holders", self.settings.name)
+        timeout = TimedOut(time.time(), now - since, scope, holders)
         self.meters.aggregate(now)
         self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)

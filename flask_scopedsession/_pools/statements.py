@@ -36,8 +36,9 @@ if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.pool import PoolProxiedConnection
 
-#: Statements whose effect is remembered, per engine.
-_MOST_KNOWN = 1000
+#: Statements whose effect is remembered, per engine, and their most characters. Texts
+#: of INSERT for many rows are long, and differ by the number of rows.
+_MOST_KNOWN, _LONGEST_KNOWN = 1000, 5000
 
 #: Stands for a statement whose effect was not looked for yet.
 _NEW = t.cast("Effect", object())
@@ -105,16 +106,20 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
 
     def watch(name: str) -> None:
         original = getattr(dialect, name)
+        takes = 0 if name == "do_execute_no_params" else 1
 
-        def execute(cursor: t.Any, statement: str, *rest: t.Any) -> None:
-            context: t.Any = rest[-1] if rest else None
+        def execute(
+            cursor: t.Any, statement: str, *rest: t.Any, context: t.Any = None
+        ) -> None:
+            parameters, given = rest[:takes], rest[takes:]
+            context = given[0] if given else context
             effect = None if context is None else effects.of(context, statement)
             slot = None
             if context is not None and (effect is not None or uncommitted):
                 slot = _slot_of(context)
             if slot is not None:
                 before_statement(slot)
-            original(cursor, statement, *rest)
+            original(cursor, statement, *parameters, context)
             if slot is not None and effect is not None:
                 after_effect(slot, effect, cursor)
 
@@ -137,20 +142,26 @@ class _Effects:
         return self.learn(context, statement) if found is _NEW else found
 
     def learn(self, context: t.Any, statement: str) -> Effect | None:
-        """Find a statement's effect, and remember it."""
-        if len(self.known) >= _MOST_KNOWN:
-            self.known.clear()
-        found = self.known[statement] = effect_of(context, statement)
+        """Find a statement's effect, and remember it unless its text is long."""
+        found = effect_of(context, statement)
+        if len(statement) <= _LONGEST_KNOWN:
+            if len(self.known) >= _MOST_KNOWN:
+                self.known.clear()
+            self.known[statement] = found
         return found
 
 
 def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
     def checked_out(
-        _: DBAPIConnection, entry: ConnectionPoolEntry, __: PoolProxiedConnection
+        driver: DBAPIConnection, entry: ConnectionPoolEntry, _: PoolProxiedConnection
     ) -> None:
         slot: Slot | None = entry.info.get(SLOT)
-        if slot is not None:
-            account.check_out(slot, account.ledger.user(), perf_counter(), 0.0)
+        if slot is None:
+            if get_ident() in account.pinging:
+                return
+            # It was opened before the pool was given to the extension.
+            slot = account.found(entry, driver, backend_pid(driver))
+        account.check_out(slot, account.ledger.user(), perf_counter(), 0.0)
 
     def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
         slot: Slot | None = entry.info.get(SLOT)

@@ -94,7 +94,7 @@ class TrackedPool(Pool):
                 slot: Slot | None = proxied._connection_record.info[SLOT]
             except (AttributeError, KeyError):
                 slot = proxied.info.get(SLOT)
-            if slot is not None:
+            if slot is not None and slot.scope is None:  # else it is in use already
                 returned = slot.returned
                 if (
                     returned < since - account.idle_after

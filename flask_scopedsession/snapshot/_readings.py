@@ -60,8 +60,7 @@ class Holder(Origin):
     """A connection that is checked out, and the :class:`Origin` that holds it."""
 
     connection: int | None
-    """The connection's number within its worker; null if its opening was not seen,
-    as in a pool made by the application before it was given to the extension."""
+    """The connection's number within its worker."""
     backend_pid: int | None
     """The process or thread ID at the database server; null if the driver does not
     say."""
@@ -309,9 +308,9 @@ class SessionSnapshot(Origin):
     """Seconds since its scope first needed a session or a connection."""
     state: SessionState = "idle"
     """``idle``, no transaction; ``begun``, a transaction without a connection;
-    ``holding``, it has a connection, and a statement is running or none was sent yet;
-    ``idle in transaction``, a transaction is open and no statement runs; ``needs
-    rollback``, a flush failed."""
+    ``holding``, it has a connection, and a statement is running or no transaction is
+    open at the database; ``idle in transaction``, one is open and no statement runs;
+    ``needs rollback``, a flush failed."""
     statements: int | None = None
     """Statements sent so far in this session's scope; null where not counted."""
     connections: tuple[int, ...] = ()

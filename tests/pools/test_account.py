@@ -208,6 +208,29 @@ def test_a_ready_made_pool(make_app, short_tmp):
         assert (pool.pending, pool.wait_s, pool.timeouts_total) == (None, None, None)
 
 
+def test_a_ready_made_pool_that_was_used_before(make_app, short_tmp):
+    """A connection that was opened earlier counts from its first checkout on."""
+    plain = create_engine(f"sqlite:///{short_tmp}/x.db").pool
+    early = plain.connect()
+    plain.connect().close()
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"pool": plain})
+    with app.app_context():
+        with db.engine.connect() as connection:
+            connection.exec_driver_sql("CREATE TABLE item (id INTEGER)")
+            assert counts(db, "used", "open", "connects_total") == (1, 1, 0)
+            assert pool_of(db).holders[0].connection == 1
+        assert counts(db, "used", "idle", "open") == (0, 1, 1)
+        early.close()
+        with db.engine.connect(), db.engine.connect() as connection:
+            assert counts(db, "used", "open") == (2, 2)
+            connection.detach()
+            assert counts(db, "used", "open") == (1, 1)
+        with db.engine.connect() as connection:
+            connection.invalidate()
+            assert counts(db, "used") == (0,)
+
+
 @pytest.mark.parametrize("fair", [True, False])
 def test_a_tracked_class_looks_like_its_base(fair):
     """SQLAlchemy names loggers after a pool's class, and users read them."""
@@ -632,6 +655,24 @@ def test_timeouts(make, caplog):
     assert latest.holders[0].held_s > 0.3
     # One record, however many time out at once.
     assert len([r for r in caplog.records if "pool timeout" in r.message]) == 1
+
+
+def test_a_timeout_that_cannot_be_explained(make, caplog):
+    """The application gets SQLAlchemy's error all the same."""
+    db = make(pool_size=1, max_overflow=0, pool_timeout=0.05)
+
+    def fail():
+        raise ValueError("on purpose")
+
+    account_of(db).describe = fail
+    with (
+        db.engine.connect(),
+        pytest.raises(sa_exc.TimeoutError, match="QueuePool limit") as caught,
+    ):
+        db.engine.connect()
+    assert caught.value.holders == ()
+    assert "on purpose" in caplog.text
+    assert counts(db, "timeouts_total", "pending") == (1, 0)
 
 
 def test_wedged(make, monkeypatch):

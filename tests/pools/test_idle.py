@@ -9,6 +9,8 @@ from sqlalchemy import create_engine
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
+from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import StaticPool
 
 from flask_scopedsession import ScopedSession
 
@@ -107,6 +109,23 @@ def test_zero_tests_every_time(make):
     for _ in range(5):
         backend(db, app)
     assert len(pings) == 4  # the first one was fresh
+
+
+@pytest.mark.parametrize("base", [SingletonThreadPool, StaticPool])
+def test_a_connection_in_use_is_not_tested(make, base):
+    """A pool may give it to a second user, in whose transaction a test would run."""
+    db, app = make(
+        SCOPEDSESSION_PING_IDLE_AFTER=0, SQLALCHEMY_ENGINE_OPTIONS={"poolclass": base}
+    )
+    pings = count_pings(db, app)
+    with app.app_context(), db.engine.connect() as first:
+        with pytest.raises(sa_exc.ProgrammingError):
+            first.execute(text("SELECT nothing"))
+        with db.engine.connect() as second:
+            assert second.connection.driver_connection is (
+                first.connection.driver_connection
+            )
+        assert pings == []
 
 
 def test_none_is_off(make, kill):

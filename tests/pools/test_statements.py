@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +31,12 @@ items = Table("item", metadata, Column("id", Integer, primary_key=True))
 @pytest.fixture
 def db(make_app: MakeApp, sqlite_url: str) -> Any:
     db = ScopedSession()
-    engine_options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+    engine_options: dict[str, Any] = {
+        "pool_size": 1,
+        "max_overflow": 0,
+        "pool_timeout": 5,
+        "connect_args": {"cached_statements": 1},
+    }
     app = make_app(
         db,
         SQLALCHEMY_DATABASE_URI=sqlite_url,
@@ -109,3 +116,43 @@ def test_a_pool_s_entry_that_is_reused_while_it_is_detached(db: Any) -> None:
     (pool,) = db.snapshot().pools
     assert (pool.used, pool.idle, pool.open) == (0, 1, 1)
     assert pool.hold_s.count == before + 2
+
+
+def test_texts_of_large_statements_are_not_kept(db: Any) -> None:
+    """INSERT for many rows has another text for each number of rows."""
+    with db.engine.connect() as connection:
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for number in range(200):
+                rows = ", ".join(f"({each})" for each in range(9000 + number))
+                connection.exec_driver_sql(f"INSERT INTO item VALUES {rows}")
+                connection.rollback()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert kept < 1_000_000
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize("context", [(), (None,), {"context": None}])
+def test_a_dialect_s_methods_without_a_context(
+    make_app: MakeApp, sqlite_url: str, tracking: bool, context: Any
+) -> None:
+    """They are public, and the context of an execution is optional."""
+    db: Any = ScopedSession()
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI=sqlite_url, SCOPEDSESSION_TRACKING=tracking
+    )
+    given, named = ((), context) if isinstance(context, dict) else (context, {})
+    with app.app_context():
+        metadata.create_all(db.engine)
+        dialect, raw = db.engine.dialect, db.engine.raw_connection()
+        cursor = raw.cursor()
+        dialect.do_execute(cursor, "INSERT INTO item VALUES (?)", (1,), *given, **named)
+        dialect.do_executemany(
+            cursor, "INSERT INTO item VALUES (?)", [(2,), (3,)], *given, **named
+        )
+        dialect.do_execute_no_params(cursor, "SELECT id FROM item", *given, **named)
+        assert cursor.fetchall() == [(1,), (2,), (3,)]
+        raw.close()
