@@ -18,6 +18,7 @@ from .lost_work import is_clean
 from .lost_work import report
 from .lost_work import unflushed
 from .responses import HANDLED
+from .responses import STATUS
 from .scope import Scope
 
 if t.TYPE_CHECKING:
@@ -62,7 +63,8 @@ def _losing(ledger: Ledger, scope: Scope, context: Context) -> Counter[str] | No
 
     Connections add to it what they roll back as the sessions are closed.
     """
-    if scope.status >= 400 or HANDLED in context.__dict__:
+    kept = context.__dict__
+    if kept.get(STATUS, 0) >= 400 or HANDLED in kept:
         return None
     found: Counter[str] | None = None
     for session in list(scope.sessions.values()):

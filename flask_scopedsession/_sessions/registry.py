@@ -130,9 +130,11 @@ class Registry(ScopedRegistry[t.Any]):
         """Close and forget all sessions of the current scope."""
         scope = self._current()
         if scope is not None:
+            anchor = scope()  # were it freed, close() would not be heard of
             self._forget(scope)
             for failure in close_sessions(scope):
                 raise failure
+            del anchor
 
     def _current(self) -> Scope | None:
         context = current_context()
