@@ -264,11 +264,16 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
         if slot in uncommitted:
             slot.forget_writes()
 
-    def rolling_back(slot: Slot) -> None:
-        """Before the rollback: the driver still knows of the transaction."""
+    def rolling_back(slot: Slot, is_prepared: bool = False) -> None:
+        """Before the rollback: the driver still knows of the transaction.
+
+        It knows nothing of one that is prepared, which can only be lost now.
+        """
         slot.has_begun = False
         lost = ending.get(get_ident())
-        found = None if lost is None else losing(slot)
+        found = None
+        if lost is not None:
+            found = slot.writes if is_prepared else losing(slot)
         if lost is not None and found is not None:
             lost.update(found)
 
@@ -309,7 +314,7 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     ) -> None:
         slot = None if kw.get("recover") else _slot_of(connection.connection)
         if slot is not None and slot in uncommitted:
-            rolling_back(slot)
+            rolling_back(slot, is_prepared)
         rollback_twophase(connection, xid, is_prepared, **kw)
         if slot is not None:
             committed(slot)
