@@ -36,11 +36,11 @@ def end_scope(
     :return: An error to raise: lost work, or what interrupted us.
     """
     sessions = scope.sessions
-    lost: Counter[str] | None = None
+    losing: list[Counter[str]] = []
     raising: BaseException | None = None
     try:
         if error is None and sessions and ledger.lost_work != "ignore":
-            lost = _losing(ledger, scope, context)
+            losing = _losing(ledger, scope, context)
         for name, session in list(sessions.items()):
             failure = close_session(session)
             # Only now, so that the scope closes it later if this is interrupted.
@@ -53,29 +53,31 @@ def end_scope(
     finally:
         if ledger.ending:
             ledger.ending.pop(get_ident(), None)
+    lost = sum(losing, Counter[str]()) if losing else None
     if lost and raising is None:
         raising = report(ledger, scope, lost)
     return raising
 
 
-def _losing(ledger: Ledger, scope: Scope, context: Context) -> Counter[str] | None:
+def _losing(ledger: Ledger, scope: Scope, context: Context) -> list[Counter[str]]:
     """Return what closing the sessions would lose, if the scope ends well.
 
-    Connections add to it what they roll back as the sessions are closed.
+    Connections add to the last one what they roll back as the sessions are closed.
     """
     kept = context.__dict__
+    found: list[Counter[str]] = []
     if kept.get(STATUS, 0) >= 400 or HANDLED in kept:
-        return None
-    found: Counter[str] | None = None
+        return found
     for session in list(scope.sessions.values()):
         if is_clean is None or not is_clean(session):
             try:
-                found = (found or Counter()) + unflushed(session)
+                found.append(unflushed(session))
             except Exception as problem:  # the user's own types, maybe
                 text = "session: cannot tell what it changed"
                 log.warning(text, exc_info=without_context(problem, None))
-    if ledger.uncommitted:
-        found = ledger.ending[get_ident()] = found or Counter()
+    if found or ledger.uncommitted:
+        rolled_back = ledger.ending[get_ident()] = Counter()
+        found.append(rolled_back)
     return found
 
 
