@@ -162,9 +162,12 @@ class Application:
             raising: BaseException | None = None
             if not on_context:
                 for each in kind.created(ledger, context):
+                    # Were it freed, the sessions would be closed unjudged.
+                    anchor = each()
                     kind.forget(ledger, each)
                     raising = end_scope(ledger, each, context, error) or raising
                     ledger.leave(each)
+                    del anchor
             if scope is not None:
                 # The session first: an interrupt must not leave it without a scope.
                 kept.pop(session_name, None)

@@ -11,6 +11,7 @@ import logging
 import typing as t
 from collections import Counter
 
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from .._runtime.places import Places
@@ -30,7 +31,10 @@ is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", Non
 
 
 def unflushed(session: Session) -> Counter[str]:
-    """Count the objects that closing `session` would lose, by class."""
+    """Count the objects that closing `session` would lose, by class.
+
+    None, once the application's own ``close()`` has flushed them after all.
+    """
     found: Counter[str] = Counter()
     if not session.is_active:
         return found  # a flush failed, and the application handled that
@@ -40,6 +44,8 @@ def unflushed(session: Session) -> Counter[str]:
         for one in session.dirty:
             if session.is_modified(one):
                 found[type(one).__name__] += 1
+    if found:
+        event.listen(session, "after_flush", lambda *_: found.clear())
     return found
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import typing as t
 
 from .context import current_context
-from .scope import SCOPE
-from .scope import Scope
 
 if t.TYPE_CHECKING:
     from flask import Flask
+
+#: On a context: the HTTP status of the last response.
+STATUS = "_scopedsession_status"
 
 #: On a context: an error handler answered the request.
 HANDLED = "_scopedsession_handled"
 
 
 def note_responses(app: Flask) -> None:
-    """Keep each response's status on its scope, and note that an error was handled.
+    """Keep each response's status on its context, and note that an error was handled.
 
     Both methods are documented as ones to override. Flask 3.2 gives them the context,
     too.
@@ -30,9 +31,7 @@ def note_responses(app: Flask) -> None:
         response = process(*args)
         context = current_context()
         if context is not None:
-            scope: Scope | None = context.__dict__.get(SCOPE)
-            if scope is not None:
-                scope.status = response.status_code
+            context.__dict__[STATUS] = response.status_code
         return response
 
     def handle_user_exception(*args: t.Any) -> t.Any:

@@ -65,7 +65,6 @@ class Scope(weakref.ref[t.Any]):
         "sessions",
         "since",
         "statements",
-        "status",
         "thread",
     )
 
@@ -87,8 +86,6 @@ class Scope(weakref.ref[t.Any]):
     ended: bool
     statements: int
     """How many it has sent."""
-    status: int
-    """The HTTP status of the response, 0 until there is one."""
     last: t.Any
     """The slot of the connection that was checked out last."""
     parent: Scope | None
@@ -143,7 +140,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     scope.thread = threading.current_thread()
     scope.greenlet = scope.parent = scope.last = None
     scope.ended = False
-    scope.statements = scope.status = 0
+    scope.statements = 0
     scope.request = scope.command = scope.rule = scope.method = None
     if "gevent.monkey" in _modules:
         scope.native_id = native_thread_id()

@@ -19,6 +19,7 @@ from .lost_work import is_clean
 from .lost_work import report
 from .lost_work import unflushed
 from .responses import HANDLED
+from .responses import STATUS
 from .scope import Scope
 
 if t.TYPE_CHECKING:
@@ -39,26 +40,28 @@ def end_scope(
     :param error: What the context ended with.
     :return: An error to raise: lost work, or what interrupted us.
     """
-    lost: Counter[str] | None = None
+    kept, sessions = context.__dict__, scope.sessions
+    losing: list[Counter[str]] = []
+    rolled_back: Counter[str] | None = None
     raising: BaseException | None = None
-    sessions = scope.sessions
     try:
         judged = (
             error is None
             and ledger.lost_work != "ignore"
-            and scope.status < 400
-            and HANDLED not in context.__dict__
+            and kept.get(STATUS, 0) < 400
+            and HANDLED not in kept
         )
         for name, session in list(sessions.items()):
             if judged:
                 try:
                     if is_clean is None or not is_clean(session):
-                        lost = _add_unflushed(lost, session)
+                        losing.append(_unflushed(session))
                 except BaseException as interrupt:  # noqa: BLE001 - raised at the end
                     raising = raising or interrupt
-                if ledger.uncommitted:
-                    # Its connections add what they roll back as it is closed.
-                    lost = ledger.ending[get_ident()] = lost or Counter()
+                if rolled_back is None and (losing or ledger.uncommitted):
+                    # Connections add what they roll back as sessions are closed.
+                    rolled_back = ledger.ending[get_ident()] = Counter()
+                    losing.append(rolled_back)
             failure = close_session(session, ledger, scope)
             # Only now, so that the scope closes it later if this is interrupted.
             sessions.pop(name, None)
@@ -70,19 +73,20 @@ def end_scope(
     finally:
         if ledger.ending:
             ledger.ending.pop(get_ident(), None)
-    if lost and raising is None:
-        raising = report(ledger, scope, lost)
+    if losing and raising is None:
+        lost = sum(losing, Counter[str]())
+        if lost:
+            raising = report(ledger, scope, lost)
     return raising
 
 
-def _add_unflushed(lost: Counter[str] | None, session: Session) -> Counter[str]:
-    """Return what is lost so far, and the objects that `session` never flushed."""
+def _unflushed(session: Session) -> Counter[str]:
     try:
-        return (lost or Counter()) + unflushed(session)
+        return unflushed(session)
     except Exception as problem:  # the user's own types, maybe
         text = "session: cannot tell what it changed"
         log.warning(text, exc_info=without_context(problem, None))
-    return lost or Counter()
+    return Counter()
 
 
 def close_sessions(ledger: Ledger, scope: Scope) -> list[BaseException]:

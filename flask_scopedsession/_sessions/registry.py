@@ -133,8 +133,10 @@ class Registry(ScopedRegistry[t.Any]):
         scope = self._current()
         if scope is not None:
             ledger = self._application_of(scope_context().app).ledger
+            anchor = scope()  # were it freed, close() would not be heard of
             self._forget(scope)
             failures = close_sessions(ledger, scope)
+            del anchor
             if failures:
                 raise failures.pop(0)
 

@@ -11,18 +11,24 @@ import itertools
 from collections.abc import Callable
 from contextlib import closing
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
+from flask import abort
 from flask import Flask
+from flask import stream_with_context
+from postgres import brought_server
+from postgres import fresh_database
 from sqlalchemy import orm
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.schema import CreateTable
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession.errors import LostWork
 
 
 class Base(orm.DeclarativeBase):
@@ -1023,3 +1029,267 @@ def test_true_of_sqlite(benches, name, caplog):
 @pytest.mark.parametrize("name", MARIADB)
 def test_true_of_mariadb(benches, name, caplog):
     check(benches, name, caplog)
+
+
+# Two-phase transactions
+
+
+def prepared(s):
+    orm_flushed(s)
+    s.prepare()
+
+
+def prepared_and_committed(s):
+    prepared(s)
+    s.commit()
+
+
+def prepared_and_rolled_back(s):
+    prepared(s)
+    s.rollback()
+
+
+TWO_PHASE = {
+    "left": (orm_flushed, [ONE]),
+    "not flushed": (orm_added, [ONE]),
+    "prepared and left": (prepared, [ONE]),
+    "committed": (committed, []),
+    "prepared and committed": (prepared_and_committed, []),
+    "committed, then more": (committed_then_more, [ONE]),
+    "rolled back": (rolled_back, []),
+    "prepared and rolled back": (prepared_and_rolled_back, []),
+    "read": (read_only, []),
+}
+
+
+@pytest.fixture(scope="module")
+def two_phase_server(short_root):
+    """A PostgreSQL server that allows prepared transactions."""
+    with brought_server(short_root) as server:
+        server.set(max_prepared_transactions=10)
+        server.crash()
+        server.start()
+        yield server
+
+
+@pytest.fixture(params=["psycopg", "psycopg2"])
+def two_phase_url(two_phase_server, request):
+    """A database of this server, for each driver."""
+    with fresh_database(two_phase_server.url) as url:
+        yield url.set(drivername=f"postgresql+{request.param}")
+
+
+def check_two_phase(make_app, url, options, tracking):
+    db = ScopedSession(model_class=Base, session_options={"twophase": True})
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=url,
+        SQLALCHEMY_ENGINE_OPTIONS=options,
+        SCOPEDSESSION_TRACKING=tracking,
+    )
+    for name, (work, _) in TWO_PHASE.items():
+        app.add_url_rule(f"/{name}", name, lambda work=work: work(db.session()) or "")
+    with app.app_context():
+        db.drop_all()
+        db.create_all()
+        db.session.add(Person(id=1, name="ed"))
+        db.session.commit()
+        if db.engine.dialect.name == "postgresql":
+            with db.engine.begin() as connection:
+                connection.execute(text("ALTER SEQUENCE person_id_seq RESTART WITH 3"))
+    for name in TWO_PHASE:
+        assert app.test_client().get(f"/{name}").status_code == 200
+    with app.app_context():
+        lost = {each.endpoint: each.objects for each in db.snapshot().lost_work}
+        assert db.engine.pool.checkedout() == 0
+        assert db.session.connection().recover_twophase() == []
+    wanted = {name: objects[0] for name, (_, objects) in TWO_PHASE.items() if objects}
+    assert lost == wanted
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_two_phase_on_postgresql(make_app, two_phase_url, tracking):
+    check_two_phase(make_app, two_phase_url, {}, tracking)
+
+
+@pytest.mark.databases("mariadb")
+@pytest.mark.parametrize("tracking", [True, False])
+def test_two_phase_on_mariadb(make_app, database, tracking):
+    check_two_phase(make_app, database.url, database.options, tracking)
+
+
+# Other scopes, binds and answers
+
+
+@pytest.fixture
+def make(make_app, database):
+    """Make an application on the test's database, with tables that have two rows."""
+
+    def make(db, *, options=(), **config):
+        app = make_app(
+            db,
+            SQLALCHEMY_DATABASE_URI=database.url,
+            SQLALCHEMY_ENGINE_OPTIONS={**database.options, **dict(options)},
+            **config,
+        )
+        with app.app_context():
+            db.drop_all()
+            db.create_all()
+            db.session.add_all([Person(name="ed"), Person(name="ann")])
+            db.session.commit()
+        return app
+
+    return make
+
+
+def lost_in(app, db, work, status=200):
+    """Return what a view loses that does some work."""
+    app.add_url_rule("/work", "work", lambda: work(db.session()) or "")
+    with app.test_client() as client:
+        assert client.get("/work").status_code == status
+    with app.app_context():
+        return [each.objects for each in db.snapshot().lost_work]
+
+
+def refused(s):
+    text_insert(s)
+    orm_added(s)
+    return "no", 409
+
+
+def aborted(s):
+    refused(s)
+    abort(400)
+
+
+def failed(s):
+    refused(s)
+    raise LookupError
+
+
+ANSWERS = {
+    "status": (refused, 409),
+    "abort": (aborted, 400),
+    "handled": (failed, 200),
+}
+
+
+@pytest.mark.parametrize("scopefunc", [None, "thread", lambda: 1])
+@pytest.mark.parametrize(("work", "status"), ANSWERS.values(), ids=ANSWERS)
+def test_a_refusal_is_no_lost_work(make, caplog, scopefunc, work, status):
+    """A view that answers with an error means to leave no trace."""
+    db = ScopedSession(model_class=Base, scopefunc=scopefunc)
+    app = make(db)
+    app.register_error_handler(LookupError, lambda error: "sorry")
+    assert lost_in(app, db, work, status) == []
+    assert "ended without commit()" not in caplog.text
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize("scopefunc", ["thread", lambda: 1])
+def test_scopes_of_ones_own(make, caplog, scopefunc, tracking):
+    db = ScopedSession(model_class=Base, scopefunc=scopefunc)
+    app = make(db, SCOPEDSESSION_TRACKING=tracking)
+    assert lost_in(app, db, orm_flushed_and_added) == [TWO]
+    assert "GET /work -> work ended without commit()" in caplog.text
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_another_bind(make_app, database, caplog, tracking):
+    """The sessions of all binds are judged, and add up."""
+    db = ScopedSession(model_class=Base)
+    bind = {"url": database.url, **database.options}
+    app = make_app(
+        db,
+        SQLALCHEMY_BINDS={"default": bind, "other": bind},
+        SCOPEDSESSION_TRACKING=tracking,
+    )
+    with app.app_context():
+        for engine in db.engines.values():
+            Base.metadata.drop_all(engine)
+            Base.metadata.create_all(engine)
+
+    def work(s):
+        orm_flushed(db.get_session("other"))
+        db.get_session("other").commit()
+        text_insert(db.get_session("other"))
+        s.scalars(select(Person)).all()
+
+    assert lost_in(app, db, work) == [ONE]
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_an_engine_in_autocommit(make, caplog, tracking):
+    """Each statement is committed; what was not sent is lost all the same."""
+    db = ScopedSession(model_class=Base)
+    options = {"isolation_level": "AUTOCOMMIT"}
+    app = make(db, options=options, SCOPEDSESSION_TRACKING=tracking)
+
+    def work(s):
+        orm_flushed(s)
+        text_insert(s)
+        s.execute(sa.update(Person).values(name="y"))
+        s.add(Tag())
+
+    assert lost_in(app, db, work) == [{"Tag": 1}]
+
+
+def test_a_stream(make, caplog):
+    """The scope lasts as long as the response's body."""
+    db = ScopedSession(model_class=Base)
+    app = make(db)
+
+    def stream():
+        yield "one"
+        orm_flushed(db.session())
+        yield "two"
+
+    app.add_url_rule("/stream", "stream", lambda: stream_with_context(stream()))
+    response = app.test_client().get("/stream")
+    assert response.text == "onetwo"
+    response.close()
+    with app.app_context():
+        (lost,) = db.snapshot().lost_work
+    assert (lost.endpoint, lost.objects) == ("stream", ONE)
+
+
+def test_a_line_outside_of_requests(make_app, sqlite_url, caplog):
+    """Each line that ends a scope is reported once."""
+    db = ScopedSession(model_class=Base)
+    app = make_app(
+        db,
+        flask_options={"root_path": str(Path(__file__).parent)},
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+    )
+    with app.app_context():
+        db.create_all()
+    for _ in range(3):
+        with app.app_context():
+            orm_added(db.session())
+        with app.app_context():
+            orm_flushed(db.session())
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 2
+    assert all("test_lost_work.py:" in message for message in logged)
+    with app.app_context():
+        assert [each.objects for each in db.snapshot().lost_work] == [{"Person": 6}]
+
+
+def test_raise_is_judged_as_the_scope_ends(make, caplog):
+    """In tests and debug mode only, which may be set after ``init_app()``."""
+    db = ScopedSession(model_class=Base)
+    app = make(db, SCOPEDSESSION_LOST_WORK="raise", TESTING=False)
+    app.add_url_rule("/work", "work", lambda: orm_flushed(db.session()) or "")
+    assert app.test_client().get("/work").status_code == 200
+    assert "GET /work -> work ended without commit()" in caplog.text
+    for setting in ("TESTING", "DEBUG"):
+        app.config[setting] = True
+        with pytest.raises(Exception) as caught:
+            app.test_client().get("/work")
+        found = caught.value
+        while hasattr(found, "exceptions"):  # Flask 3.2 raises a group
+            (found,) = found.exceptions
+        assert isinstance(found, LostWork)
+        app.config[setting] = False
+        with app.app_context():
+            assert db.snapshot().sessions == ()
