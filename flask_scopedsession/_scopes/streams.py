@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from flask.ctx import AppContext
 
 from .context import current_context
+from .context import current_request_context
 from .context import REQUESTS_OWN_THEIR_CONTEXT
 from .ledger import Ledger
 
@@ -73,7 +74,8 @@ def watch_requests(app: Flask, ledger: Ledger) -> None:
                 inside = _without_flask()
                 body = inside.run(inner, environ, start_response)
                 return _Body(inside, body) if _runs_code(body, environ) else body
-            if before.app is app:
+            # A view that sends requests to its own application shares on purpose.
+            if before.app is app and current_request_context() is None:
                 _note_shared(ledger, before)
         try:
             return inner(environ, start_response)

@@ -28,7 +28,6 @@ from readings import a_worker
 from readings import AUDIT
 from readings import lost_work
 
-from flask_scopedsession._terminal.page import duration
 from flask_scopedsession._terminal.page import Page
 from flask_scopedsession._terminal.ping import render_pings
 from flask_scopedsession._terminal.pools import render_pools
@@ -809,6 +808,25 @@ def test_lost_work() -> None:
         "\nUncommitted changes that were rolled back\n"
         "  4× POST /orders → orders.add, 1 Item, 3 Order, last 29 s ago · pid 1, 2\n"
     ) in page
+
+
+def test_sessions_that_serve_request_after_request() -> None:
+    """How many there are, and what to remove; silent about a single request."""
+    workers = [
+        a_worker(1, sessions=(a_session(1, requests=12), a_session(2, requests=1))),
+        a_worker(2, sessions=(a_session(1, requests=2), a_session(2))),
+    ]
+    page = render_sessions(a_survey(*workers))
+    assert (
+        "\n2 sessions have served several requests each: their application context was"
+        " pushed before the requests and is never popped. Remove"
+        " 'app.app_context().push()', and wrap only the code that needs a context in"
+        " 'with app.app_context():' · pid 1, 2\n"
+    ) in page
+    page = render_sessions(a_survey(a_worker(sessions=(a_session(requests=2),))))
+    assert "\n1 session has served several requests each:" in page
+    page = render_sessions(a_survey(a_worker(sessions=(a_session(requests=1),))))
+    assert "served several" not in page
 
 
 def test_shared_sessions() -> None:
