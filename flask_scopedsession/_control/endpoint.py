@@ -40,8 +40,9 @@ class Source(t.NamedTuple):
     prepare: Callable[[], str]
     """Creates the directory if need be, checks that it is safe, and returns it."""
     deployment: str
-    reply: Callable[[str, int], bytes]
-    """Returns the reply of the worker with this id, of at most so many bytes."""
+    reply: Callable[[str, int], bytes | None]
+    """Returns the reply of the worker with this id, of at most so many bytes; ``None``
+    if the application is gone."""
     last_snapshot: Callable[[str, int], bytes | None] | None
     """Returns a last snapshot of at most so many bytes if there is trouble."""
     paused: Callable[[], None]
@@ -142,10 +143,14 @@ class Endpoint:
         return None
 
     def answer(self) -> bytes:
-        """Return the reply to a request, read afresh if the last one is stale."""
+        """Return the reply to a request, read afresh if the last one is stale.
+
+        It is empty if the application is gone, as of a worker that has just ended.
+        """
         made, reply = self._cached
         if not reply or time.monotonic() - made > _FRESH:
-            reply = frame(self.source.reply(self.id, REPLY_LIMIT))
+            content = self.source.reply(self.id, REPLY_LIMIT)
+            reply = b"" if content is None else frame(content)
             self._cached = (time.monotonic(), reply)
         return reply
 

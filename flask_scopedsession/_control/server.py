@@ -100,6 +100,9 @@ class _Loop:
         self._stopping = False
         self._next_tick = 0.0
         stop_reader, stop_writer = os.pipe()
+        # A forked process may read what was written, or write until the pipe is full.
+        os.set_blocking(stop_reader, False)
+        os.set_blocking(stop_writer, False)
         self._stop_reader = io.FileIO(stop_reader)
         self._stop_writer = io.FileIO(stop_writer, "w")
         try:
@@ -113,10 +116,14 @@ class _Loop:
         self._stopping = True
         # Both: a forked process may have a copy of the writing end, so that closing
         # this one is not seen, or may have read the byte.
-        with suppress(OSError, ValueError):
-            self._stop_writer.write(b".")
+        self.wake()
         self._stop_writer.close()
         self._thread.join(DEADLINE)
+
+    def wake(self) -> None:
+        """Let the thread look for endpoints of dropped applications at once."""
+        with suppress(OSError, ValueError):
+            self._stop_writer.write(b".")
 
     def abandon(self) -> None:
         """Close everything: at the thread's end, or in a fork, which lacks it."""
@@ -155,7 +162,10 @@ class _Loop:
         wait = min(wait, _EXPIRE) if self._clients else wait + 0.001
         ready = [descriptor for descriptor, _ in poll.poll(wait * 1000)]
         if self._stop_reader.fileno() in ready:
-            self._stopping = True
+            if self._stop_reader.read(512) == b"":
+                self._stopping = True  # closed
+            if not self._stopping:
+                self._next_tick = 0.0
         for descriptor in self._clients.keys() & ready:
             self._serve(descriptor)
         self._expire()
@@ -197,7 +207,9 @@ class _Loop:
             return
         self._next_tick = now + _TICK
         gone = [endpoint for endpoint in self._endpoints if endpoint.source.gone()]
-        if gone and self._server.retire(gone):
+        if gone and not self._server.retire(gone):
+            self._next_tick = now + _EXPIRE
+        elif gone:
             self._endpoints = tuple(e for e in self._endpoints if e not in gone)
             if not self._endpoints:
                 self._stopping = True
@@ -271,6 +283,15 @@ class Server:
         finally:
             self._lock.release()
         return True
+
+    def wake(self) -> None:
+        """Let the thread retire the endpoints of dropped applications at once.
+
+        Takes no lock: the collector may call it inside any code.
+        """
+        loop = self._loop
+        if loop is not None:
+            loop.wake()
 
     def close(self) -> None:
         """Stop answering at all."""

@@ -437,14 +437,19 @@ def _number(session: Session) -> int:
 def _session_state(
     session: Session, holds: bool, idle: bool, waits: bool
 ) -> SessionState:
+    begun = session.in_transaction()
+    try:
+        is_active = session.is_active or not begun
+    except AttributeError:
+        is_active = True  # its own thread has just ended the transaction
     # SQLAlchemy calls a session inactive, too, while it waits for a connection.
-    if not session.is_active:
+    if not is_active:
         return "begun" if waits else "needs rollback"
     if idle:
         return "idle in transaction"
     if holds:
         return "holding"
-    return "begun" if session.in_transaction() else "idle"
+    return "begun" if begun else "idle"
 
 
 def _count(collection: t.Callable[[], t.Sized]) -> int | None:

@@ -79,6 +79,7 @@ class LiveView:
         self._endpoint: Endpoint | None = None
         self._warned = False
         self._lock = allocate_lock()
+        weakref.finalize(app, SERVER.wake).atexit = False
         self._arm()
 
     @property
@@ -141,13 +142,29 @@ class LiveView:
             )
 
     def _source(self) -> Source:
+        # The control thread must not keep a dropped application's engines.
+        view, app = weakref.ref(self), self._app
+
+        def reply(id: str, limit: int) -> bytes | None:
+            live = view()
+            return None if live is None else live.reply(id, limit)
+
+        def last_snapshot(id: str, limit: int) -> bytes | None:
+            live = view()
+            return None if live is None else live.last_snapshot(id, limit)
+
+        def paused() -> None:
+            live = view()
+            if live is not None:
+                live._paused()
+
         return Source(
             prepare=partial(directory.prepare, self._control_dir, self._settings.name),
             deployment=directory.deployment_id(self._settings.name),
-            reply=self.reply,
-            last_snapshot=self.last_snapshot if self._settings.snapshot_file else None,
-            gone=lambda: self._app() is None,
-            paused=self._paused,
+            reply=reply,
+            last_snapshot=last_snapshot if self._settings.snapshot_file else None,
+            gone=lambda: app() is None,
+            paused=paused,
         )
 
     def aborted(self) -> None:

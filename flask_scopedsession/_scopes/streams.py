@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from flask.ctx import AppContext
 
 from .context import current_context
+from .context import current_request_context
 from .context import REQUESTS_OWN_THEIR_CONTEXT
 from .ledger import Ledger
 
@@ -71,8 +72,10 @@ def watch_requests(app: Flask, ledger: Ledger) -> None:
         if before is not None:
             if ANSWERED in before.__dict__:
                 inside = _without_flask()
-                return _Body(inside, inside.run(inner, environ, start_response))
-            if before.app is app:
+                body = inside.run(inner, environ, start_response)
+                return _Body(inside, body) if _runs_code(body, environ) else body
+            # A view that sends requests to its own application shares on purpose.
+            if before.app is app and current_request_context() is None:
                 _note_shared(ledger, before)
         try:
             return inner(environ, start_response)
@@ -114,6 +117,16 @@ def _without_flask() -> contextvars.Context:
         if not variable.name.startswith("flask."):
             found.run(variable.set, value)
     return found
+
+
+def _runs_code(body: Iterable[bytes], environ: t.Any) -> bool:
+    """Whether a body is made as it is read.
+
+    Servers send their own file wrapper in a faster way, and know the length of a list.
+    """
+    wrapper = environ.get("wsgi.file_wrapper")
+    is_file = isinstance(wrapper, type) and isinstance(body, wrapper)
+    return hasattr(body, "__next__") and not is_file
 
 
 class _Body:

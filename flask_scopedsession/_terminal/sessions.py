@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from .._format import count
 from .._format import duration
@@ -53,6 +54,7 @@ def render_sessions(
     page.line()
     live = sum(len(worker.sessions) for worker in survey.live)
     page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
+    _lasting_contexts(page, sessions)
     _lost_work(page, survey)
     _shared_sessions(page, survey)
     absent_workers(page, survey)
@@ -95,6 +97,24 @@ def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> lis
         number(session.identity),
         duration(session.idle_in_transaction_s),
     ]
+
+
+def _lasting_contexts(
+    page: Page, sessions: Sequence[tuple[WorkerSnapshot, SessionSnapshot]]
+) -> None:
+    """Add how many sessions are shared by requests, and how to end that."""
+    workers = [worker for worker, session in sessions if (session.requests or 0) > 1]
+    if workers:
+        has = "has" if len(workers) == 1 else "have"
+        page.parts(
+            [
+                f"{count(len(workers), 'session')} {has} served several requests each:",
+                "their application context was pushed before the requests and is",
+                "never popped. Remove 'app.app_context().push()', and wrap only the",
+                "code that needs a context in 'with app.app_context():'",
+                f"· {pids_of(workers)}",
+            ]
+        )
 
 
 def _lost_work(page: Page, survey: Survey) -> None:

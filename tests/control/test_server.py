@@ -817,6 +817,44 @@ def test_a_thread_that_does_not_stop_in_time_does_no_harm(
     assert names(home) == [f"{other.id}.lock", f"{other.id}.sock"]
 
 
+def test_a_dropped_application_is_retired_at_once(
+    server: Server,
+    source: Source,
+    home: Path,
+    connect: Callable[[Endpoint], socket.socket],
+) -> None:
+    """A client is not answered any more, and ``wake()`` does not wait for a check."""
+    is_gone: list[bool] = []
+    dropped = server.open(
+        source._replace(
+            reply=lambda id, limit: None if is_gone else REPLY,
+            gone=lambda: bool(is_gone),
+        )
+    )
+    other = server.open(source)
+    assert asked(connect(dropped)) == json.loads(REPLY)
+    dropped._cached = (0.0, b"")
+    is_gone.append(True)
+    assert asked(connect(dropped)) is None
+    server.wake()
+    wait_until(lambda: not (home / f"{dropped.id}.sock").exists(), timeout=1.5)
+    assert server.ids() == {other.id}
+    assert asked(connect(other)) == json.loads(REPLY)
+
+
+def test_waking_up_many_times_does_no_harm(
+    server: Server, source: Source, connect: Callable[[Endpoint], socket.socket]
+) -> None:
+    """Not even more often than the pipe has room for, or without a thread."""
+    server.wake()
+    endpoint = server.open(source)
+    for _ in range(70_000):
+        server.wake()
+    assert asked(connect(endpoint)) == json.loads(REPLY)
+    server.discard(endpoint)
+    server.wake()
+
+
 def test_nothing_runs_without_an_endpoint(server: Server) -> None:
     server.resume()
     server.before_fork()

@@ -533,3 +533,15 @@ def _seconds_to_encode(message: object) -> float:
     began = time.thread_time()
     encode(message)
     return time.thread_time() - began
+
+
+def test_a_session_that_has_not_begun_needs_no_rollback(
+    make_app: MakeApp, db: ScopedSession[Any]
+) -> None:
+    """With ``autobegin=False``, SQLAlchemy calls it inactive until ``begin()``."""
+    app = make_app(db, SQLALCHEMY_SESSION_OPTIONS={"autobegin": False})
+    with app.app_context():
+        session = db.session()
+        assert [each.state for each in db.snapshot().sessions] == ["idle"]
+        session.begin()
+        assert [each.state for each in db.snapshot().sessions] == ["begun"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from flask import Flask
 
+from flask_scopedsession._pools import tracked_pool
 from flask_scopedsession._scopes import context as _context
+from flask_scopedsession._scopes import scope
+from flask_scopedsession._scopes import streams
 
 REAL = _context.REQUESTS_OWN_THEIR_CONTEXT
 
@@ -17,7 +20,12 @@ REAL = _context.REQUESTS_OWN_THEIR_CONTEXT
 def new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether each request has a context of its own."""
     found: bool = request.param
-    monkeypatch.setattr(_context, "REQUESTS_OWN_THEIR_CONTEXT", found)
+    if found != REAL:
+        for module in (_context, scope, streams):
+            monkeypatch.setattr(module, "REQUESTS_OWN_THEIR_CONTEXT", found)
+        for module in (_context, scope, tracked_pool):
+            name = "current_request_context"
+            monkeypatch.setattr(module, name, _context._no_request_context)
     return found
 
 

@@ -810,6 +810,25 @@ def test_lost_work() -> None:
     ) in page
 
 
+def test_sessions_that_serve_request_after_request() -> None:
+    """How many there are, and what to remove; silent about a single request."""
+    workers = [
+        a_worker(1, sessions=(a_session(1, requests=12), a_session(2, requests=1))),
+        a_worker(2, sessions=(a_session(1, requests=2), a_session(2))),
+    ]
+    page = render_sessions(a_survey(*workers))
+    assert (
+        "\n2 sessions have served several requests each: their application context was"
+        " pushed before the requests and is never popped. Remove"
+        " 'app.app_context().push()', and wrap only the code that needs a context in"
+        " 'with app.app_context():' · pid 1, 2\n"
+    ) in page
+    page = render_sessions(a_survey(a_worker(sessions=(a_session(requests=2),))))
+    assert "\n1 session has served several requests each:" in page
+    page = render_sessions(a_survey(a_worker(sessions=(a_session(requests=1),))))
+    assert "served several" not in page
+
+
 def test_shared_sessions() -> None:
     """Both threads, and both lines."""
     uses = (a_shared_use(), a_shared_use(refused=True))

@@ -90,6 +90,30 @@ def test_dropped_without_dispose(short_tmp):
     assert (descriptors(), threading.active_count()) == before
 
 
+def test_two_hundred_dropped_apps(short_tmp):
+    """Nothing of them waits for the control thread's next check, two seconds later."""
+    keeper, kept = make_and_use(short_tmp, "keeper")  # the thread goes on for this one
+    gc.collect()
+    before = descriptors(), threading.active_count()
+    references = []
+    for number in range(200):
+        db, app = make_and_use(short_tmp, number)
+        with app.app_context():
+            references += [weakref.ref(app), weakref.ref(db.engine)]
+        if number % 20 == 19:
+            del db, app
+            for _ in range(3):
+                gc.collect()
+            assert [ref for ref in references if ref() is not None] == []
+            wait_until(
+                lambda: (descriptors(), threading.active_count()) == before, timeout=1.5
+            )
+            references.clear()
+    assert len({name.split(".")[0] for name in control_files(short_tmp / "run")}) == 1
+    assert kept.test_client().get("/").text == "1"
+    keeper.dispose(kept)
+
+
 def test_an_engine_that_outlives_its_app(short_tmp):
     """An engine outlives its app, and its pool still keeps connections."""
     db, app = make_and_use(short_tmp, 0)

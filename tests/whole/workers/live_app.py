@@ -22,6 +22,7 @@ from flask import request
 from flask import Response
 from flask.ctx import AppContext
 from sqlalchemy import Connection
+from sqlalchemy import exc as sa_exc
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase
@@ -62,6 +63,7 @@ def create_app() -> Flask:
         "/hold": hold,
         "/leak": leak,
         "/unleak": unleak,
+        "/refused": refused,
         "/block": block,
         "/gate": gate,
         "/write": write,
@@ -126,6 +128,17 @@ def unleak() -> dict[str, Any]:
     while KEPT:
         KEPT.pop().close()
     return answer()
+
+
+def refused() -> dict[str, Any]:
+    """Name the error of a checkout that times out, and the holders that it names."""
+    try:
+        db.engine.connect().close()
+    except sa_exc.TimeoutError as error:
+        holders = sorted(str(each.endpoint) for each in error.holders)  # type: ignore[attr-defined]
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        return answer(error=kind, holders=holders)
+    return answer(error=None)
 
 
 def block() -> dict[str, Any]:
