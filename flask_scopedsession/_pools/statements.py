@@ -250,6 +250,7 @@ def _watched(
             slot.statement = statement if show_sql else None
             slot.execution_options = context.execution_options
             slot.has_begun = True
+        slot.sender.statements += 1
         slot.runner = get_ident()
         slot.moved = perf_counter()
         try:
@@ -262,7 +263,6 @@ def _watched(
         finally:
             slot.moved = perf_counter()
             slot.runner = None
-            slot.sender.statements += 1
             if slot.abandoned is not None:
                 slot.abandoned.close()
         if slot.abandoned is not None:
@@ -346,8 +346,8 @@ def _ended(slot: Slot) -> None:
 def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
     """Add what a rollback is about to lose to the scope that ends on this thread.
 
-    Called before the rollback, while the driver still knows of the transaction. A driver
-    knows nothing of one that is prepared, which can only be lost now.
+    Called before the rollback, while the driver still knows of the transaction. If it
+    is prepared, the driver knows nothing of it, and it can only be lost now.
     """
     lost = slot.account.ledger.ending.get(get_ident())
     if lost is not None:
