@@ -167,11 +167,9 @@ def _discard(
     for connection in (session, *of_session.values()):
         _throw_away(connection, under_way)
     here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
-    if len(here) <= len(
-        of_session
-    ):  # else it is not certain that they are the session's
-        for proxied in here:
-            _throw_away(proxied, under_way)
+    # If there are more, some are not the session's, and nothing says which.
+    for proxied in here if len(here) <= len(of_session) else ():
+        _throw_away(proxied, under_way)
 
 
 def _throw_away(connection: t.Any, under_way: BaseException) -> None:
