@@ -7,8 +7,8 @@ first in line, and what was given is nobody else's. As long as somebody waits, n
 lies ready; so whoever comes cannot overtake.
 
 Private names of SQLAlchemy are used: ``_queue_class``, ``_pool``, ``_overflow``,
-``_max_overflow``, ``_overflow_lock``, ``_dec_overflow()``, ``_do_return_conn()`` and
-``_create_connection()``. Where they are not what they were,
+``_max_overflow``, ``_overflow_lock``, ``_do_get()``, ``_dec_overflow()``,
+``_do_return_conn()`` and ``_create_connection()``. Where they are not what they were,
 :func:`fair_parts` is empty.
 """
 
@@ -271,6 +271,9 @@ def understood() -> bool:
 
 
 def _drill() -> bool:
+    plain: t.Any = QueuePool
+    if not hasattr(plain(object), "_overflow_lock"):
+        return False
     drilled: t.Any = type("Drilled", (FairPool, QueuePool), {"_queue_class": FairQueue})
     pool = drilled(object, pool_size=1, max_overflow=0, timeout=0)
     record = pool._do_get()

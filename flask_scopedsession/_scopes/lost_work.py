@@ -24,9 +24,10 @@ from .scope import Scope
 
 log = logging.getLogger("flask_scopedsession")
 
-# Private: whether nothing is new, deleted or modified. Without it, public collections
-# are built to tell.
-is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
+
+def has_changes(session: Session) -> bool:
+    """Whether a session may have changes that were not flushed."""
+    return bool(session.identity_map.check_modified() or session.new or session.deleted)
 
 
 def unflushed(session: Session) -> Counter[str]:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from ..errors import SessionRemoved
 from .context import Context
 from .ledger import Ledger
-from .lost_work import is_clean
+from .lost_work import has_changes
 from .lost_work import report
 from .lost_work import unflushed
 from .responses import HANDLED
@@ -69,12 +69,12 @@ def _losing(ledger: Ledger, scope: Scope, context: Context) -> Counter[str] | No
         return None
     found: Counter[str] | None = None
     for session in list(scope.sessions.values()):
-        if is_clean is None or not is_clean(session):
-            try:
+        try:
+            if has_changes(session):
                 found = (found or Counter()) + unflushed(session)
-            except Exception as problem:  # the user's own types, maybe
-                text = "session: cannot tell what it changed"
-                log.warning(text, exc_info=without_context(problem, None))
+        except Exception as problem:  # the user's own types, maybe
+            text = "session: cannot tell what it changed"
+            log.warning(text, exc_info=without_context(problem, None))
     if ledger.uncommitted:
         found = ledger.ending[get_ident()] = found or Counter()
     return found
