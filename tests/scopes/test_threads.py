@@ -274,6 +274,42 @@ def test_an_end_during_another_threads_statement(
         assert db.engine.pool.checkedout() == 0
 
 
+#: A statement that lasts a second, by dialect.
+SLEEP = {
+    "postgresql": text("SELECT pg_sleep(1)"),
+    "mysql": text("SELECT sleep(1)"),
+    "mariadb": text("SELECT sleep(1)"),
+}
+
+
+@pytest.mark.databases("postgresql", "psycopg2", "mariadb")
+def test_an_end_during_a_statement_at_a_server(of_context, make_app, db_url):
+    """The first thread waits for nothing; the other one closes the connection."""
+    db = of_context
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=db_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0},
+    )
+    with app.app_context():
+        session = db.session()
+        other = in_another_thread(
+            lambda: db.session.scalar(SLEEP[db.engine.dialect.name])
+        )
+        wait_until(lambda: any(h.running_s for h in db.snapshot().pools[0].holders))
+        driver = session.connection().connection.dbapi_connection
+        with pytest.raises(SharedSession):
+            session.rollback()
+        assert other.thread.is_alive()
+    with app.app_context():
+        assert db.session.scalar(SELECT) == 1
+        with pytest.raises(SessionRemoved):
+            other.result()
+    with pytest.raises(Exception, match=r"closed|Already closed"):
+        driver.close() if "mysql" in db_url else driver.cursor()
+    assert used(db, app) == (0, 0)
+
+
 def test_a_shared_connection_by_configuration(of_context, make, gate, caplog):
     """All threads share the connection of a StaticPool: that is its purpose."""
     db = of_context
