@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from flask import copy_current_request_context
+from inside import SLOT
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
@@ -262,6 +263,7 @@ def test_an_end_during_another_threads_statement(
         # The pool has room for one connection only: this is a new one.
         mine = db.session.connection().connection.dbapi_connection
         assert mine is not driver
+        assert other.thread.is_alive()  # nobody has waited for its statement
         gate.go_on.set()
         with pytest.raises(SessionRemoved):
             other.result()
@@ -398,6 +400,25 @@ def test_a_statement_that_failed_is_over(of_context, make, caplog):
                 use(text("SELECT nothing"))
             db.session.rollback()
         assert in_another_thread(lambda: db.session.scalar(SELECT)).result() == 1
+    assert caplog.records == []
+
+
+def test_a_mark_that_an_interrupt_left_behind(of_context, make, caplog):
+    """The next user of the connection is not taken for a second thread."""
+    db = of_context
+    app = make(db, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
+    app.debug = True
+    with app.app_context():
+        # As Ctrl-C does between the mark and the "try:".
+        db.session.connection().connection.info[SLOT].runner = threading.get_ident()
+
+    def work():
+        with app.app_context():
+            db.session.execute(SELECT)
+            db.session.rollback()
+            return db.session.scalar(SELECT)
+
+    assert in_thread(work) == 1
     assert caplog.records == []
 
 

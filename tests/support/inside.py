@@ -18,6 +18,7 @@ from flask_scopedsession._format import some
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
 from flask_scopedsession._pools import tracked_pool
+from flask_scopedsession._pools.account import SLOT
 from flask_scopedsession._pools.account import Slot
 from flask_scopedsession._pools.naming import process_name
 from flask_scopedsession._pools.tracked_pool import limits
@@ -46,6 +47,7 @@ __all__ = [
     "FULL",
     "KEYS",
     "SERVER",
+    "SLOT",
     "ConnectionLimit",
     "History",
     "LockWait",
