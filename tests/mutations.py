@@ -181,65 +181,83 @@ MUTATIONS = (
         """,
     ),
     mutation(
-        "sharing: a call in another thread's call goes on",
+        "sharing: statements of two threads overlap unnoticed",
         Change(
-            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_take",
-            "if self._scopedsession_busy(user):",
+            "flask_scopedsession._pools.statements:_watched.execute",
+            "if slot.runner is not None and not is_shared:",
             "if ():",
-        ),
-        tests="""
-        scopes/test_threads.py test_a_call_in_the_midst_of_another_threads
-          test_workers_that_share_a_context
-        scopes/test_async.py test_gather_of_threads
-        """,
-    ),
-    mutation(
-        "sharing: a transaction in two threads is not reported",
-        Change(
-            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_report",
-            "if not at_work(before):",
-            "if True:",
-        ),
-        tests="""
-        scopes/test_threads.py test_a_transaction_in_two_threads
-        """,
-    ),
-    mutation(
-        "sharing: a thread that waits counts as one at work",
-        Change(
-            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_report",
-            "if not at_work(before):",
-            "if ():",
-        ),
-        tests="""
-        scopes/test_threads.py test_handing_over_and_waiting
-        scopes/test_async.py test_a_request_that_goes_through_threads
-        """,
-    ),
-    mutation(
-        "sharing: a scope ends in the midst of another thread's call",
-        Change(
-            "flask_scopedsession._sessions.factory:close_session",
-            """
-            if session._scopedsession_busy(user):
-                return None
-""",
-            "",
         ),
         tests="""
         scopes/test_threads.py
-          test_a_scope_that_ends_in_the_midst_of_another_threads_call
+          test_a_statement_during_another_threads_in_debug_mode
+          test_workers_that_share_a_context
         """,
     ),
     mutation(
-        "sharing: an interrupted call's mark stays for good",
+        "sharing: a busy connection goes back into the pool",
         Change(
-            "flask_scopedsession._scopes.sharing:OneThreadAtATime._scopedsession_busy",
-            "return is_inside(by, _CALLS)",
-            "return True",
+            "flask_scopedsession._pools.statements:_watch_ends.do_rollback",
+            "if slot.runner is not None and not is_shared:",
+            "if ():",
         ),
         tests="""
-        scopes/test_threads.py test_a_mark_that_an_exception_left_behind
+        scopes/test_threads.py test_an_end_during_another_threads_statement
+        """,
+    ),
+    mutation(
+        "sharing: SQLAlchemy closes a busy connection",
+        Change(
+            "flask_scopedsession._pools.sharing:abandon",
+            "connection.invalidate()",
+            "pass",
+        ),
+        tests="""
+        scopes/test_threads.py test_an_end_during_another_threads_statement
+        """,
+    ),
+    mutation(
+        "sharing: nobody closes a connection that was busy",
+        Change(
+            "flask_scopedsession._pools.statements:_watched.execute",
+            "slot.abandoned.close()",
+            "pass",
+        ),
+        tests="""
+        scopes/test_threads.py test_an_end_during_another_threads_statement
+        """,
+    ),
+    mutation(
+        "sharing: each use is logged",
+        Change(
+            "flask_scopedsession._pools.sharing:_report",
+            'if ledger.first_report(("shared", about)):',
+            "if True:",
+        ),
+        tests="""
+        scopes/test_threads.py
+          test_statements_at_the_same_time_are_logged_once_per_view
+        """,
+    ),
+    mutation(
+        "sharing: the threads of a StaticPool are reported",
+        Change(
+            "flask_scopedsession._pools.statements:_watched",
+            "is_shared = isinstance(engine.pool, StaticPool)",
+            "is_shared = False",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_shared_connection_by_configuration
+        """,
+    ),
+    mutation(
+        "sharing: an interrupted statement's mark stays for good",
+        Change(
+            "flask_scopedsession._pools.account:PoolAccount.check_in",
+            "slot.statement = slot.execution_options = slot.stack = slot.runner = None",
+            "slot.statement = slot.execution_options = slot.stack = None",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_mark_that_an_interrupt_left_behind
         """,
     ),
     mutation(
@@ -256,9 +274,9 @@ MUTATIONS = (
     mutation(
         "streams: requests begin inside an abandoned stream's context",
         Change(
-            "flask_scopedsession._scopes.context:watch_requests",
-            "may_be_left = not REQUESTS_OWN_THEIR_CONTEXT",
-            "may_be_left = False",
+            "flask_scopedsession._scopes.streams:watch_requests.wsgi_app",
+            "if ANSWERED in before.__dict__:",
+            "if ():",
         ),
         tests="""
         scopes/test_streams.py
@@ -268,9 +286,9 @@ MUTATIONS = (
     mutation(
         "streams: teardown takes the current context for its own",
         Change(
-            "flask_scopedsession._extension:ScopedSession.init_app.remove_sessions",
-            "current_context() if error is None else context_torn_down()",
-            "current_context()",
+            "flask_scopedsession._application:Application.watch.remove_sessions",
+            "context = context_torn_down()",
+            "pass",
         ),
         tests="""
         scopes/test_streams.py
@@ -474,7 +492,7 @@ def stack_of_thread(ident: int) -> RawStack:
     mutation(
         "fork: the child has its parent's ledger lock",
         Change(
-            "flask_scopedsession._pools.account:Ledger.reset",
+            "flask_scopedsession._scopes.ledger:Ledger.reset",
             "self._lock = allocate_lock()",
             "pass",
         ),
@@ -496,7 +514,7 @@ def stack_of_thread(ident: int) -> RawStack:
     mutation(
         "fork: the child has its parent's connections",
         Change(
-            "flask_scopedsession._application:AppState._leave_to_parent",
+            "flask_scopedsession._application:Application._leave_to_parent",
             "engine.dispose(close=False)",
             "pass",
         ),
@@ -547,7 +565,7 @@ def stack_of_thread(ident: int) -> RawStack:
         "shutdown: dispose() leaves the control socket",
         Change(
             "flask_scopedsession._extension:ScopedSession.dispose",
-            "state.live.stop()",
+            "application.live.stop()",
             "pass",
         ),
         tests="""
@@ -555,9 +573,20 @@ def stack_of_thread(ident: int) -> RawStack:
         """,
     ),
     mutation(
+        "shutdown: a dropped application waits for the next check",
+        Change(
+            "flask_scopedsession._live.worker:LiveView.__init__",
+            "weakref.finalize(app, SERVER.wake).atexit = False",
+            "pass",
+        ),
+        tests="""
+        whole/test_shutdown.py test_two_hundred_dropped_apps
+        """,
+    ),
+    mutation(
         "shutdown: an aborted worker leaves no snapshot",
         Change(
-            "flask_scopedsession._extension:ScopedSession.init_app.remove_sessions",
+            "flask_scopedsession._application:Application.watch.remove_sessions",
             "live.aborted()",
             "pass",
         ),

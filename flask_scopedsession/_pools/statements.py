@@ -177,11 +177,7 @@ def _slot_of(context: t.Any) -> Slot | None:
 
 
 def _slot(connection: t.Any) -> Slot | None:
-    """Return what is known of a proxied connection, by public names.
-
-    ``_connection_record.info`` is the same dict, and much faster to reach. A connection
-    that was detached has a copy and no record.
-    """
+    """Return what is known of a proxied connection, also if it was detached."""
     try:
         return t.cast("Slot | None", connection.info.get(SLOT))
     except (AttributeError, NotImplementedError):
@@ -228,10 +224,9 @@ def _watched(
     ) -> None:
         slot: Slot | None
         try:
-            proxied = context.root_connection._dbapi_connection
-            slot = proxied._connection_record.info[SLOT]
-        except (AttributeError, KeyError):
-            slot = None if context is None else _slot_of(context)
+            slot = context.root_connection.connection.info[SLOT]
+        except (AttributeError, KeyError, NotImplementedError):
+            slot = None  # outside the pool, or SQLAlchemy's stand-in at first
         if slot is None:
             if takes_parameters:
                 original(cursor, statement, parameters, context)
@@ -292,9 +287,9 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     def do_rollback(connection: t.Any) -> None:
         slot: Slot | None
         try:
-            slot = connection._connection_record.info[SLOT]
-        except (AttributeError, KeyError):
-            slot = _slot(connection)
+            slot = connection.info[SLOT]
+        except (AttributeError, KeyError, NotImplementedError, TypeError):
+            slot = None  # outside the pool, where psycopg's "info" is something else
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)

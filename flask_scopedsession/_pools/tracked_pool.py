@@ -90,10 +90,7 @@ class TrackedPool(Pool):
                 if len(account.waiting) + len(account.used) > account.most:
                     account.note_pending()
             proxied: t.Any = self._connect_untracked()
-            try:
-                slot: Slot | None = proxied._connection_record.info[SLOT]
-            except (AttributeError, KeyError):
-                slot = proxied.info.get(SLOT)
+            slot: Slot | None = proxied.info.get(SLOT)
             if slot is not None and slot.scope is None:  # else it is in use already
                 returned = slot.returned
                 if (

@@ -89,12 +89,8 @@ def effect_of(context: t.Any, statement: str) -> Effect | None:
         table = getattr(getattr(context.compiled, "statement", None), "table", None)
         name = getattr(table, "name", None)
         if name is not None:
-            # Private: CREATE TEMPORARY TABLE. Without it, the statement is looked for.
-            prefixes = " ".join(map(str, getattr(table, "_prefixes", ()))).upper()
             schema = str(getattr(table, "schema", "")).lower()
-            if "TEMP" in prefixes or schema == temporary_schema:
-                return None
-            return Effect("write", str(name))
+            return None if schema == temporary_schema else Effect("write", str(name))
     return _effect_of_text(statement, temporary_schema)
 
 
