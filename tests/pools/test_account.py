@@ -1,4 +1,4 @@
-"""The account of a process's connections, against every kind of pool."""
+"""The account of one bind's pool: connections, waiters, timeouts and durations."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_one_checkout(make, base, size, most, unlimited, idle_after):
 
 
 def test_two_at_once(make):
-    """Overflow is what is open beyond the size, and never negative."""
+    """Overflow counts the connections beyond the size, and is never negative."""
     db = make(pool_size=1, max_overflow=2)
     assert pool_of(db).overflow == 0
     with db.engine.connect(), db.engine.connect():
@@ -262,7 +262,7 @@ def test_unlimited(make, options):
     assert (pool.max, pool.unlimited, pool.used_pct) == (None, True, None)
 
 
-# What pools lose count of
+# What pools do not count
 
 
 def test_detach(make):
@@ -361,7 +361,7 @@ def test_a_connection_that_is_collected(make, caplog):
     assert pool_of(db).hold_s.count == 1
 
 
-def test_collected_in_the_middle_of_a_reading(make):
+def test_a_connection_that_is_collected_during_a_reading(make):
     """A return by the collector while this thread reads cannot deadlock."""
     db = make()
     account = account_of(db)
