@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import typing as t
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Mapping
 from time import perf_counter
@@ -285,6 +286,7 @@ class Reader:
 
     def _sessions(self) -> list[tuple[Scope, str, Session]]:
         """Return every open session with its scope, oldest scope first."""
+        self._ledger.forget_freed()
         scopes = sorted(self._ledger.live.copy(), key=lambda scope: scope.since)
         found = [
             (scope, name, session)
@@ -310,13 +312,12 @@ class Reader:
         """Read every open session, oldest first."""
         if not self._accounts:
             return ()  # tracking is off
-        out = [held for each in self._accounts.values() for held in each.out()]
-        sent: dict[int, int] = {}
-        for held in out:
-            owner = id(held.scope.parent or held.scope)
-            # In this order, so that one that ends meanwhile does not count twice.
-            statements = held.slot.statements + (held.slot.runner is not None)
-            sent[owner] = sent.get(owner, 0) + statements
+        running = Counter(
+            id(held.slot.sender)
+            for account in self._accounts.values()
+            for held in account.out()
+            if held.slot.runner is not None
+        )
         waiting = [
             waiting.scope
             for account in self._accounts.values()
@@ -332,7 +333,7 @@ class Reader:
             # none, only the thread is known.
             known = by_context and name != ""
             waits = id(scope) in scopes if known else scope.ident in threads
-            counted = scope.statements + sent.get(id(scope), 0) if known else None
+            counted = scope.statements + running[id(scope)] if known else None
             found.append(self._session(scope, name, session, now, waits, counted))
         return tuple(found)
 
@@ -410,7 +411,7 @@ def _is_open(slot: Slot) -> bool | None:
 
 def _idle(slot: Slot, now: float) -> float | None:
     """Return for how long no statement has run; unknown where none was seen."""
-    if slot.runner is not None or not slot.statements:
+    if slot.runner is not None or slot.moved == slot.since:
         return None
     return max(0.0, now - slot.moved)
 

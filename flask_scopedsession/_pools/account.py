@@ -19,6 +19,7 @@ from collections import Counter
 from collections import deque
 from threading import get_ident
 from time import perf_counter
+from types import SimpleNamespace
 
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
@@ -40,6 +41,10 @@ log = logging.getLogger("flask_scopedsession")
 SLOT = "flask_scopedsession"
 
 
+#: Stands for the scope of a connection that was never checked out through the pool.
+_NOBODY = SimpleNamespace(statements=0)
+
+
 class Slot:
     """What is known of one DBAPI connection, from its connect to its close.
 
@@ -47,6 +52,7 @@ class Slot:
     """
 
     __slots__ = (
+        "_entry",
         "abandoned",
         "account",
         "backend_pid",
@@ -56,6 +62,7 @@ class Slot:
         "execution_options",
         "generation",
         "has_begun",
+        "keeps_more",
         "marks",
         "moved",
         "number",
@@ -63,10 +70,10 @@ class Slot:
         "returned",
         "runner",
         "scope",
+        "sender",
         "since",
         "stack",
         "statement",
-        "statements",
         "tells",
         "temporary",
         "unsettled",
@@ -74,12 +81,18 @@ class Slot:
     )
 
     def __init__(
-        self, account: PoolAccount, number: int, driver: t.Any, backend_pid: int | None
+        self,
+        account: PoolAccount,
+        entry: ConnectionPoolEntry,
+        driver: t.Any,
+        number: int = 0,
+        backend_pid: int | None = None,
     ) -> None:
         self.account = account
+        self._entry = weakref.ref(entry)
         self.number = number
         self.driver = driver
-        """The driver's connection; ``None`` once it is closed or detached."""
+        """The driver's connection; ``None`` once it is closed."""
         self.backend_pid = backend_pid
         self.generation = account.generation
         """How many times the pool had been replaced as this was opened."""
@@ -94,28 +107,47 @@ class Slot:
         """Who has it; ``None`` while it is in the pool."""
         self.runner: int | None = None
         """The thread whose statement runs on it now."""
-        self.statements = 0
-        """Sent since it was checked out."""
+        self.sender: t.Any = _NOBODY
+        """The scope whose statements are counted."""
+        self.keeps_more = False
+        """Any of the next three is set."""
         self.statement: str | None = None
         """The text of the last one, if it may be shown."""
         self.execution_options: t.Mapping[str, t.Any] | None = None
-        self.has_begun = False
-        """It is in a transaction; known only of a driver that does not tell."""
         self.stack: RawStack | None = None
         """Where it was checked out, if that is recorded."""
+        self.has_begun = False
+        """It is in a transaction; known only of a driver that does not tell."""
         self.abandoned: t.Any = None
         """The driver's connection, if its scope ended during another thread's
         statement, which closes it."""
         self.writes: Counter[str] | None = None
         """Rows changed and not committed so far, by table."""
-        self.marks: dict[str, Counter[str]] | None = None
-        """What ``writes`` was at each savepoint."""
+        self.marks: list[tuple[str, Counter[str]]] | None = None
+        """The open savepoints, by name, and what ``writes`` was at each."""
         self.temporary: set[str] | None = None
         """Temporary tables that were created on it."""
         self.unsettled: str | None = None
         """A table that a RETURNING on SQLite may have changed."""
         self.changes_before = 0
         """SQLite's ``total_changes`` before the last statement that had an effect."""
+
+    @property
+    def is_out(self) -> bool:
+        """Whether SQLAlchemy has it as checked out.
+
+        An exception like Ctrl-C may have interrupted the account of its return.
+        """
+        entry = self._entry()
+        return entry is not None and entry.in_use
+
+    def proxied(self) -> t.Any:
+        """Return the proxied connection that is checked out, if it can be found.
+
+        ``fairy_ref`` is private to SQLAlchemy, which keeps no other reference to it.
+        """
+        reference = getattr(self._entry(), "fairy_ref", None)
+        return None if reference is None else reference()
 
     def forget_writes(self) -> None:
         """Note that what was written is committed, or rolled back."""
@@ -133,7 +165,8 @@ class Held(t.NamedTuple):
     @property
     def is_out(self) -> bool:
         """Whether it still is, and by the same scope."""
-        return self.slot.scope is self.scope and self.slot.since == self.since
+        slot = self.slot
+        return slot.scope is self.scope and slot.since == self.since and slot.is_out
 
 
 class Waiting:
@@ -197,6 +230,9 @@ class PoolAccount:
         self.nesting: set[str] = set()
         """Views that have asked for a connection while they held one. The line where
         they check one out is recorded, in case that they wait for themselves."""
+        self.hands_out_again = False
+        """Whether the pool hands out a connection that is checked out, as StaticPool
+        does. It counts for the first scope."""
         self.is_fair = False
         """The pool says who waits; else that is worked out by the reader."""
         self.most = float("inf")
@@ -213,7 +249,7 @@ class PoolAccount:
         self.pinging.clear()
         self.meters = Meters(self.in_use)
         self.note_wait = self.meters.waits.add
-        self.note_hold = self.meters.held.add
+        self.holds = self.meters.held.samples
         self.timeout_times: deque[float] = deque(maxlen=1000)
         self.recent_timeouts: deque[TimedOut] = deque(maxlen=5)
         self.last_return = perf_counter()
@@ -235,8 +271,11 @@ class PoolAccount:
             meters.aggregate(now)  # else the wait would count in an earlier interval
         self.note_wait(waited)
         if slot.scope is not None:
-            return  # SingletonThreadPool hands the same one out again within a thread
+            if self.hands_out_again:
+                return
+            slot.forget_writes()  # its return was interrupted
         slot.scope = scope
+        slot.sender = scope.parent or scope
         slot.since = slot.moved = now
         scope.last = slot
         used = self.used
@@ -245,13 +284,14 @@ class PoolAccount:
             meters.used.now = len(used)
         if (self.stacks or self.nesting) and self.keeps_stack(scope):
             slot.stack = own_stack(3)
+            slot.keeps_more = True
 
     def check_in(self, slot: Slot) -> None:
         """Note that a connection was returned, detached or invalidated."""
         scope = slot.scope
         if scope is None:
             return
-        slot.scope = None
+        slot.scope, slot.sender = None, _NOBODY
         slot.returned = self.last_return = now = perf_counter()
         meters = self.meters
         if now >= meters.rotate_at or len(meters.held.samples) >= PENDING:
@@ -260,12 +300,13 @@ class PoolAccount:
             meters.aggregate(now)
         self.used.discard(slot)
         rule = scope.rule or scope.url_rule
-        self.note_hold((now - slot.since, rule, scope.method, scope.command))
-        owner = scope.parent or scope
-        owner.statements += slot.statements
-        slot.statements = 0
-        slot.statement = slot.execution_options = slot.stack = None
-        if slot in self.ledger.uncommitted:
+        self.holds.append((now - slot.since, rule, scope.method, scope.command))
+        if slot.keeps_more:
+            slot.statement = slot.execution_options = slot.stack = None
+            slot.keeps_more = False
+        if slot.runner is not None:
+            slot.runner = None  # Ctrl-C interrupted the account of a statement's end
+        if slot.writes is not None:
             slot.forget_writes()
 
     def note_nesting(self, scope: Scope) -> None:
@@ -328,21 +369,27 @@ class PoolAccount:
         self, entry: ConnectionPoolEntry, driver: t.Any, backend_pid: int | None
     ) -> Slot:
         """Note a connection that is open, and return its slot."""
-        slot = Slot(self, next(self._numbers), driver, backend_pid)
+        slot = Slot(self, entry, driver, next(self._numbers), backend_pid)
         entry.info[SLOT] = slot
         self.open[entry] = slot
         return slot
 
-    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
-        """Note that a connection was closed, or left the pool for good."""
+    def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
+        """Note that a connection left the pool. What it writes can still be lost."""
         slot = self.open.get(entry)
         if slot is None or slot.driver is not driver:
-            return  # detached, and another thread has opened a new one in its entry
+            return None  # another thread has opened a new one in its entry meanwhile
         self.check_in(slot)
         self.open.pop(entry, None)
-        slot.driver = None
         self.used.discard(slot)
-        self.ledger.uncommitted.discard(slot)
+        return slot
+
+    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
+        """Note that a connection was closed."""
+        slot = self.detached(entry, driver)
+        if slot is not None:
+            slot.driver = None
+            self.ledger.uncommitted.discard(slot)
 
     def died(self, entry: ConnectionPoolEntry) -> None:
         """Note that a connection was invalidated."""
@@ -378,6 +425,12 @@ class PoolAccount:
         pids = {slot.backend_pid for slot in slots if slot is not None}
         return tuple(sorted(pid for pid in pids if pid is not None))
 
+    def held_here(self) -> list[t.Any]:
+        """Return the proxied connections that the calling thread has checked out."""
+        ident = get_ident()
+        held = [each.slot for each in self.out() if each.scope.ident == ident]
+        return [each for slot in held if (each := slot.proxied()) is not None]
+
     def inherited(self) -> list[object]:
         """Return what a fork must keep for ever, so that nothing of it is closed.
 
@@ -385,8 +438,7 @@ class PoolAccount:
         freed, it would roll back on the parent's socket.
         """
         entries = [reference() for reference in self.open.keyrefs()]
-        proxied = [getattr(entry, "fairy_ref", None) for entry in entries]
-        return [*entries, *(each() for each in proxied if each is not None)]
+        return [*entries, *(slot.proxied() for slot in self.used)]
 
     def _open(self) -> list[ConnectionPoolEntry]:
         # One that failed while it was made ready is closed without an event, and its
@@ -399,6 +451,6 @@ class PoolAccount:
         found = [
             Held(slot, scope, slot.since)
             for slot in self.used.copy()
-            if (scope := slot.scope) is not None
+            if (scope := slot.scope) is not None and slot.is_out
         ]
         return sorted(found, key=lambda held: held.since)

@@ -11,8 +11,8 @@ _HIGHEST_PID = 1 << 22
 #: PostgreSQL's ``PQTRANS_...``, as psycopg and psycopg2 give them.
 _IDLE, _ACTIVE, _UNKNOWN = 0, 1, 4
 
-#: MySQL's and MariaDB's ``SERVER_STATUS_IN_TRANS``.
-_IN_TRANSACTION = 1
+#: MySQL's and MariaDB's ``SERVER_STATUS_IN_TRANS`` and ``SERVER_STATUS_AUTOCOMMIT``.
+_IN_TRANSACTION, _AUTOCOMMIT = 1, 2
 
 
 def is_transaction_open(driver: t.Any) -> bool | None:
@@ -36,6 +36,17 @@ def is_transaction_open(driver: t.Any) -> bool | None:
     if isinstance(status, int):
         return bool(status & _IN_TRANSACTION)
     return None
+
+
+def note_rows_written(driver: t.Any) -> None:
+    """Keep PyMySQL's status true after a RETURNING.
+
+    PyMySQL does not read the status that comes with rows. The next answer without rows,
+    such as that to COMMIT, replaces what is set here.
+    """
+    status = getattr(driver, "server_status", None)
+    if isinstance(status, int) and not status & _AUTOCOMMIT:
+        driver.server_status = status | _IN_TRANSACTION
 
 
 def backend_pid(driver: t.Any) -> int | None:

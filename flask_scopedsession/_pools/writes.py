@@ -12,6 +12,7 @@ from collections import Counter
 
 from .account import Slot
 from .drivers import is_transaction_open
+from .drivers import note_rows_written
 
 Action = t.Literal["write", "temporary", "mark", "back", "release", "end"]
 
@@ -32,7 +33,7 @@ _LONGEST = 4000
 
 _QUOTED = re.compile(
     r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$"
-    r'|(?P<name>"[^"]*"|`[^`]*`)',
+    r'|(?P<name>"[^"]*"|`[^`]*`|\[[^\]]*\])',
     re.DOTALL,
 )
 _INNERMOST = re.compile(r"\([^()]*\)")
@@ -56,7 +57,7 @@ _PATTERNS: tuple[tuple[Action, re.Pattern[str]], ...] = (
             r"(?:(?:insert|replace)\s+(?:or\s+\w+\s+|ignore\s+|\w+_priority\s+)*"
             r"(?:into\s+)?"
             r"|update\s+(?:or\s+\w+\s+|ignore\s+|low_priority\s+|only\s+)*"
-            r"|delete\s+(?:ignore\s+|quick\s+|low_priority\s+)*from\s+(?:only\s+)?"
+            r"|delete\s+(?:ignore\s+|quick\s+|low_priority\s+)*(?:from\s+)?(?:only\s+)?"
             rf"|merge\s+(?:into\s+)?){_NAME}",
             re.IGNORECASE,
         ),
@@ -72,7 +73,10 @@ _PATTERNS: tuple[tuple[Action, re.Pattern[str]], ...] = (
     ("release", re.compile(rf"release\s+(?:savepoint\s+)?{_NAME}", re.IGNORECASE)),
     ("end", re.compile(r"(?P<name>commit|end|rollback|abort)\b", re.IGNORECASE)),
 )
-_TEMPORARY_SCHEMAS = ("temp", "pg_temp")
+
+#: Where temporary tables live, by the name of the dialect. Elsewhere, ``temp`` is a
+#: schema like any other.
+_TEMPORARY_SCHEMAS = {"sqlite": "temp", "postgresql": "pg_temp"}
 
 
 def effect_of(context: t.Any, statement: str) -> Effect | None:
@@ -80,15 +84,21 @@ def effect_of(context: t.Any, statement: str) -> Effect | None:
 
     :param context: SQLAlchemy's ``ExecutionContext`` of it.
     """
+    temporary_schema = _TEMPORARY_SCHEMAS.get(context.dialect.name)
     if context.isinsert or context.isupdate or context.isdelete:
         table = getattr(getattr(context.compiled, "statement", None), "table", None)
         name = getattr(table, "name", None)
         if name is not None:
+            # Private: CREATE TEMPORARY TABLE. Without it, the statement is looked for.
+            prefixes = " ".join(map(str, getattr(table, "_prefixes", ()))).upper()
+            schema = str(getattr(table, "schema", "")).lower()
+            if "TEMP" in prefixes or schema == temporary_schema:
+                return None
             return Effect("write", str(name))
-    return effect_of_text(statement)
+    return _effect_of_text(statement, temporary_schema)
 
 
-def effect_of_text(statement: str) -> Effect | None:
+def _effect_of_text(statement: str, temporary_schema: str | None) -> Effect | None:
     """Return what a statement does, by its first words."""
     text = statement.lstrip()
     is_with = text[:4].lower() == "with" or text[:1] in "(-/"
@@ -104,7 +114,7 @@ def effect_of_text(statement: str) -> Effect | None:
         found = pattern.match(text)
         if found is not None:
             schema = found.groupdict().get("schema") or ""
-            if schema.lower() in _TEMPORARY_SCHEMAS:
+            if schema and schema.lower() == temporary_schema:
                 return None
             return Effect(action, found["name"])
     return None
@@ -120,19 +130,13 @@ def _unquoted(found: re.Match[str]) -> str:
 # -- what a connection has changed ------------------------------------------------
 
 
-def before_effect(slot: Slot, effect: Effect) -> Effect | None:
-    """Prepare for a statement that has an effect.
-
-    :return: The effect to note, ``None`` on a connection that was detached.
-    """
-    if slot.driver is None:
-        return None
+def before_statement(slot: Slot) -> None:
+    """Prepare for a statement that has an effect, or follows one."""
     settle(slot)
     if slot.writes is not None and is_transaction_open(slot.driver) is False:
         slot.forget_writes()  # committed where nobody saw it, such as by the driver
     if slot.counts_changes:
         slot.changes_before = slot.driver.total_changes
-    return effect
 
 
 def after_effect(slot: Slot, effect: Effect, cursor: t.Any) -> None:
@@ -144,30 +148,46 @@ def after_effect(slot: Slot, effect: Effect, cursor: t.Any) -> None:
         slot.temporary = {*(slot.temporary or ()), name.lower()}
     elif action == "end":
         slot.forget_writes()
-    elif action == "mark":
-        slot.marks = {**(slot.marks or {}), name.lower(): Counter(slot.writes)}
-    elif action == "back":
-        # Where the savepoint is unknown, so is what is left.
-        left = (slot.marks or {}).get(name.lower())
-        if left:
-            slot.writes = Counter(left)
-        else:
-            slot.writes = None
-            slot.account.ledger.uncommitted.discard(slot)
+    else:
+        _note_savepoint(slot, action, name.lower())
+
+
+def _note_savepoint(slot: Slot, action: Action, name: str) -> None:
+    if slot.marks is None:
+        slot.marks = []
+    marks = slot.marks
+    if action == "mark":
+        marks.append((name, Counter(slot.writes)))
+        _add(slot, name, 0)  # so that the transaction's end forgets the savepoint, too
+        return
+    # The latest of this name. Where it is unknown, so is what a rollback leaves.
+    left: Counter[str] | None = None
+    for at in reversed(range(len(marks))):
+        if marks[at][0] == name:
+            left = marks[at][1]
+            del marks[at:]
+            break
+    if action == "back":
+        slot.writes = Counter(left)
+        if left is not None:
+            marks.append((name, left))  # it is still there
     elif slot.writes is not None and is_transaction_open(slot.driver) is False:
-        # Without a real BEGIN, SQLite commits as the outermost savepoint is released.
+        # Without a real BEGIN, SQLite commits with the outermost savepoint.
         slot.forget_writes()
 
 
 def _note_write(slot: Slot, name: str, cursor: t.Any) -> None:
     if slot.temporary is not None and name.lower() in slot.temporary:
         return
-    if slot.counts_changes and cursor.description is not None:
-        # SQLite counts the rows of RETURNING as they are fetched.
-        slot.unsettled = name
-        slot.account.ledger.uncommitted.add(slot)
-        return
     rows = cursor.rowcount
+    if slot.counts_changes and (cursor.description is not None or rows < 0):
+        # SQLite counts the rows of RETURNING as they are fetched, and sqlite3 those of
+        # no statement that begins with WITH.
+        slot.unsettled = name
+        _add(slot, name, 0)
+        return
+    if cursor.description is not None:
+        note_rows_written(slot.driver)
     if rows != 0:
         _add(slot, name, max(rows, 1))  # -1: the driver does not know
 
@@ -191,6 +211,6 @@ def settle(slot: Slot) -> None:
 def losing(slot: Slot) -> Counter[str] | None:
     """Return what a rollback right now would lose, as far as that is certain."""
     settle(slot)
-    if slot.writes is None or is_transaction_open(slot.driver) is not True:
+    if not slot.writes or is_transaction_open(slot.driver) is not True:
         return None
-    return slot.writes
+    return +slot.writes  # a RETURNING that changed nothing has left a 0

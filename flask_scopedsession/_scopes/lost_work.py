@@ -51,7 +51,11 @@ def report(ledger: Ledger, scope: Scope, lost: Counter[str]) -> LostWork | None:
     """
     app = ledger.app()
     names = ledger.model_names()
-    lost = Counter({names.get(name, name): lost[name] for name in lost})
+    # A model may be there by its own name, and by its table's.
+    by_name: Counter[str] = Counter()
+    for name, count in lost.items():
+        by_name[names.get(name, name)] += count
+    lost = by_name
     who = responsible(scope)
     ledger.count_lost(who, lost)
     place = None

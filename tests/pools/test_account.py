@@ -562,8 +562,8 @@ def test_scopes_are_freed_without_the_collector(make_app, sqlite_url, first):
         with app.app_context():
             connection = db.engine.connect()
             ((slot, scope, _),) = account_of(db).out()
-            scope.status = Mark()
-            freed = weakref.ref(scope.status)
+            scope.thread = Mark()
+            freed = weakref.ref(scope.thread)
             if first == "connection":
                 connection.close()
         connection.close()
