@@ -29,6 +29,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
+from threads import in_thread
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
@@ -469,6 +470,27 @@ def test_connecting_is_not_waiting(make):
     assert counts(db, "pending", "used") == (0, 0)
     go_on.set()
     thread.join(10)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_connecting_without_the_pool_is_not_waiting(make, fair):
+    """As an application does that listens for notifications."""
+    db = make(pool_size=1, max_overflow=0, SCOPEDSESSION_FAIR_POOL=fair)
+    app, engine = this_app(), db.engine
+
+    def want():
+        with app.app_context():
+            engine.connect().close()
+
+    engine.dialect.connect(":memory:").close()
+    held = in_thread(engine.connect)
+    assert counts(db, "used", "pending", "pending_max") == (1, 0, 0)
+    thread = threading.Thread(target=want)
+    thread.start()
+    wait_until(lambda: pool_of(db).pending == 1)
+    held.close()
+    thread.join(10)
+    assert counts(db, "used", "pending", "pending_max") == (0, 0, 1)
 
 
 def test_self_deadlock(make):
