@@ -388,7 +388,7 @@ MUTATIONS = (
 """,
         ),
         tests="""
-        pools/test_meters.py test_what_comes_while_others_are_folded
+        pools/test_meters.py test_samples_that_arrive_during_an_aggregation
         """,
     ),
     mutation(
@@ -410,7 +410,7 @@ MUTATIONS = (
 """,
         ),
         tests="""
-        pools/test_meters.py test_nobody_waits_for_who_reads
+        pools/test_meters.py test_a_return_does_not_wait_for_a_reader
         """,
     ),
     mutation(

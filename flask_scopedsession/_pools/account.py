@@ -324,6 +324,8 @@ class PoolAccount:
         ident = get_ident()
         waiting = self.waiting.get(ident)
         if waiting is None:
+            if not self.is_fair:
+                return  # the application connects without the pool
             waiting = Waiting(perf_counter(), self.ledger.user())
             self.waiting[ident] = waiting
         waiting.connecting = True
@@ -343,6 +345,8 @@ class PoolAccount:
     def in_use(self) -> tuple[int, int]:
         """Count what is checked out, and who must wait because of that."""
         used = self.used.copy()
+        if self.is_fair:
+            return len(used), sum(w.in_line for w in list(self.waiting.values()))
         held = sum(slot.generation == self.generation for slot in used)
         # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most

@@ -67,8 +67,8 @@ class Turn:
 class FairQueue(Queue["ConnectionPoolEntry"]):
     """Idle connections and waiting threads; at most one of the two is not empty.
 
-    The mutex is reentrant, because garbage collection may return a connection while this
-    thread holds it. Signals and collection run only at calls, loop iterations and, in
+    The mutex is reentrant, because garbage collection may return a connection while its
+    thread holds the mutex. Signals and collection run only at calls, loop iterations and, in
     older Pythons, allocations. So each hand-over avoids all three between taking an item
     and storing it.
     """
@@ -237,7 +237,7 @@ class FairPool(QueuePool):
 
     def recreate(self) -> QueuePool:
         if self.queue is not None and self._made_in != os.getpid():
-            # A fork: a thread that is not here may hold the lock, and others wait.
+            # A fork: a thread of the parent may hold the lock, and others wait.
             self._made_in = os.getpid()
             self.queue.mutex = self._overflow_lock = t.cast(t.Any, threading.RLock())
             self.queue.line.clear()

@@ -24,6 +24,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 
+from .._format import count
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
 from .._scopes.scope import SCOPE
@@ -96,7 +97,7 @@ class TrackedPool(Pool):
                 if (
                     returned < since - account.idle_after
                     or returned < account.suspect_since
-                ):
+                ) and slot.scope is None:  # else it is in use: several may share it
                     proxied = self._usable(proxied, account)
                     slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
@@ -281,8 +282,8 @@ def explain(
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
     first = (
-        f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {held} connections are"
-        " checked out, longest:"
+        f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {count(held, 'connection')}"
+        f" {'is' if held == 1 else 'are'} checked out, longest:"
     )
     lines = [first]
     for holder in timeout.holders[:5]:
