@@ -210,8 +210,8 @@ def settle(slot: Slot) -> None:
 
 
 def losing(slot: Slot) -> Counter[str] | None:
-    """Return what a rollback right now would lose, as far as that is certain."""
+    """Return what a rollback right now would lose."""
     settle(slot)
-    if slot.writes is None or is_transaction_open(slot.driver) is not True:
+    if slot.writes is None or is_transaction_open(slot.driver) is False:
         return None
     return slot.writes
