@@ -114,6 +114,7 @@ class Application:
             }
         )
         self.accounts = accounts if settings.tracking else {}
+        self.ledger.accounts.extend(self.accounts.values())
         """By bind; empty if tracking is off."""
         self.sessionmaker = template.of(
             self.ledger,

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
+from os import getpid
 
 from flask import Flask
 from sqlalchemy.orm import DeclarativeBase
@@ -175,7 +176,7 @@ class ScopedSession(t.Generic[S]):
                 f"The app {app.name!r} was not initialised with this ScopedSession."
                 " Call db.init_app(app) in its factory."
             )
-        if application.pid != os.getpid() or SERVER.paused:
+        if application.pid != getpid() or SERVER.paused:
             application.resume()
         return application
 

@@ -275,6 +275,7 @@ class Reader:
 
     def _sessions(self) -> list[tuple[Scope, str, Session]]:
         """Return every open session with its scope, oldest scope first."""
+        self._ledger.forget_freed()
         scopes = sorted(self._ledger.live.copy(), key=lambda scope: scope.since)
         found = [
             (scope, name, session)
@@ -300,11 +301,6 @@ class Reader:
         """Read every open session, oldest first."""
         if not self._accounts:
             return ()  # tracking is off
-        out = [held for each in self._accounts.values() for held in each.out()]
-        sent: dict[int, int] = {}
-        for held in out:
-            owner = id(held.scope.parent or held.scope)
-            sent[owner] = sent.get(owner, 0) + held.slot.statements
         waiting = {
             id(waiting.scope.parent or waiting.scope)
             for account in self._accounts.values()
@@ -315,7 +311,7 @@ class Reader:
             self._session(
                 *(scope, name, session, now),
                 waits=id(scope) in waiting,
-                statements=scope.statements + sent.get(id(scope), 0),
+                statements=scope.statements,
             )
             for scope, name, session in self._sessions()[:MOST]
         )
@@ -395,7 +391,7 @@ def _is_open(slot: Slot) -> bool | None:
 
 def _idle(slot: Slot, now: float) -> float | None:
     """Return for how long no statement has run; unknown where none was seen."""
-    if slot.runner is not None or not slot.statements:
+    if slot.runner is not None or slot.moved == slot.since:
         return None
     return max(0.0, now - slot.moved)
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections import deque
 from threading import get_ident
 from time import perf_counter
+from types import SimpleNamespace
 
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
@@ -37,6 +38,10 @@ if t.TYPE_CHECKING:
 SLOT = "flask_scopedsession"
 
 
+#: Stands for the scope of a connection that was never checked out through the pool.
+_NOBODY = SimpleNamespace(statements=0)
+
+
 class Slot:
     """What is known of one DBAPI connection, from its connect to its close.
 
@@ -44,6 +49,7 @@ class Slot:
     """
 
     __slots__ = (
+        "_entry",
         "abandoned",
         "account",
         "backend_pid",
@@ -53,6 +59,7 @@ class Slot:
         "execution_options",
         "generation",
         "has_begun",
+        "keeps_more",
         "marks",
         "moved",
         "number",
@@ -60,10 +67,10 @@ class Slot:
         "returned",
         "runner",
         "scope",
+        "sender",
         "since",
         "stack",
         "statement",
-        "statements",
         "tells",
         "temporary",
         "unsettled",
@@ -71,9 +78,15 @@ class Slot:
     )
 
     def __init__(
-        self, account: PoolAccount, number: int, driver: t.Any, backend_pid: int | None
+        self,
+        account: PoolAccount,
+        entry: ConnectionPoolEntry,
+        driver: t.Any,
+        number: int = 0,
+        backend_pid: int | None = None,
     ) -> None:
         self.account = account
+        self._entry = weakref.ref(entry)
         self.number = number
         self.driver = driver
         """The driver's connection; ``None`` once it is closed."""
@@ -91,15 +104,17 @@ class Slot:
         """Who has it; ``None`` while it is in the pool."""
         self.runner: int | None = None
         """The thread whose statement runs on it now."""
-        self.statements = 0
-        """Sent since it was checked out."""
+        self.sender: t.Any = _NOBODY
+        """The scope whose statements are counted."""
+        self.keeps_more = False
+        """Any of the next three is set."""
         self.statement: str | None = None
         """The text of the last one, if it may be shown."""
         self.execution_options: t.Mapping[str, t.Any] | None = None
-        self.has_begun = False
-        """It is in a transaction; known only of a driver that does not tell."""
         self.stack: RawStack | None = None
         """Where it was checked out, if that is recorded."""
+        self.has_begun = False
+        """It is in a transaction; known only of a driver that does not tell."""
         self.abandoned: t.Any = None
         """The driver's connection, if its scope ended during another thread's
         statement, which closes it."""
@@ -113,6 +128,23 @@ class Slot:
         """A table that a RETURNING on SQLite may have changed."""
         self.changes_before = 0
         """SQLite's ``total_changes`` before the last statement that had an effect."""
+
+    @property
+    def is_out(self) -> bool:
+        """Whether SQLAlchemy has it as checked out.
+
+        An exception like Ctrl-C may have interrupted the account of its return.
+        """
+        entry = self._entry()
+        return entry is not None and entry.in_use
+
+    def proxied(self) -> t.Any:
+        """Return the proxied connection that is checked out, if it can be found.
+
+        ``fairy_ref`` is private to SQLAlchemy, which keeps no other reference to it.
+        """
+        reference = getattr(self._entry(), "fairy_ref", None)
+        return None if reference is None else reference()
 
     def forget_writes(self) -> None:
         """Note that what was written is committed, or rolled back."""
@@ -130,7 +162,8 @@ class Held(t.NamedTuple):
     @property
     def is_out(self) -> bool:
         """Whether it still is, and by the same scope."""
-        return self.slot.scope is self.scope and self.slot.since == self.since
+        slot = self.slot
+        return slot.scope is self.scope and slot.since == self.since and slot.is_out
 
 
 class Waiting:
@@ -194,6 +227,9 @@ class PoolAccount:
         self.nesting: set[str] = set()
         """Views that have asked for a connection while they held one. The line where
         they check one out is recorded, in case that they wait for themselves."""
+        self.hands_out_again = False
+        """Whether the pool hands out a connection that is checked out, as StaticPool
+        does. It counts for the first scope."""
         self.is_fair = False
         """The pool says who waits; else that is worked out by the reader."""
         self.most = float("inf")
@@ -210,7 +246,7 @@ class PoolAccount:
         self.pinging.clear()
         self.meters = Meters(self.in_use)
         self.note_wait = self.meters.waits.add
-        self.note_hold = self.meters.held.add
+        self.holds = self.meters.held.samples
         self.timeout_times: deque[float] = deque(maxlen=1000)
         self.recent_timeouts: deque[TimedOut] = deque(maxlen=5)
         self.last_return = perf_counter()
@@ -227,38 +263,48 @@ class PoolAccount:
         :param now: When, as :func:`time.perf_counter` has it.
         :param waited: Seconds.
         """
+        meters = self.meters
+        if now >= meters.rotate_at:
+            meters.aggregate(now)  # else the wait would count in an earlier interval
         self.note_wait(waited)
         if slot.scope is not None:
-            return  # SingletonThreadPool hands the same one out again within a thread
+            if self.hands_out_again:
+                return
+            slot.forget_writes()  # its return was interrupted
         slot.scope = scope
+        slot.sender = scope.parent or scope
         slot.since = slot.moved = now
         scope.last = slot
         used = self.used
         used.add(slot)
-        if len(used) > self.meters.used.now:
-            self.meters.used.now = len(used)
+        if len(used) > meters.used.now:
+            meters.used.now = len(used)
         if (self.stacks or self.nesting) and self.keeps_stack(scope):
             slot.stack = own_stack(3)
+            slot.keeps_more = True
 
     def check_in(self, slot: Slot) -> None:
         """Note that a connection was returned, detached or invalidated."""
         scope = slot.scope
         if scope is None:
             return
-        slot.scope = None
+        slot.scope, slot.sender = None, _NOBODY
         slot.returned = self.last_return = now = perf_counter()
+        meters = self.meters
+        if now >= meters.rotate_at or len(meters.held.samples) >= PENDING:
+            # Now, so that it was in use in the intervals that are over, and its time
+            # counts in the new one.
+            meters.aggregate(now)
         self.used.discard(slot)
         rule = scope.rule or scope.url_rule
-        self.note_hold((now - slot.since, rule, scope.method, scope.command))
-        owner = scope.parent or scope
-        owner.statements += slot.statements
-        slot.statements = 0
-        slot.statement = slot.execution_options = slot.stack = None
-        if slot in self.ledger.uncommitted:
+        self.holds.append((now - slot.since, rule, scope.method, scope.command))
+        if slot.keeps_more:
+            slot.statement = slot.execution_options = slot.stack = None
+            slot.keeps_more = False
+        if slot.runner is not None:
+            slot.runner = None  # Ctrl-C interrupted the account of a statement's end
+        if slot.writes is not None:
             slot.forget_writes()
-        meters = self.meters
-        if now >= meters.rotate_at or len(meters.held.samples) > PENDING:
-            meters.aggregate(now)
 
     def note_nesting(self, scope: Scope) -> None:
         """Note that a view asks for a connection while it holds one."""
@@ -293,11 +339,11 @@ class PoolAccount:
 
     def in_use(self) -> tuple[int, int]:
         """Count what is checked out, and who must wait because of that."""
-        out = self.out()
-        held = sum(each.slot.generation == self.generation for each in out)
+        used = self.used.copy()
+        held = sum(slot.generation == self.generation for slot in used)
         # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most
-        return len(out), int(beyond) if beyond > 0 else 0
+        return len(used), int(beyond) if beyond > 0 else 0
 
     # -- written when connections are opened and closed --------------------------
 
@@ -312,22 +358,25 @@ class PoolAccount:
 
         :param took: Seconds to open it.
         """
-        slot = Slot(self, next(self._numbers), driver, backend_pid)
+        slot = Slot(self, entry, driver, next(self._numbers), backend_pid)
         entry.info[SLOT] = slot
         self.open[entry] = slot
         self.meters.aggregate(slot.opened)
         self.meters.created.add(took)
 
-    def detached(self, entry: ConnectionPoolEntry) -> Slot | None:
+    def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
         """Note that a connection left the pool. What it writes can still be lost."""
-        slot = self.open.pop(entry, None)
-        if slot is not None:
-            self.used.discard(slot)
+        slot = self.open.get(entry)
+        if slot is None or slot.driver is not driver:
+            return None  # another thread has opened a new one in its entry meanwhile
+        self.check_in(slot)
+        self.open.pop(entry, None)
+        self.used.discard(slot)
         return slot
 
-    def closed(self, entry: ConnectionPoolEntry) -> None:
+    def closed(self, entry: ConnectionPoolEntry, driver: t.Any) -> None:
         """Note that a connection was closed."""
-        slot = self.detached(entry)
+        slot = self.detached(entry, driver)
         if slot is not None:
             slot.driver = None
             self.ledger.uncommitted.discard(slot)
@@ -360,6 +409,12 @@ class PoolAccount:
         pids = {slot.backend_pid for slot in slots if slot is not None}
         return tuple(sorted(pid for pid in pids if pid is not None))
 
+    def held_here(self) -> list[t.Any]:
+        """Return the proxied connections that the calling thread has checked out."""
+        ident = get_ident()
+        held = [each.slot for each in self.out() if each.scope.ident == ident]
+        return [each for slot in held if (each := slot.proxied()) is not None]
+
     def inherited(self) -> list[object]:
         """Return what a fork must keep for ever, so that nothing of it is closed.
 
@@ -367,8 +422,7 @@ class PoolAccount:
         freed, it would roll back on the parent's socket.
         """
         entries = [reference() for reference in self.open.keyrefs()]
-        proxied = [getattr(entry, "fairy_ref", None) for entry in entries]
-        return [*entries, *(each() for each in proxied if each is not None)]
+        return [*entries, *(slot.proxied() for slot in self.used)]
 
     def _open(self) -> list[ConnectionPoolEntry]:
         # One that failed while it was made ready is closed without an event, and its
@@ -381,6 +435,6 @@ class PoolAccount:
         found = [
             Held(slot, scope, slot.since)
             for slot in self.used.copy()
-            if (scope := slot.scope) is not None
+            if (scope := slot.scope) is not None and slot.is_out
         ]
         return sorted(found, key=lambda held: held.since)

@@ -53,8 +53,15 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     runner = slot.runner
     if runner is None or runner == get_ident():
         return
-    slot.abandoned = slot.driver
+    driver = slot.abandoned = slot.driver
+    # If that thread ended its statement just before, it has not seen our request.
+    has_ended = slot.runner is None
     connection.detach()
+    # Detached, so this closes nothing: SQLAlchemy forgets the connection, which it
+    # would close under the other thread's statement.
+    connection.invalidate()
+    if has_ended:
+        driver.close()
     raise _report(slot, runner, refused=True)
 
 
@@ -88,7 +95,9 @@ def _report(slot: Slot, runner: int, *, refused: bool) -> SharedSession:
         f" {_named(here)}. Give each thread a context of its own, 'with"
         " app.app_context():', and hand over primary keys instead of objects."
     )
-    if ledger.first_report(("shared", who, there.at, here.at)):
+    # Without a view or a command, the lines tell one use from another.
+    about = who if who.endpoint or who.command else (there.at, here.at)
+    if ledger.first_report(("shared", about)):
         log.warning("%s", message, extra={"scopedsession_event": "shared_session"})
     return SharedSession(message)
 

@@ -53,11 +53,11 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
         took = 0.0 if began is None else time.time() - began
         account.connected(entry, driver, backend_pid(driver), took)
 
-    def closed(_: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        account.closed(entry)
+    def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        account.closed(entry, driver)
 
-    def detached(_: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        account.detached(entry)
+    def detached(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        account.detached(entry, driver)
 
     def invalidated(
         _: DBAPIConnection, entry: ConnectionPoolEntry, __: BaseException | None
@@ -90,11 +90,11 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
         return
 
     def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        entry.info[SLOT] = Slot(account, 0, driver, None)
+        entry.info[SLOT] = Slot(account, entry, driver)
 
-    def closed(_: object, entry: ConnectionPoolEntry) -> None:
+    def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         slot: Slot | None = entry.info.get(SLOT)
-        if slot is not None and slot in account.ledger.uncommitted:
+        if slot is not None and slot.driver is driver:
             slot.forget_writes()
 
     event.listen(engine, "connect", connected, insert=True)
@@ -111,7 +111,7 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
             effect = None if context is None else effects.of(context, statement)
             slot = None
             if context is not None and (effect is not None or uncommitted):
-                slot = _slot_of(context.root_connection.connection)
+                slot = _slot_of(context)
             if slot is not None:
                 before_statement(slot)
             original(cursor, statement, *rest)
@@ -159,11 +159,18 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
 
     event.listen(engine, "checkout", checked_out)
     event.listen(engine, "checkin", checked_in)
-    event.listen(engine, "detach", checked_in)
 
 
-def _slot_of(connection: t.Any) -> Slot | None:
-    """Return what is known of a connection; nothing of those outside the pool."""
+def _slot_of(context: t.Any) -> Slot | None:
+    return _slot(context.root_connection.connection)
+
+
+def _slot(connection: t.Any) -> Slot | None:
+    """Return what is known of a proxied connection, by public names.
+
+    ``_connection_record.info`` is the same dict, and much faster to reach. A connection
+    that was detached has a copy and no record.
+    """
     try:
         return t.cast("Slot | None", connection.info.get(SLOT))
     except (AttributeError, NotImplementedError):
@@ -208,12 +215,17 @@ def _watched(
     def execute(
         cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
     ) -> None:
+        slot: Slot | None
         try:
-            slot: Slot | None = context.root_connection.connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError):
-            slot = None  # outside the pool, or SQLAlchemy's stand-in at first
+            proxied = context.root_connection._dbapi_connection
+            slot = proxied._connection_record.info[SLOT]
+        except (AttributeError, KeyError):
+            slot = None if context is None else _slot_of(context)
         if slot is None:
-            original(cursor, statement, parameters, context)
+            if takes_parameters:
+                original(cursor, statement, parameters, context)
+            else:
+                original(cursor, statement, context)
             return
         if slot.runner is not None and not is_shared:
             note_sharing(slot)
@@ -223,6 +235,7 @@ def _watched(
         if effect is not None or slot.writes is not None:
             before_statement(slot)
         if show_sql or not slot.tells:
+            slot.keeps_more = True
             slot.statement = statement if show_sql else None
             slot.execution_options = context.execution_options
             slot.has_begun = True
@@ -238,7 +251,7 @@ def _watched(
         finally:
             slot.moved = perf_counter()
             slot.runner = None
-            slot.statements += 1
+            slot.sender.statements += 1
             if slot.abandoned is not None:
                 slot.abandoned.close()
         if slot.abandoned is not None:
@@ -252,73 +265,79 @@ def _watched(
 def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     """Learn of the end of each transaction, and of what it committed or lost."""
     dialect: t.Any = engine.dialect
-    ledger = account.ledger
-    uncommitted, ending = ledger.uncommitted, ledger.ending
+    uncommitted = account.ledger.uncommitted
+    # One connection for all threads, which are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     commit, rollback = dialect.do_commit, dialect.do_rollback
-    commit_twophase = dialect.do_commit_twophase
-    rollback_twophase = dialect.do_rollback_twophase
-
-    def committed(slot: Slot) -> None:
-        slot.has_begun = False
-        if slot in uncommitted:
-            slot.forget_writes()
-
-    def rolling_back(slot: Slot, is_prepared: bool = False) -> None:
-        """Before the rollback: the driver still knows of the transaction.
-
-        It knows nothing of one that is prepared, which can only be lost now.
-        """
-        slot.has_begun = False
-        lost = ending.get(get_ident())
-        found = None
-        if lost is not None:
-            found = slot.writes if is_prepared else losing(slot)
-        if lost is not None and found is not None:
-            lost.update(found)
 
     def do_commit(connection: t.Any) -> None:
-        slot = _slot_of(connection)
+        slot = _slot(connection)
         if slot is not None and slot.runner is not None and not is_shared:
             note_sharing(slot)
         commit(connection)
         if slot is not None:
-            committed(slot)
+            _ended(slot)
 
     def do_rollback(connection: t.Any) -> None:
+        slot: Slot | None
         try:
-            slot: Slot | None = connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError):
-            slot = None
+            slot = connection._connection_record.info[SLOT]
+        except (AttributeError, KeyError):
+            slot = _slot(connection)
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)
             slot.has_begun = False
             if slot in uncommitted:
-                rolling_back(slot)
+                _note_loss(slot)
                 rollback(connection)
                 slot.forget_writes()
                 return
         rollback(connection)
 
+    dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
+    _watch_twophase(dialect)
+
+
+def _watch_twophase(dialect: t.Any) -> None:
+    """Learn of the end of each two-phase transaction, which has methods of its own."""
+    commit, rollback = dialect.do_commit_twophase, dialect.do_rollback_twophase
+
     def do_commit_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
     ) -> None:
-        slot = None if kw.get("recover") else _slot_of(connection.connection)
-        commit_twophase(connection, xid, is_prepared, **kw)
+        slot = None if kw.get("recover") else _slot(connection.connection)
+        commit(connection, xid, is_prepared, **kw)
         if slot is not None:
-            committed(slot)
+            _ended(slot)
 
     def do_rollback_twophase(
         connection: Connection, xid: t.Any, is_prepared: bool = True, **kw: t.Any
     ) -> None:
-        slot = None if kw.get("recover") else _slot_of(connection.connection)
-        if slot is not None and slot in uncommitted:
-            rolling_back(slot, is_prepared)
-        rollback_twophase(connection, xid, is_prepared, **kw)
+        slot = None if kw.get("recover") else _slot(connection.connection)
         if slot is not None:
-            committed(slot)
+            _note_loss(slot, is_prepared=is_prepared)
+        rollback(connection, xid, is_prepared, **kw)
+        if slot is not None:
+            _ended(slot)
 
-    dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
     dialect.do_commit_twophase = do_commit_twophase
     dialect.do_rollback_twophase = do_rollback_twophase
+
+
+def _ended(slot: Slot) -> None:
+    """Note that a connection's transaction is committed or rolled back."""
+    slot.has_begun = False
+    if slot.writes is not None:
+        slot.forget_writes()
+
+
+def _note_loss(slot: Slot, *, is_prepared: bool = False) -> None:
+    """Add what a rollback is about to lose to the scope that ends on this thread.
+
+    Called before the rollback, while the driver still knows of the transaction.
+    """
+    lost = slot.account.ledger.ending.get(get_ident())
+    found = None if lost is None else losing(slot, is_prepared=is_prepared)
+    if lost is not None and found is not None:
+        lost.update(found)

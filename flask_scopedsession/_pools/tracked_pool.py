@@ -12,6 +12,7 @@ import os
 import sys
 import typing as t
 from functools import cache
+from os import getpid
 from threading import get_ident
 from time import perf_counter
 
@@ -21,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import StaticPool
 
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
@@ -57,12 +59,15 @@ class TrackedPool(Pool):
     pid = 0
     """The process that made this pool, the only one that may use it."""
     _disposed = False
+    # What the base class does; super() would cost more.
+    _connect_untracked: t.Callable[[], PoolProxiedConnection]
+    _return_untracked: t.Callable[[ConnectionPoolEntry], None]
 
     def connect(self) -> PoolProxiedConnection:
         account = self.account
         if account is None:
             return super().connect()
-        if self.pid != os.getpid() and self.after_fork is not None:
+        if self.pid != getpid() and self.after_fork is not None:
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
         context = current_context()
@@ -84,14 +89,19 @@ class TrackedPool(Pool):
                 account.waiting[scope.ident] = Waiting(since, scope)
                 if len(account.waiting) + len(account.used) > account.most:
                     account.note_pending()
-            proxied = super().connect()
-            slot: Slot | None = proxied.info.get(SLOT)
-            if slot is not None and (
-                slot.returned < since - account.idle_after
-                or slot.returned < account.suspect_since
-            ):
-                proxied = self._usable(proxied, account)
+            proxied: t.Any = self._connect_untracked()
+            try:
+                slot: Slot | None = proxied._connection_record.info[SLOT]
+            except (AttributeError, KeyError):
                 slot = proxied.info.get(SLOT)
+            if slot is not None:
+                returned = slot.returned
+                if (
+                    returned < since - account.idle_after
+                    or returned < account.suspect_since
+                ):
+                    proxied = self._usable(proxied, account)
+                    slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
             explain(error, account, account.timed_out(since, scope))
             raise
@@ -102,7 +112,7 @@ class TrackedPool(Pool):
             now = perf_counter()
         if slot is not None:
             account.check_out(slot, scope, now, now - since)
-        return proxied
+        return proxied  # type: ignore[no-any-return]
 
     def _usable(
         self, proxied: PoolProxiedConnection, account: PoolAccount
@@ -160,7 +170,7 @@ class TrackedPool(Pool):
                     # Else it would stay open in a pool that nobody asks any more.
                     record.close()
         finally:
-            super()._do_return_conn(record)
+            self._return_untracked(record)
 
 
 def _answers(proxied: PoolProxiedConnection, dialect: t.Any) -> bool:
@@ -196,6 +206,8 @@ def pool_class(base: type[Pool], *, fair: bool, tracked: bool) -> type[Pool]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "base_class": base,
+        "_connect_untracked": base.connect,
+        "_return_untracked": getattr(base, "_do_return_conn", None),
     }
     return t.cast("type[Pool]", type(base.__name__, (*parts, base), body))
 
@@ -205,6 +217,7 @@ def attach(
 ) -> None:
     """Let a new pool of :func:`pool_class` feed `account`."""
     account.dialect = dialect
+    account.hands_out_again = isinstance(pool, (SingletonThreadPool, StaticPool))
     if not isinstance(pool, TrackedPool):
         account.listens_only = True
         return
@@ -270,10 +283,11 @@ def explain(
     """Add to a timeout who held the connections; its message stays SQLAlchemy's."""
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
-    lines = [
+    first = (
         f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {held} connections are"
         " checked out, longest:"
-    ]
+    )
+    lines = [first]
     for holder in timeout.holders[:5]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"
         where = f" at {holder.at}" if holder.at else ""

@@ -158,8 +158,7 @@ def _note_savepoint(slot: Slot, action: Action, name: str) -> None:
     marks = slot.marks
     if action == "mark":
         marks.append((name, Counter(slot.writes)))
-        # So that the end of the transaction forgets the savepoint, too.
-        slot.account.ledger.uncommitted.add(slot)
+        _add(slot, name, 0)  # so that the transaction's end forgets the savepoint, too
         return
     # The latest of this name. Where it is unknown, so is what a rollback leaves.
     left: Counter[str] | None = None
@@ -169,7 +168,7 @@ def _note_savepoint(slot: Slot, action: Action, name: str) -> None:
             del marks[at:]
             break
     if action == "back":
-        slot.writes = Counter(left) or None
+        slot.writes = Counter(left)
         if left is not None:
             marks.append((name, left))  # it is still there
     elif slot.writes is not None and is_transaction_open(slot.driver) is False:
@@ -185,7 +184,7 @@ def _note_write(slot: Slot, name: str, cursor: t.Any) -> None:
         # SQLite counts the rows of RETURNING as they are fetched, and sqlite3 those of
         # no statement that begins with WITH.
         slot.unsettled = name
-        slot.account.ledger.uncommitted.add(slot)
+        _add(slot, name, 0)
         return
     if cursor.description is not None:
         note_rows_written(slot.driver)
@@ -209,9 +208,15 @@ def settle(slot: Slot) -> None:
             _add(slot, name, rows)
 
 
-def losing(slot: Slot) -> Counter[str] | None:
-    """Return what a rollback right now would lose."""
+def losing(slot: Slot, *, is_prepared: bool = False) -> Counter[str] | None:
+    """Return what a rollback right now would lose.
+
+    :param is_prepared: It is of a two-phase transaction, of which the driver knows
+        nothing once it is prepared.
+    """
     settle(slot)
-    if slot.writes is None or is_transaction_open(slot.driver) is False:
+    if not slot.writes:
         return None
-    return slot.writes
+    if not is_prepared and is_transaction_open(slot.driver) is False:
+        return None
+    return +slot.writes  # a RETURNING that changed nothing has left a 0

@@ -63,6 +63,9 @@ def _no_request_context() -> None:
     """Each request has a context of its own, so nothing else tells them apart."""
 
 
+#: Whether that is a request context; else it is the request itself.
+HAS_REQUEST_CONTEXT = _request_variable is not None
+
 #: Return what lives exactly as long as the current request, or ``None``; on Flask 3.2
 #: always ``None``, because there the application context does.
 current_request_context: Callable[[], t.Any] = (

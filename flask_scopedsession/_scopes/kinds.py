@@ -38,6 +38,7 @@ class Kind(ABC):
     def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:
         """Return the scopes that `context` made and that have not ended."""
 
+    @abstractmethod
     def forget(self, ledger: Ledger, scope: Scope) -> None:
         """Take an ended scope out of where it is kept."""
 
@@ -56,6 +57,9 @@ class OfContext(Kind):
     def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:  # noqa: ARG002
         scope = context.__dict__.get(SCOPE)
         return () if scope is None else (scope,)
+
+    def forget(self, ledger: Ledger, scope: Scope) -> None:
+        """Do nothing: the context's teardown does it."""
 
 
 class OfKey(Kind):

@@ -43,6 +43,13 @@ class Lost:
         """When, as :func:`time.time` has it."""
 
 
+class Account(t.Protocol):
+    """What the end of a scope needs of a pool's account."""
+
+    def held_here(self) -> list[t.Any]:
+        """Return the proxied connections that the calling thread has checked out."""
+
+
 class Ledger:
     """One application's scopes.
 
@@ -57,7 +64,7 @@ class Ledger:
         kind: str,
         lost_work: LostWorkPolicy,
         model_names: Callable[[], Mapping[str, str]],
-        close: Callable[[Scope], None],
+        close: Callable[[Ledger, Scope], None],
     ) -> None:
         """Begin with no scope.
 
@@ -70,6 +77,8 @@ class Ledger:
         self.lost_work: LostWorkPolicy = lost_work
         self.model_names = model_names
         self._close = close
+        self.accounts: list[Account] = []
+        """Of the pools; empty if tracking is off."""
         self.live: set[Scope] = set()
         """Scopes that have not ended."""
         self.keyed: dict[Hashable, Anchor] = {}
@@ -140,10 +149,21 @@ class Ledger:
 
     def _freed(self, scope: Scope) -> None:
         """Close what a context or thread left behind that was never torn down."""
-        self.live.discard(scope)
         scope.ended = True
         if scope.sessions:
-            self._close(scope)
+            self._close(self, scope)
+        # Last, so that forget_freed() finds the rest if this is interrupted.
+        self.live.discard(scope)
+
+    def forget_freed(self) -> None:
+        """Drop scopes whose context was freed, if Ctrl-C interrupted :meth:`_freed`.
+
+        Their connections are returned as their sessions are freed.
+        """
+        for scope in self.live.copy():
+            if scope() is None:
+                self.live.discard(scope)
+                scope.sessions.clear()
 
     # -- reports ---------------------------------------------------------------
 

@@ -22,11 +22,14 @@ from .._runtime.stacks import stack_of_greenlet
 from .._runtime.stacks import stack_of_thread
 from .context import current_request
 from .context import current_request_context
+from .context import HAS_REQUEST_CONTEXT
 from .context import REQUESTS_OWN_THEIR_CONTEXT
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from werkzeug.routing import Rule
+
+_modules = sys.modules
 
 #: Where a context, and on Flask 3.1 and older a request context, keeps its scope.
 SCOPE = "_scopedsession_scope"
@@ -82,7 +85,7 @@ class Scope(weakref.ref[t.Any]):
     command: str | None
     ended: bool
     statements: int
-    """Sent over connections that were returned since."""
+    """How many it has sent."""
     last: t.Any
     """The slot of the connection that was checked out last."""
     parent: Scope | None
@@ -112,7 +115,8 @@ class Scope(weakref.ref[t.Any]):
         if self.rule is None and self.request is not None and not self.ended:
             context = self.request()
             if context is not None:
-                self.rule = getattr(context, "request", context).url_rule
+                request = context.request if HAS_REQUEST_CONTEXT else context
+                self.rule = request.url_rule
         return self.rule
 
 
@@ -138,7 +142,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     scope.ended = False
     scope.statements = 0
     scope.request = scope.command = scope.rule = scope.method = None
-    if "gevent.monkey" in sys.modules:
+    if "gevent.monkey" in _modules:
         scope.native_id = native_thread_id()
         greenlet = current_greenlet()
         scope.greenlet = None if greenlet is None else weakref.ref(greenlet)
@@ -147,7 +151,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
         request = current_request() if REQUESTS_OWN_THEIR_CONTEXT else None
     else:
         scope.request = weakref.ref(current)
-        request = getattr(current, "request", current)
+        request = current.request if HAS_REQUEST_CONTEXT else current
     if request is not None:
         scope.rule = request.url_rule
         scope.method = request.method

@@ -6,6 +6,7 @@ import logging
 import sys
 import typing as t
 from collections import Counter
+from contextlib import suppress
 from threading import get_ident
 
 from sqlalchemy.exc import ResourceClosedError
@@ -26,6 +27,10 @@ if t.TYPE_CHECKING:
 
 log = logging.getLogger("flask_scopedsession")
 
+# Private: what every use of a connection by a session goes through. Without it, a use
+# that names an engine itself is not refused after the session's end.
+_HAS_ONE_WAY = hasattr(Session, "_connection_for_bind")
+
 
 def end_scope(
     ledger: Ledger, scope: Scope, context: Context, error: BaseException | None
@@ -35,14 +40,28 @@ def end_scope(
     :param error: What the context ended with.
     :return: An error to raise: lost work, or what interrupted us.
     """
-    sessions = scope.sessions
     losing: list[Counter[str]] = []
     raising: BaseException | None = None
+    sessions = scope.sessions
     try:
-        if error is None and sessions and ledger.lost_work != "ignore":
-            losing = _losing(ledger, scope, context)
+        judged = (
+            error is None
+            and ledger.lost_work != "ignore"
+            and context.__dict__.get(STATUS, 0) < 400
+            and HANDLED not in context.__dict__
+        )
         for name, session in list(sessions.items()):
-            failure = close_session(session)
+            if judged:
+                try:
+                    if is_clean is None or not is_clean(session):
+                        losing.append(_unflushed(session))
+                except BaseException as interrupt:  # noqa: BLE001 - raised at the end
+                    raising = raising or interrupt
+                if (losing or ledger.uncommitted) and get_ident() not in ledger.ending:
+                    # Connections add what they roll back as sessions are closed.
+                    losing.append(Counter())
+                    ledger.ending[get_ident()] = losing[-1]
+            failure = close_session(session, ledger, scope)
             # Only now, so that the scope closes it later if this is interrupted.
             sessions.pop(name, None)
             if failure is not None:
@@ -59,89 +78,98 @@ def end_scope(
     return raising
 
 
-def _losing(ledger: Ledger, scope: Scope, context: Context) -> list[Counter[str]]:
-    """Return what closing the sessions would lose, if the scope ends well.
-
-    Connections add to the last one what they roll back as the sessions are closed.
-    """
-    kept = context.__dict__
-    found: list[Counter[str]] = []
-    if kept.get(STATUS, 0) >= 400 or HANDLED in kept:
-        return found
-    for session in list(scope.sessions.values()):
-        if is_clean is None or not is_clean(session):
-            try:
-                found.append(unflushed(session))
-            except Exception as problem:  # the user's own types, maybe
-                text = "session: cannot tell what it changed"
-                log.warning(text, exc_info=without_context(problem, None))
-    if found or ledger.uncommitted:
-        rolled_back = ledger.ending[get_ident()] = Counter()
-        found.append(rolled_back)
-    return found
+def _unflushed(session: Session) -> Counter[str]:
+    """Return the objects that `session` never flushed, as far as they are known."""
+    try:
+        return unflushed(session)
+    except Exception as problem:  # the user's own types, maybe
+        text = "session: cannot tell what it changed"
+        log.warning(text, exc_info=without_context(problem, None))
+    return Counter()
 
 
-def close_sessions(scope: Scope) -> list[BaseException]:
+def close_sessions(ledger: Ledger, scope: Scope) -> list[BaseException]:
     """Close and forget a scope's sessions; return what went wrong."""
     failures: list[BaseException] = []
     for name, session in list(scope.sessions.items()):
-        failure = close_session(session)
+        failure = close_session(session, ledger, scope)
         scope.sessions.pop(name, None)
         if failure is not None:
             failures.append(failure)
     return failures
 
 
-def close_forgotten(scope: Scope) -> None:
+def close_forgotten(ledger: Ledger, scope: Scope) -> None:
     """Close the sessions of a scope that was never torn down."""
     under_way = sys.exc_info()[1]
-    for failure in close_sessions(scope):
+    for failure in close_sessions(ledger, scope):
         text = "a scope that was never torn down: close() failed"
         log.warning(text, exc_info=without_context(failure, under_way))
 
 
-def close_session(session: Session) -> BaseException | None:
+def close_session(
+    session: Session, ledger: Ledger | None = None, scope: Scope | None = None
+) -> BaseException | None:
     """Close a session for good, and return what went wrong, if anything.
 
     Its connections go back to their pools whatever ``close()`` does. Afterwards the
     session refuses to take another one, which no scope would return.
+
+    :param ledger: Knows which connections a failed ``close()`` has left checked out.
+    :param scope: Whose last connection tells whether there is anything left to close.
     """
     failure: BaseException | None = None
     transaction = session.get_transaction()
     try:
         session.close()
-        if session.get_transaction() is not None:
+        last = None if scope is None else scope.last
+        if last is None or last.scope is not None:
             _close_again(session)
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
-        _discard(session, transaction, error)
-    session.__dict__.update(_REFUSALS)
-    return failure
-
-
-def _close_again(session: Session) -> None:
-    """Close what the application's ``close()``, or a listener, has begun anew."""
-    session.__dict__.update(_REFUSALS)
+        _discard(session, transaction, ledger, error)
+    own: t.Any = session
+    own.get_bind = _refuse
+    if _HAS_ONE_WAY:
+        own._connection_for_bind = _refuse
     try:
+        return failure
+    finally:
+        failure = (
+            None  # else this frame and the error's traceback keep each other alive
+        )
+
+
+def _close_again(session: t.Any) -> None:
+    """Close what the application's ``close()``, or a listener, has begun anew."""
+    if session.get_transaction() is None:
+        return
+    session.get_bind = session._connection_for_bind = _refuse
+    # A listener may try once more, after the connections were returned.
+    with suppress(SessionRemoved):
         Session.close(session)
-    except SessionRemoved:
-        pass  # a listener tried once more, after the connections were returned
 
 
 def _discard(
     session: Session,
     transaction: SessionTransaction | None,
+    ledger: Ledger | None,
     under_way: BaseException,
 ) -> None:
     """Throw away the connections that a failed ``close()`` has left checked out.
 
-    SQLAlchemy stops at the first connection that fails.
+    SQLAlchemy stops at the first connection that fails. If an exception such as Ctrl-C
+    interrupts it, a connection may be held by nothing but that exception's traceback.
     """
-    open_ones: t.Any = getattr(transaction, "_connections", None) or {}
-    left = {id(each[0]): each[0] for each in open_ones.values()}
-    for throw_away in (session.invalidate, *(c.invalidate for c in left.values())):
+    known: t.Any = getattr(transaction, "_connections", None) or {}
+    of_session = {id(each[0]): each[0] for each in known.values()}
+    left: list[t.Any] = [session, *of_session.values()]
+    here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
+    if len(here) <= len(of_session):
+        left += here  # else some are not the session's, and nothing says which
+    for each in left:
         try:
-            throw_away()
+            each.invalidate()
         except ResourceClosedError:
             pass  # it was returned
         except Exception as error:
@@ -178,16 +206,3 @@ def refusal() -> SessionRemoved:
         " load objects again in the new scope. What runs on after the response, as a"
         " stream or a thread does, opens its own: 'with app.app_context():'."
     )
-
-
-#: What a removed session has instead of its methods. Private is the second, which every
-#: use of a connection goes through; without it, only a use that names an engine itself
-#: is not refused.
-_REFUSALS = {
-    "get_bind": _refuse,
-    **(
-        {"_connection_for_bind": _refuse}
-        if hasattr(Session, "_connection_for_bind")
-        else {}
-    ),
-}

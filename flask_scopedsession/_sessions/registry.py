@@ -75,13 +75,15 @@ class Registry(ScopedRegistry[t.Any]):
             scope = kept.get(SCOPE) or application.ledger.enter(context)
         else:
             scope = self.kind.enter(application.ledger, context)
-        session = scope.sessions.get(DEFAULT_BIND)
-        if session is None:
-            made = application.sessionmaker.make(self._factory.kw)
-            # Another thread may have been faster.
-            session = scope.sessions.setdefault(DEFAULT_BIND, made)
-            if session is not made:
-                close_session(made)
+            session = scope.sessions.get(DEFAULT_BIND)
+            if session is not None:
+                return session
+        maker, configured = application.sessionmaker, self._factory.kw
+        made = maker.make(configured) if configured else maker.class_(**maker.kw)
+        # Another thread may have been faster.
+        session = scope.sessions.setdefault(DEFAULT_BIND, made)
+        if session is not made:
+            close_session(made)
         if self._on_context:
             kept[self.session_name] = session
         return session
@@ -130,11 +132,13 @@ class Registry(ScopedRegistry[t.Any]):
         """Close and forget all sessions of the current scope."""
         scope = self._current()
         if scope is not None:
+            ledger = self._application_of(scope_context().app).ledger
             anchor = scope()  # were it freed, close() would not be heard of
             self._forget(scope)
-            for failure in close_sessions(scope):
-                raise failure
+            failures = close_sessions(ledger, scope)
             del anchor
+            if failures:
+                raise failures.pop(0)
 
     def _current(self) -> Scope | None:
         context = current_context()

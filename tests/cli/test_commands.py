@@ -290,9 +290,7 @@ def test_live_worker(invoke: Invoke, flask_app: Flask, db: ScopedSession) -> Non
     assert pools.exit_code == sessions.exit_code == 0
     assert re.search(rf"^{os.getpid()}  ok  +default ", pools.output, re.MULTILINE)
     assert "Held connections" in pools.output
-    assert re.search(
-        rf"^{os.getpid()} .* idle in transaction ", sessions.output, re.MULTILINE
-    )
+    assert re.search(rf"^{os.getpid()} .* holding ", sessions.output, re.MULTILINE)
     assert [worker["pid"] for worker in document["workers"]] == [os.getpid()]
 
 

@@ -374,7 +374,7 @@ def test_a_last_snapshot_has_no_sql_and_no_stacks_and_is_bounded(
         SCOPEDSESSION_SHOW_SQL=True,
         SCOPEDSESSION_HELD_LONG_AFTER=0.1,
     )
-    live = db._state_of(app).live
+    live = db._application_of(app).live
     assert live.last_snapshot("1-00000001", LIMIT) is None
     with app.app_context():
         connections = [db.engine.connect() for _ in range(100)]
@@ -445,7 +445,7 @@ def test_a_snapshot_that_fails_is_logged_once_by_the_next_piece_of_work(
     def fail() -> Any:
         raise TypeError("on purpose")
 
-    live = db._state_of(app).live
+    live = db._application_of(app).live
     monkeypatch.setattr(live.reader, "pools", fail)
     monkeypatch.setattr(SERVER, "_failed", set())
     with app.app_context():

@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from inside import Owner
-from inside import reader as _reading
+from flask import current_app
+from inside import reader as _reader
 from sqlalchemy import create_engine
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
-from sqlalchemy import insert
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase
@@ -33,11 +32,12 @@ from sqlalchemy.pool import StaticPool
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._pools import account as _ledger
+from flask_scopedsession._pools import account as _account
 from flask_scopedsession._pools import meters as _meters
-from flask_scopedsession._pools import tracked_pool as _pool
+from flask_scopedsession._pools import statements as _statements
+from flask_scopedsession._pools import tracked_pool as _tracked_pool
+from flask_scopedsession._pools.tracked_pool import pool_class
 from flask_scopedsession._pools.tracked_pool import returns_are_seen
-from flask_scopedsession._pools.tracked_pool import tracked
 
 
 class Base(DeclarativeBase):
@@ -99,6 +99,19 @@ def pool_of(db):
     return pool
 
 
+def account_of(db):
+    return db._application_of(this_app()).accounts["default"]
+
+
+def this_app():
+    return current_app._get_current_object()
+
+
+def engine_of(db, app):
+    with app.app_context():
+        return db.engine
+
+
 def counts(db, *names):
     pool = pool_of(db)
     return tuple(getattr(pool, name) for name in names)
@@ -108,7 +121,7 @@ def counts(db, *names):
 
 
 @pytest.mark.parametrize(
-    ("pool_class", "size", "most", "unlimited", "idle_after"),
+    ("base", "size", "most", "unlimited", "idle_after"),
     [
         (QueuePool, 5, 15, False, 1),
         (NullPool, None, None, True, 0),
@@ -118,12 +131,12 @@ def counts(db, *names):
         (OwnPool, None, None, None, 0),
     ],
 )
-def test_one_checkout(make, pool_class, size, most, unlimited, idle_after):
+def test_one_checkout(make, base, size, most, unlimited, idle_after):
     """Used, idle and open are right for every class; what it cannot know is None."""
-    db = make(poolclass=pool_class)
+    db = make(poolclass=base)
     assert counts(db, "used", "idle", "open", "checkouts_total") == (0, 0, 0, 0)
     with db.engine.connect() as connection:
-        connection.execute(select(1))
+        connection.exec_driver_sql("BEGIN")
         assert counts(db, "used", "idle", "open") == (1, 0, 1)
         (holder,) = pool_of(db).holders
         assert holder.connection == 1
@@ -131,11 +144,11 @@ def test_one_checkout(make, pool_class, size, most, unlimited, idle_after):
     assert counts(db, "used", "idle", "open") == (0, idle_after, idle_after)
     assert counts(db, "checkouts_total", "connects_total") == (1, 1)
     pool = pool_of(db)
-    assert pool.pool_class == pool_class.__name__
+    assert pool.pool_class == base.__name__
     assert (pool.size, pool.max, pool.unlimited) == (size, most, unlimited)
     assert pool.hold_s.count == 1
     assert pool.create_s.count == 1
-    assert (pool.overflow is None) == (pool_class is not QueuePool)
+    assert (pool.overflow is None) == (base is not QueuePool)
 
 
 def test_two_at_once(make):
@@ -148,15 +161,20 @@ def test_two_at_once(make):
     assert counts(db, "used", "idle", "open", "overflow") == (0, 1, 1, 0)
 
 
-def test_static_pool_shares_one_connection(make):
-    """Two who use the one connection are two holders, however they leave."""
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_static_pool_shares_one_connection(make, order):
+    """Several users of the one connection count as at most one holder."""
     db = make(poolclass=StaticPool)
-    first, second = db.engine.connect(), db.engine.connect()
-    assert counts(db, "used", "open", "idle") == (2, 1, 0)
-    second.close()
-    assert counts(db, "used", "open") == (1, 1)
-    first.close()
+    users = [db.engine.connect() for _ in order]
+    assert counts(db, "used", "open", "idle") == (1, 1, 0)
+    for number in order:
+        users[number].close()
+        used, opened, idle = counts(db, "used", "open", "idle")
+        assert (opened, used + idle) == (1, 1)
     assert counts(db, "used", "open", "idle") == (0, 1, 1)
+    assert counts(db, "checkouts_total", "connects_total") == (3, 1)
+    with db.engine.connect():
+        assert counts(db, "used", "open", "idle") == (1, 1, 0)
 
 
 def test_singleton_pool_counts_a_thread_once(make):
@@ -170,7 +188,7 @@ def test_singleton_pool_counts_a_thread_once(make):
 
 
 def test_a_ready_made_pool(make_app, short_tmp):
-    """A user's own pool object is listened to; its waits are unknown, not 0."""
+    """A pool that the application made: its waits are unknown, not 0."""
     plain = create_engine(f"sqlite:///{short_tmp}/x.db").pool
     db = ScopedSession()
     app = make_app(
@@ -181,7 +199,7 @@ def test_a_ready_made_pool(make_app, short_tmp):
     with app.app_context():
         assert db.engine.pool is plain
         with db.engine.connect() as connection:
-            connection.execute(select(1))
+            connection.exec_driver_sql("BEGIN")
             pool = pool_of(db)
             assert (pool.used, pool.open, pool.pool_class) == (1, 1, "QueuePool")
             assert pool.holders[0].in_transaction
@@ -190,21 +208,22 @@ def test_a_ready_made_pool(make_app, short_tmp):
         assert (pool.pending, pool.wait_s, pool.timeouts_total) == (None, None, None)
 
 
-def test_tracked_class_looks_like_its_base():
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_tracked_class_looks_like_its_base(fair):
     """SQLAlchemy names loggers after a pool's class, and users read them."""
-    found = tracked(QueuePool)
+    found = pool_class(QueuePool, fair=fair, tracked=True)
     assert issubclass(found, QueuePool)
-    assert tracked(QueuePool) is found
+    assert pool_class(QueuePool, fair=fair, tracked=True) is found
     assert (found.__module__, found.__name__) == (QueuePool.__module__, "QueuePool")
 
 
 @pytest.mark.parametrize(
-    "pool_class", [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+    "base", [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
 )
-def test_sqlalchemy_still_returns_through_the_method_we_override(pool_class):
+def test_sqlalchemy_still_returns_through_the_method_we_override(base):
     """If this fails, SQLAlchemy has changed: hold times now cost a listener."""
-    assert returns_are_seen(pool_class)
-    assert "_do_return_conn" in vars(pool_class)
+    assert returns_are_seen(base)
+    assert "_do_return_conn" in vars(base)
 
 
 def test_max_overflow_is_still_where_we_read_it(make):
@@ -224,7 +243,7 @@ def test_unlimited(make, options):
 
 
 def test_detach(make):
-    """A detached connection is nobody's any more, and its slot is free."""
+    """A detached connection no longer counts, and its slot is free."""
     db = make(pool_size=1, max_overflow=0, pool_timeout=0.2)
     connection = db.engine.connect()
     connection.detach()
@@ -237,7 +256,7 @@ def test_detach(make):
 
 
 def test_detach_ends_the_hold(make):
-    """The time after detach() is no time of the pool."""
+    """What happens after detach() does not count as held."""
     db = make()
     connection = db.engine.connect()
     connection.detach()
@@ -263,7 +282,7 @@ def test_invalidate(make, soft):
 
 
 def test_dispose_with_connections_out(make):
-    """What is out of a disposed pool is still out, and closed as it returns."""
+    """Connections of the old pool are still out, and closed when they are returned."""
     db = make(pool_size=2)
     first, second = db.engine.connect(), db.engine.connect()
     db.engine.dispose()
@@ -292,7 +311,7 @@ def test_the_pool_after_dispose_is_tracked(make):
 
 
 def test_a_raw_connection_kept_after_close(make):
-    """A closed connection object that somebody still has holds nothing."""
+    """A reference to a connection that was returned holds nothing."""
     db = make()
     raw = db.engine.raw_connection()
     raw.close()
@@ -322,17 +341,17 @@ def test_a_connection_that_is_collected(make, caplog):
 def test_collected_in_the_middle_of_a_reading(make):
     """A return by the collector while this thread reads cannot deadlock."""
     db = make()
-    account = db._states[next(iter(db._states))].ledger.pools["default"]
+    account = account_of(db)
     done = threading.Event()
 
     def read_while_collecting():
-        with account.meters.at_rest():
+        with account.meters.aggregated():
             raw = db_engine.raw_connection()
             raw.cycle = raw
             del raw
-            for _ in range(5000):  # so that the meters want folding, too
+            for _ in range(5000):  # so that a return has to aggregate, too
                 account.meters.waits.add(0.0)
-                account.meters.held.add((0.0, Owner(None, None)))
+                account.meters.held.add((0.0, None, None, None))
             gc.collect()
             db_engine.connect().close()
         done.set()
@@ -356,7 +375,7 @@ def test_a_failed_connect(make):
     with pytest.raises(sa_exc.OperationalError):
         db.engine.connect()
     assert counts(db, "used", "open", "pending", "checkouts_total") == (0, 0, 0, 0)
-    account = db._states[next(iter(db._states))].ledger.pools["default"]
+    account = account_of(db)
     assert account.waiting == {}
 
 
@@ -380,9 +399,9 @@ def test_an_interrupted_checkout(make):
 
 
 def test_waiters(make, make_app):
-    """Who waits is seen with how long, and counted no more once served."""
+    """Waiting threads are listed with how long they wait, until they are served."""
     db = make(pool_size=1, max_overflow=0, pool_timeout=10)
-    app = next(iter(db._states))
+    app = this_app()
     held = db.engine.connect()
 
     def want():
@@ -406,10 +425,10 @@ def test_waiters(make, make_app):
     assert pool.wait_s.max > 0
 
 
-def test_a_checkout_in_passing_is_no_wait(make):
-    """Only who needs somebody else's connection waits; connecting is no wait."""
+def test_connecting_is_not_waiting(make):
+    """A thread waits only when it needs a connection that another thread holds."""
     db = make(pool_size=2, max_overflow=0)
-    app = next(iter(db._states))
+    app = this_app()
     connecting, go_on = threading.Event(), threading.Event()
 
     @event.listens_for(db.engine, "do_connect")
@@ -432,7 +451,7 @@ def test_a_checkout_in_passing_is_no_wait(make):
 def test_self_deadlock(make):
     """A thread that waits for a second connection while it holds the only one."""
     db = make(pool_size=1, max_overflow=0, pool_timeout=10)
-    app = next(iter(db._states))
+    app = this_app()
     release = threading.Event()
 
     def want_two():
@@ -454,7 +473,7 @@ def test_self_deadlock(make):
 
 
 def test_both_places_of_a_self_deadlock(make_app, sqlite_url):
-    """Once a view was seen to nest, it is known where it took the first one."""
+    """Once a view has nested checkouts, the line of each later checkout is recorded."""
     db = ScopedSession()
     app = make_app(
         db,
@@ -474,7 +493,7 @@ def test_both_places_of_a_self_deadlock(make_app, sqlite_url):
 
     client = app.test_client()
     client.get("/nested")
-    out = [db._states[app].engines["default"].connect() for _ in range(2)]
+    out = [engine_of(db, app).connect() for _ in range(2)]
     thread = threading.Thread(target=client.get, args=("/nested",))
     thread.start()
     with app.app_context():
@@ -490,7 +509,7 @@ def test_both_places_of_a_self_deadlock(make_app, sqlite_url):
 
 
 def test_a_view_that_does_not_nest_is_not_recorded(make_app, sqlite_url):
-    """That would cost each checkout more than all else that the ledger does."""
+    """Recording the line would cost each checkout more than the rest of the account."""
     db = ScopedSession()
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
 
@@ -503,49 +522,40 @@ def test_a_view_that_does_not_nest_is_not_recorded(make_app, sqlite_url):
         return str(stack)
 
     assert app.test_client().get("/").text == "None"
-    assert db._states[app].ledger.pools["default"].nesting == set()
 
 
 class Mark:
-    """Something of a hold's; it is freed with it."""
+    """An object that is freed with the scope that refers to it."""
 
 
-def test_owners_and_holds_free_each_other(make_app, sqlite_url):
-    """Without the garbage collector, whoever closes first."""
+@pytest.mark.parametrize("first", ["connection", "context"])
+def test_scopes_are_freed_without_the_collector(make_app, sqlite_url, first):
+    """Whether the connection is returned before its context ends, or after."""
     db = ScopedSession()
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
     gc.collect()
     gc.disable()
     try:
-        found = []
         with app.app_context():
             connection = db.engine.connect()
-            (hold,) = db._states[app].ledger.pools["default"].holds.values()
-            hold.stack = Mark()
-            found.append(weakref.ref(hold.stack))
-            del hold
-            connection.close()
-            connection = db.engine.connect()
-            (hold,) = db._states[app].ledger.pools["default"].holds.values()
-            hold.stack = Mark()
-            found.append(weakref.ref(hold.stack))
-            del hold
+            ((slot, scope, _),) = account_of(db).out()
+            scope.thread = Mark()
+            freed = weakref.ref(scope.thread)
+            if first == "connection":
+                connection.close()
         connection.close()
-        del connection
-        pool_meters = db._states[app].ledger.pools["default"].meters
-        with pool_meters.at_rest():
-            pass  # folded, so that no sample refers to the owner
-        assert [each() for each in found] == [None, None]
+        del slot, scope, connection
+        assert freed() is None
     finally:
         gc.enable()
 
 
 @pytest.mark.parametrize("what", ["connections", "sessions"])
-def test_what_is_noted_of_each_is_small(make, what):
-    """Less than 2 KiB of memory for each that is open."""
+def test_memory_of_each(make, what):
+    """Less than 2 KiB for each open connection or session."""
     db = make(pool_size=500, max_overflow=0)
-    app = next(iter(db._states))
-    engine = db._states[app].engines["default"]
+    app = this_app()
+    engine = engine_of(db, app)
     contexts, opened = [], []
 
     def open_one():
@@ -555,7 +565,7 @@ def test_what_is_noted_of_each_is_small(make, what):
 
     def allocated():
         gc.collect()
-        package = tracemalloc.Filter(True, f"{Path(_ledger.__file__).parent}/*")
+        package = tracemalloc.Filter(True, f"{Path(_account.__file__).parents[1]}/*")
         lines = tracemalloc.take_snapshot().filter_traces([package])
         return sum(line.size for line in lines.statistics("lineno"))
 
@@ -563,24 +573,24 @@ def test_what_is_noted_of_each_is_small(make, what):
     try:
         contextvars.copy_context().run(open_one)
         before = allocated()
-        for _ in range(300):
+        for _ in range(200):
             contextvars.copy_context().run(open_one)
-        each = (allocated() - before) / 300
+        each = (allocated() - before) / 200
     finally:
         tracemalloc.stop()
     if what == "sessions":
-        assert len(db.snapshot().sessions) == 301
+        assert len(db.snapshot().sessions) == 201
     else:
-        assert pool_of(db).used == 301
+        assert pool_of(db).used == 201
     for one in opened:
         one.close()
     assert 200 < each < 2048
 
 
 def test_a_leak_of_the_same_thread_is_no_self_deadlock(make):
-    """What an earlier request of this thread leaked is that request's fault."""
+    """An earlier context of this thread has leaked the connection."""
     db = make(pool_size=1, max_overflow=0, pool_timeout=10)
-    app = next(iter(db._states))
+    app = this_app()
     kept = []
 
     def leak_then_want():
@@ -625,10 +635,10 @@ def test_timeouts(make, caplog):
 
 
 def test_wedged(make, monkeypatch):
-    """Somebody has waited for seconds, and nothing came back for as long."""
+    """A thread has waited for seconds, and nothing was returned for as long."""
     monkeypatch.setattr("flask_scopedsession._live.reader.WEDGED_AFTER", 0.1)
     db = make(pool_size=1, max_overflow=0, pool_timeout=10)
-    app = next(iter(db._states))
+    app = this_app()
     held = db.engine.connect()
     assert db.snapshot().state == "saturated"
 
@@ -648,13 +658,13 @@ def test_wedged(make, monkeypatch):
 # Many threads
 
 
-@pytest.mark.parametrize("pool_class", [QueuePool, NullPool])
-def test_fifty_threads(make, pool_class):
+@pytest.mark.parametrize("base", [QueuePool, NullPool])
+def test_fifty_threads(make, base):
     """Under 50 threads every sum is exact, and no reading is out of bounds."""
     # No overflow: SQLAlchemy's queue does not wake a waiter when one is closed.
-    limits = {"pool_size": 8, "max_overflow": 0} if pool_class is QueuePool else {}
-    db = make(poolclass=pool_class, **limits)
-    app = next(iter(db._states))
+    limits = {"pool_size": 8, "max_overflow": 0} if base is QueuePool else {}
+    db = make(poolclass=base, **limits)
+    app = this_app()
     start = threading.Barrier(51, timeout=30)
     seen = []
 
@@ -679,7 +689,7 @@ def test_fifty_threads(make, pool_class):
     assert counts(db, "used", "pending", "checkouts_total") == (0, 0, 1000)
     assert pool.hold_s.count == pool.wait_s.count == 1000
     assert pool.open == pool.idle
-    if pool_class is QueuePool:
+    if base is QueuePool:
         assert pool.idle == db.engine.pool.checkedin() - empty_slots(db.engine.pool)
         assert all(0 <= each.used <= 8 for each in seen)
     assert all(each.idle >= 0 and each.open >= 0 for each in seen)
@@ -692,278 +702,14 @@ def empty_slots(pool):
 
 
 def test_meters_stay_bounded(make):
-    """Samples are folded as they gather, also when nobody ever looks."""
+    """Samples are aggregated as connections are returned, without any reader."""
     db = make()
-    account = db._states[next(iter(db._states))].ledger.pools["default"]
+    account = account_of(db)
     for _ in range(5000):
         db.engine.connect().close()
-    assert len(account.meters.waits.fresh) <= _meters.UNFOLDED + 1
-    assert len(account.meters.held.fresh) <= _meters.UNFOLDED + 1
+    assert len(account.meters.waits.samples) <= _meters.PENDING + 1
+    assert len(account.meters.held.samples) <= _meters.PENDING + 1
     assert pool_of(db).checkouts_total == 5000
-
-
-# Who holds
-
-
-def test_holder_of_a_view(make_app, sqlite_url):
-    """Endpoint, rule, method, thread, session, and the line where it is now."""
-    db = ScopedSession()
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=sqlite_url,
-        flask_options={"root_path": __file__.rpartition("/")[0]},
-    )
-    found = {}
-
-    @app.post("/orders/<int:id>")
-    def show(id):
-        db.session.execute(select(1))
-        found["line"] = sys._getframe().f_lineno + 1
-        found["snapshot"] = db.snapshot()
-        return ""
-
-    app.test_client().post("/orders/42?token=secret")
-    (holder,) = found["snapshot"].pools[0].holders
-    (session,) = found["snapshot"].sessions
-    for one in (holder, session):
-        assert (one.endpoint, one.method) == ("show", "POST")
-        assert one.rule == "/orders/<int:id>"
-        assert one.thread == threading.current_thread().name
-        assert one.thread_alive
-        assert one.command is None
-    assert holder.at == f"test_account.py:{found['line']} show"
-    assert holder.session == session.session
-    assert holder.request_over is False
-    assert session.connections == (holder.connection,)
-    assert session.state == "idle in transaction"
-    assert holder.idle_in_transaction_s is not None
-    assert holder.sql is None
-
-
-def test_holder_whose_request_is_over(make_app, sqlite_url):
-    """A leaked connection is named by where its view is defined."""
-    db = ScopedSession()
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=sqlite_url,
-        flask_options={"root_path": __file__.rpartition("/")[0]},
-    )
-    kept = []
-
-    @app.get("/leak")
-    def leak():
-        kept.append(db.engine.connect())
-        return ""
-
-    app.test_client().get("/leak")
-    with app.app_context():
-        (holder,) = db.snapshot().pools[0].holders
-    line = leak.__code__.co_firstlineno
-    assert (holder.endpoint, holder.at) == ("leak", f"test_account.py:{line} leak")
-    assert holder.request_over
-    kept.pop().close()
-
-
-def test_holder_with_stacks(make_app, sqlite_url):
-    """With SCOPEDSESSION_STACKS it is named by where it was checked out."""
-    db = ScopedSession()
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=sqlite_url,
-        SCOPEDSESSION_STACKS=True,
-        flask_options={"root_path": __file__.rpartition("/")[0]},
-    )
-    kept = []
-
-    def take():
-        kept.append(db.engine.connect())
-
-    @app.get("/leak")
-    def leak():
-        take()
-        return ""
-
-    app.test_client().get("/leak")
-    with app.app_context():
-        (holder,) = db.snapshot().pools[0].holders
-    line = take.__code__.co_firstlineno + 1
-    assert holder.at == f"test_account.py:{line} take"
-    assert holder.stack[0] == holder.at
-    assert holder.stack[1].endswith(" leak")
-    kept.pop().close()
-
-
-def test_a_dead_thread_is_no_other_thread(make_app, sqlite_url):
-    """A dead holder is not taken for a new thread that got its ident."""
-    db = ScopedSession()
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=sqlite_url,
-        flask_options={"root_path": __file__.rpartition("/")[0]},
-    )
-    kept = []
-
-    def leak():
-        context = app.app_context()
-        context.push()
-        kept.append((context, db.engine.connect()))
-
-    thread = threading.Thread(target=leak, name="first")
-    thread.start()
-    thread.join(10)
-    stay = threading.Event()
-
-    def elsewhere():
-        stay.wait(10)
-
-    others = [threading.Thread(target=elsewhere) for _ in range(5)]
-    for other in others:
-        other.start()
-    assert thread.ident in {other.ident for other in others}
-    with app.app_context():
-        (holder,) = db.snapshot().pools[0].holders
-    stay.set()
-    for other in others:
-        other.join(10)
-    assert (holder.thread, holder.thread_alive, holder.at) == ("first", False, None)
-    kept.pop()[1].close()
-
-
-@pytest.mark.parametrize("show", [False, True])
-def test_statement_text_only_on_demand(make, show):
-    """SQL is shown when asked for, its parameters never."""
-    db = make(SCOPEDSESSION_SHOW_SQL=show)
-    with db.engine.connect() as connection:
-        connection.execute(text("SELECT :secret"), {"secret": "canary"})
-        (holder,) = pool_of(db).holders
-    assert holder.sql == ("SELECT ?" if show else None)
-
-
-def test_transaction_states(make):
-    """Begun, in a transaction, committed: as SQLAlchemy has it."""
-    db = make()
-    session = db.session()
-
-    def state():
-        return db.snapshot().sessions[0].state
-
-    assert state() == "idle"
-    session.begin()
-    assert state() == "begun"
-    session.execute(select(1))
-    assert state() == "idle in transaction"
-    session.commit()
-    assert state() == "idle"
-    session.execute(select(1))
-    session.rollback()
-    assert state() == "idle"
-
-
-def test_needs_rollback(make):
-    """After a flush that failed, until somebody rolls back."""
-    db = make()
-    Base.metadata.create_all(db.engine)
-    db.session.execute(insert(Thing).values(id=1))
-    db.session.add(Thing(id=1))
-    with pytest.raises(sa_exc.IntegrityError):
-        db.session.flush()
-    assert db.snapshot().sessions[0].state == "needs rollback"
-    db.session.rollback()
-    assert db.snapshot().sessions[0].state == "idle"
-
-
-def test_autocommit_is_no_transaction(make):
-    db = make(isolation_level="AUTOCOMMIT")
-    with db.engine.connect() as connection:
-        connection.execute(select(1))
-        (holder,) = pool_of(db).holders
-        assert holder.in_transaction is False
-        assert holder.idle_in_transaction_s is None
-
-
-def test_core_transactions(make):
-    db = make()
-    with db.engine.connect() as connection:
-        assert pool_of(db).holders[0].in_transaction is None
-        connection.execute(select(1))
-        assert pool_of(db).holders[0].in_transaction is True
-        connection.commit()
-        assert pool_of(db).holders[0].in_transaction is False
-
-
-def test_a_running_statement_is_not_idle(make):
-    """While a statement runs its holder is in a transaction, and not idle."""
-    db = make()
-    app = next(iter(db._states))
-    running, finish = threading.Event(), threading.Event()
-
-    def wait():
-        running.set()
-        finish.wait(10)
-        return 1
-
-    @event.listens_for(db.engine, "connect")
-    def add_function(connection, record):
-        connection.create_function("wait", 0, wait)
-
-    def work():
-        with app.app_context():
-            db.session.execute(text("SELECT wait()"))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert running.wait(10)
-    (holder,) = pool_of(db).holders
-    (session,) = db.snapshot().sessions
-    finish.set()
-    thread.join(10)
-    assert holder.in_transaction
-    assert holder.idle_in_transaction_s is None
-    assert session.state == "holding"
-
-
-def test_sessions_of_no_scope(make):
-    """A session of ``db.sessionmaker`` is seen while it has a connection."""
-    db = make()
-    with db.sessionmaker() as session:
-        session.execute(select(1))
-        (found,) = db.snapshot().sessions
-        assert (found.scope, found.state) == ("none", "idle in transaction")
-    assert db.snapshot().sessions == ()
-
-
-def test_counts_of_a_session(make):
-    db = make()
-    Base.metadata.create_all(db.engine)
-    db.session.add_all([Thing(), Thing(), Thing()])
-    db.session.commit()
-    things = db.session.scalars(select(Thing)).all()
-    db.session.delete(things[0])
-    db.session.add(Thing())
-    (found,) = db.snapshot().sessions
-    assert (found.new, found.deleted, found.identity) == (1, 1, 3)
-    db.session.rollback()
-
-
-def test_a_command_is_named(make_app, sqlite_url):
-    """What a command holds bears the command's name, without its arguments."""
-    import click
-
-    db = ScopedSession()
-    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
-    found = []
-
-    @app.cli.command("nightly")
-    @click.argument("secret")
-    def nightly(secret):
-        db.session.execute(select(1))
-        found.append(db.snapshot())
-
-    app.test_cli_runner().invoke(args=["nightly", "canary"], catch_exceptions=False)
-    (holder,) = found[0].pools[0].holders
-    assert holder.command == "nightly"
-    assert found[0].sessions[0].command == "nightly"
-    assert "canary" not in str(found[0].to_dict())
 
 
 # Over time
@@ -971,7 +717,7 @@ def test_a_command_is_named(make_app, sqlite_url):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let time pass for the ledger when the test says so."""
+    """Let time pass when the test says so."""
 
     class Clock:
         ahead = 0.0
@@ -980,13 +726,13 @@ def clock(monkeypatch):
             return time.perf_counter() + self.ahead
 
     clock = Clock()
-    for module in (_ledger, _meters, _pool, _reading):
+    for module in (_account, _meters, _statements, _tracked_pool, _reader):
         monkeypatch.setattr(module, "perf_counter", clock)
     return clock
 
 
 def test_the_last_minute(make, clock):
-    """What is older counts since the start only; a new wait is of the new minute."""
+    """Older samples count only in the totals, and new ones in the last minute."""
     db = make()
     db.engine.connect().close()
     clock.ahead += 300
@@ -1002,7 +748,7 @@ def test_the_last_minute(make, clock):
 
 
 def test_a_burst_that_is_over(make, clock):
-    """How much was in use, and how many waited, is known a minute later."""
+    """How many were in use and how many waited is known for a minute."""
     db = make(pool_size=2, max_overflow=0, pool_timeout=10)
     engine = db.engine
     out = [engine.connect() for _ in range(2)]
@@ -1024,8 +770,30 @@ def test_a_burst_that_is_over(make, clock):
     assert (found.pending_max_60s, found.pending_max) == (0, 2)
 
 
+def test_the_first_checkout_after_a_quiet_time(make, clock):
+    """It counts in the last minute once it was returned, too."""
+    db = make()
+    db.engine.connect().close()
+    clock.ahead += 300
+    db.engine.connect().close()
+    found = pool_of(db)
+    assert (found.wait_s.count, found.wait_60s.count) == (2, 1)
+    assert (found.hold_s.count, found.hold_60s.count) == (2, 1)
+
+
+def test_a_connection_that_was_held_for_minutes(make, clock):
+    """It was in use in the last minute, although it was checked out before that."""
+    db = make()
+    connection = db.engine.connect()
+    clock.ahead += 300
+    connection.close()
+    assert counts(db, "used", "used_max_60s") == (0, 1)
+    clock.ahead += 80
+    assert counts(db, "used_max", "used_max_60s") == (1, 0)
+
+
 def test_a_pool_whose_waiters_are_unknown(make):
-    """It says so, rather than that there were none."""
+    """Unknown is not the same as none."""
     db = make(poolclass=OwnPool)
     db.engine.connect().close()
     assert (pool_of(db).pending_max, pool_of(db).pending_max_60s) == (None, None)
@@ -1041,7 +809,7 @@ def test_nobody_waits_for_a_pool_without_limit(make):
 
 
 def test_the_views_that_use_the_pool(make_app, clock):
-    """By share of its time; who holds a connection right now counts, too."""
+    """By share of its time, connections that are still checked out included."""
     db = ScopedSession()
     app = make_app(db)
     kept = []
@@ -1085,7 +853,7 @@ def test_the_views_that_use_the_pool(make_app, clock):
 
 
 def test_a_session_opened_before_the_rule_is_matched(make_app):
-    """As an interface for server-side sessions does; its view is known all the same."""
+    """As a server-side session interface does: the view is still known."""
     db = ScopedSession()
     app = make_app(db)
 
@@ -1116,27 +884,3 @@ def test_how_old_connections_were_when_they_died(make, clock):
     assert round(found.invalidated_age_s.max) == 600
     clock.ahead += 70
     assert pool_of(db).invalidated_60s == 0
-
-
-def test_how_long_a_statement_has_been_running(make):
-    """Told while it runs; idle before and after."""
-    db = make()
-    inside, go_on = threading.Event(), threading.Event()
-
-    def work():
-        with engine.connect() as connection:
-            connection.connection.driver_connection.create_function(
-                "wait", 0, lambda: (inside.set(), go_on.wait(10)) and 1
-            )
-            connection.execute(text("SELECT wait()"))
-
-    engine = db.engine
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert inside.wait(10)
-    (holder,) = pool_of(db).holders
-    assert holder.running_s > 0
-    assert holder.idle_in_transaction_s is None
-    go_on.set()
-    thread.join(10)
-    assert pool_of(db).holders == ()

@@ -30,10 +30,15 @@ from threads import in_thread
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._pools import fair_queue as _fair
-from flask_scopedsession._pools.fair_queue import fair
 from flask_scopedsession._pools.fair_queue import FairPool
 from flask_scopedsession._pools.fair_queue import FairQueue
-from flask_scopedsession._pools.tracked_pool import tracked
+from flask_scopedsession._pools.tracked_pool import pool_class
+
+
+def fair(base: Any) -> Any:
+    """Return the fair subclass of a pool class, without an account."""
+    return pool_class(base, fair=True, tracked=False)
+
 
 FairQueuePool: Any = fair(QueuePool)
 
@@ -49,8 +54,8 @@ class Connection:
     def close(self) -> None: ...
 
 
-def make(pool_class: Any = FairQueuePool, **options: Any) -> Any:
-    return pool_class(
+def make(cls: Any = FairQueuePool, **options: Any) -> Any:
+    return cls(
         Connection, **{"pool_size": 1, "max_overflow": 0, "timeout": 0, **options}
     )
 
@@ -94,7 +99,8 @@ def test_another_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_not_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then no class is changed."""
     monkeypatch.setattr(_fair, "understood", lambda: False)
-    assert fair(QueuePool) is QueuePool
+    fresh = pool_class.__wrapped__
+    assert fresh(QueuePool, fair=True, tracked=False) is QueuePool
 
 
 class OwnQueue(QueuePool):
@@ -141,7 +147,7 @@ def test_a_subclass_of_the_users() -> None:
 
 
 def test_a_subclass_that_puts_in_a_queue_of_its_own() -> None:
-    """It works as it did."""
+    """It works as without the fair queue."""
 
     class Own(QueuePool):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -190,9 +196,7 @@ def test_a_pool_is_freed_without_the_collector() -> None:
 STEPS = ["take", "return", "invalidate", "soft", "detach", "refuse", "dispose"]
 
 
-def story(
-    pool_class: Any, options: dict[str, Any], steps: list[tuple[str, int]]
-) -> list[Any]:
+def story(cls: Any, options: dict[str, Any], steps: list[tuple[str, int]]) -> list[Any]:
     """Do the steps; return all that can be seen of the pool after each."""
     refusals: list[bool] = []
 
@@ -201,7 +205,7 @@ def story(
             raise Refused
         return Connection()
 
-    pool = pool_class(connect, timeout=0, **options)
+    pool = cls(connect, timeout=0, **options)
     out: list[Any] = []
     seen: list[Any] = []
     for step, number in steps:
@@ -331,7 +335,8 @@ class Between:
         self._inside = {
             function.__code__
             for function in (
-                *(FairQueue.get, FairQueue._wait, FairQueue.serve, FairQueue._leave),
+                *(FairQueue.get, FairQueue.take, FairQueue._wait),
+                *(FairQueue.serve, FairQueue._leave),
             )
         }
 
@@ -468,7 +473,7 @@ def test_an_interrupt_in_a_pool_that_was_disposed_of(
     """What is passed on to nobody is closed: no one asks this pool again."""
     closed: list[Any] = []
     monkeypatch.setattr(Connection, "close", lambda self: closed.append(self))
-    pool = make(tracked(FairQueuePool))
+    pool = make(pool_class(QueuePool, fair=True, tracked=True))
     held = pool.connect()
     raw = held.dbapi_connection
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-from inside import Owner
-from inside import Responsible
 
 from flask_scopedsession._pools import meters as _meters
+from flask_scopedsession._pools.meters import INTERVAL
 from flask_scopedsession._pools.meters import Meters
-from flask_scopedsession._pools.meters import STEP
-from flask_scopedsession._pools.meters import UNFOLDED
+from flask_scopedsession._pools.meters import PENDING
 
 
 class Clock:
@@ -52,55 +53,59 @@ def meters(clock: Clock, pool: Pool) -> Meters:
 
 def counts(meters: Meters) -> tuple[int, int]:
     """Count the waits since the start, and in the last minute."""
-    with meters.at_rest():
+    with meters.aggregated():
         return meters.waits.total().count, meters.waits.minute().count
 
 
-def an_owner(endpoint: str | None) -> Owner:
-    owner = Owner(None, None)
-    owner.command = endpoint
-    return owner
+def hold(seconds: float, command: str) -> tuple[float, None, None, str]:
+    """Return the sample of a connection that a command has returned."""
+    return seconds, None, None, command
+
+
+def by_command(command: str) -> tuple[str | None, ...]:
+    """Return the key of a command's use."""
+    return None, None, None, command
 
 
 def test_the_last_minute_forgets(meters: Meters, clock: Clock) -> None:
     """After 70 seconds at the latest; what happened since the start stays."""
     meters.waits.add(0.5)
     clock.now += 59
-    meters.turn(clock.now)
+    meters.aggregate(clock.now)
     meters.waits.add(0.25)
     assert counts(meters) == (2, 2)
     clock.now += 11
     assert counts(meters) == (2, 1)
     clock.now += 60
     assert counts(meters) == (2, 0)
-    with meters.at_rest():
+    with meters.aggregated():
         assert (meters.waits.total().sum, meters.waits.total().max) == (0.75, 0.5)
 
 
 def test_nothing_is_forgotten_early(meters: Meters, clock: Clock) -> None:
-    """What is younger than a minute is always told."""
-    clock.now += STEP - 0.001
+    """What is younger than a minute is always counted in the last minute."""
+    clock.now += INTERVAL - 0.001
     meters.waits.add(0.5)
     clock.now += 60
     assert counts(meters) == (1, 1)
 
 
-@pytest.mark.parametrize("rest", [61, 75, 700, 100_000])
-def test_a_long_rest(meters: Meters, clock: Clock, rest: float) -> None:
-    """What nobody has folded meanwhile belongs to the time before the rest."""
+@pytest.mark.parametrize("idle", [61, 75, 700, 100_000])
+def test_a_long_idle_period(meters: Meters, clock: Clock, idle: float) -> None:
+    """A sample that was not aggregated before it does not count in the last minute."""
     clock.now += 5
     meters.waits.add(0.5)
-    clock.now += rest + STEP
+    clock.now += idle + INTERVAL
     assert counts(meters) == (1, 0)
     meters.waits.add(0.5)
     assert counts(meters) == (2, 1)
 
 
 def test_what_the_minute_covers(meters: Meters, clock: Clock) -> None:
-    """As long as the process is young, less than a minute; then up to 70 seconds."""
+    """Less than a minute in a young process; afterwards 60 to 70 seconds."""
     windows = []
     for _ in range(40):
-        with meters.at_rest() as window:
+        with meters.aggregated() as window:
             windows.append(window)
         clock.now += 2.5
     assert windows[:3] == [0.0, 2.5, 5.0]
@@ -108,12 +113,12 @@ def test_what_the_minute_covers(meters: Meters, clock: Clock) -> None:
 
 
 def test_who_held_for_how_long(meters: Meters, clock: Clock) -> None:
-    """By view, and in the last minute never more than that minute."""
-    meters.held.add((300.0, an_owner("slow")))
+    """By command; of a long hold, at most sixty seconds count in the last minute."""
+    meters.held.add(hold(300.0, "slow"))
     for _ in range(3):
-        meters.held.add((0.5, an_owner("quick")))
-    slow, quick = (Responsible(command=name) for name in ("slow", "quick"))
-    with meters.at_rest():
+        meters.held.add(hold(0.5, "quick"))
+    slow, quick = by_command("slow"), by_command("quick")
+    with meters.aggregated():
         ever, minute = meters.held.uses(), meters.held.uses_minute()
     assert {who: (use.times, use.seconds) for who, use in ever.items()} == {
         slow: (1, 300.0),
@@ -124,86 +129,102 @@ def test_who_held_for_how_long(meters: Meters, clock: Clock) -> None:
         quick: (3, 1.5),
     }
     clock.now += 70
-    with meters.at_rest():
+    with meters.aggregated():
         ever, minute = meters.held.uses(), meters.held.uses_minute()
     assert {who: use.times for who, use in ever.items()} == {slow: 1, quick: 3}
     assert minute == {}
 
 
+def test_a_request_counts_by_its_rule(meters: Meters) -> None:
+    """With its endpoint and method, whatever command runs the server."""
+    rule: Any = SimpleNamespace(endpoint="show", rule="/<int:id>")
+    meters.held.add((0.5, rule, "GET", None))
+    meters.held.add((0.25, rule, "POST", "run"))
+    meters.held.add((0.125, rule, "GET", None))
+    with meters.aggregated():
+        uses = meters.held.uses()
+    assert {who: (use.times, use.seconds) for who, use in uses.items()} == {
+        ("show", "GET", "/<int:id>", None): (2, 0.625),
+        ("show", "POST", "/<int:id>", None): (1, 0.25),
+    }
+
+
 def test_the_number_of_views_is_bounded(meters: Meters) -> None:
-    """Beyond it, the time is nobody's, but not lost."""
+    """The time of all views beyond it is added up."""
     for number in range(1000):
-        meters.held.add((1.0, an_owner(f"view {number}")))
-    with meters.at_rest():
+        meters.held.add(hold(1.0, f"job {number}"))
+    with meters.aggregated():
         uses = meters.held.uses()
     assert len(uses) == 201
     assert (uses[None].times, uses[None].seconds) == (800, 800.0)
     assert sum(use.seconds for use in uses.values()) == 1000.0
 
 
-def test_a_burst_between_two_looks(meters: Meters, clock: Clock, pool: Pool) -> None:
-    """Its height is known for a minute, and since the start for ever."""
+def test_a_burst_between_two_readings(meters: Meters, clock: Clock, pool: Pool) -> None:
+    """Its peak is known for a minute as the last minute's, and for ever as a total."""
     meters.used.now, meters.pending.now = 7, 3
-    with meters.at_rest():
+    with meters.aggregated():
         pass
     clock.now += 60
-    with meters.at_rest():
+    with meters.aggregated():
         assert (meters.used.minute(1), meters.used.ever(1)) == (7, 7)
         assert (meters.pending.minute(0), meters.pending.ever(0)) == (3, 3)
     clock.now += 10
-    with meters.at_rest():
+    with meters.aggregated():
         assert (meters.used.minute(1), meters.used.ever(1)) == (1, 7)
         assert (meters.pending.minute(0), meters.pending.ever(0)) == (0, 3)
 
 
 def test_what_is_held_all_along(meters: Meters, clock: Clock, pool: Pool) -> None:
-    """It counts in each step, though nothing is checked out in any."""
+    """It counts in each interval, though nothing is checked out in any of them."""
     pool.used = 4
     meters.used.now = 4
     clock.now += 200
-    with meters.at_rest():
+    with meters.aggregated():
         pool.used = 0  # all came back just now
         assert meters.used.minute(0) == 4
 
 
 def test_the_busiest_minute(meters: Meters, clock: Clock) -> None:
-    """The one with the most seconds of use, of whole steps, with its time."""
+    """The six intervals in which connections were held for longest."""
     for minute, held in enumerate([1.0, 8.0, 3.0]):
         for _ in range(minute + 1):
-            meters.held.add((held, an_owner("view")))
+            meters.held.add(hold(held, "job"))
             meters.waits.add(0.1)
         clock.now += 60
-        meters.turn(clock.now)
+        meters.aggregate(clock.now)
     found = meters.busiest
     assert found is not None
     assert (found.checkouts, found.held, found.span) == (2, 16.0, 60.0)
     assert found.waited == pytest.approx(0.2)
-    # Ended with the step that the two fell into, 70 s after the start.
+    # It ended with the interval of the two samples, 70 s after the start.
     assert found.at == 1_800_000_000 + 1000 + 70
 
 
-def test_samples_are_folded_as_they_gather(meters: Meters, clock: Clock) -> None:
-    """A turn in the midst of a step folds, and begins no new one."""
-    for _ in range(UNFOLDED + 1):
+def test_samples_are_aggregated_within_an_interval(
+    meters: Meters, clock: Clock
+) -> None:
+    """Which begins no new interval."""
+    for _ in range(PENDING + 1):
         meters.waits.add(0.1)
-    meters.turn(clock.now)
-    assert len(meters.waits.fresh) == 0
+    meters.aggregate(clock.now)
+    assert len(meters.waits.samples) == 0
     clock.now += 69.9
-    assert counts(meters) == (UNFOLDED + 1, UNFOLDED + 1)
+    assert counts(meters) == (PENDING + 1, PENDING + 1)
 
 
-def test_nobody_waits_for_who_reads(meters: Meters, clock: Clock) -> None:
-    """A turn while somebody reads is left to the next one."""
-    clock.now += STEP
-    with meters.at_rest():
+def test_a_return_does_not_wait_for_a_reader(meters: Meters, clock: Clock) -> None:
+    """It leaves the samples for the next time."""
+    clock.now += INTERVAL
+    with meters.aggregated():
         meters.waits.add(0.1)
-        meters.turn(clock.now)  # would deadlock, and must not fold
-        assert len(meters.waits.fresh) == 1
+        meters.aggregate(clock.now)  # must neither wait nor aggregate
+        assert len(meters.waits.samples) == 1
     assert counts(meters) == (1, 1)
 
 
-def test_what_comes_while_others_are_folded(clock: Clock, pool: Pool) -> None:
-    """It is counted once: now, or the next time."""
+def test_samples_that_arrive_during_an_aggregation(clock: Clock, pool: Pool) -> None:
+    """Each is counted once: now, or the next time."""
 
     class Busy(_meters.Meter):
         def _count(self, samples: list[float]) -> None:
@@ -214,6 +235,6 @@ def test_what_comes_while_others_are_folded(clock: Clock, pool: Pool) -> None:
     meter = Busy()
     for _ in range(3):
         meter.add(1)
-    meter.fold()
-    meter.fold()
+    meter.aggregate()
+    meter.aggregate()
     assert (meter.total().count, meter.total().sum) == (6, 9)

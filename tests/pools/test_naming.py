@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy import event
 
+from flask_scopedsession import ScopedSession
 from flask_scopedsession._pools.naming import family
 from flask_scopedsession._pools.naming import family_of
 from flask_scopedsession._pools.naming import name_connections
@@ -22,16 +23,16 @@ class Refused(Exception):
 
 
 def arguments(url, **options):
-    """Return what the driver would be called with."""
+    """Return the arguments that the driver's connect() would get."""
     engine = create_engine(url, **options)
-    name_connections(engine, "shop")
     found = {}
 
-    def connecting(dialect, entry, cargs, cparams):
+    def refuse(*cargs, **cparams):
         found.update(cparams)
         raise Refused
 
-    event.listen(engine, "do_connect", connecting)
+    engine.dialect.connect = refuse
+    name_connections(engine, "shop")
     with pytest.raises(Refused):
         engine.raw_connection()
     return found
@@ -132,7 +133,41 @@ def test_pymysql(dialect):
 
 
 def test_other_drivers():
-    """Drivers that we do not know how to name are left alone."""
+    """A driver without a known argument for a name is left alone."""
     engine = create_engine("sqlite://")
     name_connections(engine, "shop")
-    assert not engine.dialect.dispatch.do_connect
+    assert engine.dialect.connect.__func__ is type(engine.dialect).connect
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://db/shop", "mysql+pymysql://db/shop", "sqlite://"]
+)
+def test_statements_stay_fast(make_app, url, tracking):
+    """Any listener on an event of the dialect would slow each execution down."""
+    db = ScopedSession()
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=url, SCOPEDSESSION_TRACKING=tracking)
+    with app.app_context():
+        assert not db.engine.dialect._has_events
+        assert not db.engine._has_events
+
+
+def test_a_listener_of_the_applications_can_change_the_name():
+    """It is called before the name is added."""
+    engine = create_engine("postgresql+psycopg://db/shop")
+    found = {}
+
+    def refuse(*cargs, **cparams):
+        found.update(cparams)
+        raise Refused
+
+    engine.dialect.connect = refuse
+    name_connections(engine, "shop")
+
+    @event.listens_for(engine, "do_connect")
+    def name(dialect, entry, cargs, cparams):
+        cparams["fallback_application_name"] = "mine"
+
+    with pytest.raises(Refused):
+        engine.raw_connection()
+    assert found["fallback_application_name"] == "mine"

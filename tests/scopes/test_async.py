@@ -8,13 +8,15 @@ import threading
 
 import pytest
 from flask import copy_current_request_context
-from sqlalchemy import event
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
+from sqlalchemy.pool import StaticPool
 from threads import in_thread
+from threads import Working
+from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._scopes import context as _context
@@ -221,39 +223,56 @@ def test_gather_with_contexts_of_their_own(db, shop):
     assert used(db, shop) == (0, 0)
 
 
-def test_gather_of_threads(db, shop):
-    """``asyncio.to_thread()`` takes the context along: a call within another raises."""
-    arrived, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_gather_of_threads(db, shop, caplog, debug):
+    """``asyncio.to_thread()`` takes the context along: statements can overlap.
+
+    All threads share the one connection of an in-memory database, by design.
+    """
+    shop.debug = debug
+    arrived, begun, go_on = threading.Event(), threading.Event(), threading.Event()
     outcomes = []
+
+    def gate():
+        arrived.set()
+        return int(go_on.wait(10))
+
+    def let_go():
+        assert begun.wait(10)
+        with shop.app_context():
+            # It is noted before the database makes the second statement wait.
+            if not isinstance(db.engine.pool, StaticPool):
+                wait_until(lambda: db.snapshot().recent_shared)
+        go_on.set()
+
+    def second():
+        assert arrived.wait(10)
+        begun.set()
+        db.session.execute(SELECT)
 
     @shop.get("/")
     async def view():
-        @event.listens_for(db.engine, "before_cursor_execute")
-        def wait(conn, cursor, statement, *args):
-            if "slow" in statement:
-                arrived.set()
-                assert go_on.wait(10)
-
-        def second():
-            assert arrived.wait(10)
-            try:
-                db.session.execute(SELECT)
-            finally:
-                go_on.set()
-
-        db.session()
+        connection = db.session.connection().connection
+        connection.dbapi_connection.create_function("gate", 0, gate)
         outcomes.extend(
             await asyncio.gather(
-                asyncio.to_thread(db.session.scalar, text("SELECT 'slow'")),
+                asyncio.to_thread(db.session.scalar, text("SELECT gate()")),
                 asyncio.to_thread(second),
                 return_exceptions=True,
             )
         )
         return "fine"
 
+    opener = Working(let_go, "opener")
     assert shop.test_client().get("/").text == "fine"
-    assert outcomes[0] == "slow"
-    assert isinstance(outcomes[1], SharedSession)
+    opener.result()
+    with shop.app_context():
+        is_reported = not isinstance(db.engine.pool, StaticPool)
+    assert outcomes[0] == 1
+    assert isinstance(outcomes[1], SharedSession) == (debug and is_reported)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == is_reported
+    assert all("GET / -> view: two threads use one" in each for each in messages)
     assert used(db, shop) == (0, 0)
 
 

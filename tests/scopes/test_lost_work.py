@@ -240,10 +240,14 @@ def test_raise(db, make):
         assert db.snapshot().sessions == ()
 
 
-def test_raise_is_not_for_production(db, make, caplog):
+def test_raise_only_warns_in_production(db, make, caplog):
+    """It is judged when a scope ends: not in debug mode, and not while testing."""
     app = make(SCOPEDSESSION_LOST_WORK="raise", TESTING=False, DEBUG=False)
     assert visit(app, lambda: db.session.add(User(name="x"))) == 200
-    assert "ended without commit()" in caplog.text
+    assert "GET /work -> work ended without commit()" in caplog.text
+    app.testing = True
+    with pytest.raises(Exception, match=r"work ended without commit|teardown"):
+        app.test_client().get("/work")
 
 
 def test_ignore(db, make, caplog):

@@ -1,12 +1,12 @@
-"""One context in two threads: never silently one transaction in both."""
+"""One context in two threads: statements that overlap are reported."""
 
 from __future__ import annotations
 
 import contextvars
 import gc
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,12 @@ from flask import copy_current_request_context
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
+from sqlalchemy.pool import StaticPool
 from threads import in_thread
 from threads import Working
+from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._scopes import sharing as _sharing
 from flask_scopedsession.errors import OutsideContext
 from flask_scopedsession.errors import SessionRemoved
 from flask_scopedsession.errors import SharedSession
@@ -53,23 +54,28 @@ def make(make_app, sqlite_url):
 
 
 @pytest.fixture
-def slow():
-    """Let a statement with ``slow`` in it wait in the driver until it is let go."""
+def gate():
+    """An SQL function that waits in the database until ``gate.go_on`` is set."""
 
-    class Slow:
+    class Gate:
         arrived = threading.Event()
         go_on = threading.Event()
 
-        def listen(self, engine):
-            @event.listens_for(engine, "before_cursor_execute")
-            def wait(conn, cursor, statement, *args):
-                if "slow" in statement:
-                    self.arrived.set()
-                    assert self.go_on.wait(10)
+        def wait(self):
+            self.arrived.set()
+            return int(self.go_on.wait(10))
 
-    slow = Slow()
-    yield slow
-    slow.go_on.set()
+        def install(self, engine):
+            @event.listens_for(engine, "connect")
+            def install(connection, entry):
+                connection.create_function("gate", 0, self.wait)
+
+    gate = Gate()
+    yield gate
+    gate.go_on.set()
+
+
+SLOW = text("SELECT gate()")
 
 
 def used(db, app):
@@ -126,205 +132,248 @@ def test_a_copied_request_context_in_a_thread(of_context, make):
     assert used(db, app) == (0, 0)
 
 
-# Calls at the same time
+# Helpers for two threads in one context
 
 
-def test_a_call_in_the_midst_of_another_threads(of_context, make, slow):
-    """It raises, names both threads and their lines, and does no harm."""
+def in_another_thread(work, name="other"):
+    """Start a thread that runs ``work`` in a copy of this thread's context."""
+    context = contextvars.copy_context()
+    return Working(lambda: context.run(work), name)
+
+
+# Statements at the same time
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda session: session.execute(SELECT),
+        lambda session: session.scalars(SELECT),
+        lambda session: session.connection().execute(SELECT),
+        lambda session: session.commit(),
+    ],
+    ids=["execute", "scalars", "connection", "commit"],
+)
+def test_a_statement_during_another_threads_in_debug_mode(of_context, make, gate, use):
+    """The second thread gets an error that names both threads and their lines."""
     db = of_context
     app = make(db)
-
-    def work():
-        return db.session.scalar(text("SELECT 'slow'"))
-
+    app.debug = True
     with app.app_context():
-        slow.listen(db.engine)
-        db.session.execute(SELECT)
-        context = contextvars.copy_context()
-        other = Working(lambda: context.run(work), "other")
-        assert slow.arrived.wait(10)
-        uses = [
-            lambda: db.session.execute(SELECT),
-            lambda: db.session.scalars(SELECT),
-            lambda: db.session.scalar(SELECT),
-            db.session.connection,
-            db.session.flush,
-            db.session.commit,
-            db.session.rollback,
-            db.session.close,
-        ]
-        for use in uses:
-            with pytest.raises(SharedSession) as caught:
-                use()
+        gate.install(db.engine)
+        other = in_another_thread(lambda: db.session.scalar(SLOW))
+        assert gate.arrived.wait(10)
+        with pytest.raises(SharedSession) as caught:
+            use(db.session)
         message = str(caught.value)
         assert "'other' at test_threads.py:" in message
         assert f"'{threading.current_thread().name}' at test_threads.py:" in message
         assert "with app.app_context()" in message
         assert isinstance(caught.value, sa_exc.InvalidRequestError)
-        slow.go_on.set()
-        assert other.result() == "slow"
-        assert db.session.scalar(SELECT) == 1
-    assert used(db, app) == (0, 0)
+        gate.go_on.set()
+        assert other.result() == 1
+        (shared,) = db.snapshot().recent_shared
+        assert shared.refused
+        assert {each.thread for each in shared.threads} == {
+            "other",
+            threading.current_thread().name,
+        }
 
 
-def test_workers_that_share_a_context(of_context, make, slow):
-    """``executor.map(copy_context().run, ...)`` does not share in silence."""
-    db = of_context
-    app = make(db)
-    with app.app_context(), ThreadPoolExecutor(2) as pool:
-        slow.listen(db.engine)
-        db.session()
-        first, second = contextvars.copy_context(), contextvars.copy_context()
-        one = pool.submit(first.run, db.session.scalar, text("SELECT 'slow'"))
-        assert slow.arrived.wait(10)
-        with pytest.raises(SharedSession):
-            pool.submit(second.run, db.session.scalar, SELECT).result(10)
-        slow.go_on.set()
-        assert one.result(10) == "slow"
-
-
-def test_a_scope_that_ends_in_the_midst_of_another_threads_call(of_context, make, slow):
-    """Who is in the midst of a call closes the session as it ends; nothing crosses.
-
-    Its connection is not in the pool, for somebody else to get, while it is in use.
-    """
-    db = of_context
-    app = make(db, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
-    with app.app_context():
-        slow.listen(db.engine)
-        session = db.session()
-        context = contextvars.copy_context()
-        other = Working(
-            lambda: context.run(db.session.scalar, text("SELECT 'slow'")), "other"
-        )
-        assert slow.arrived.wait(10)
-    assert used(db, app) == (1, 1)
-    slow.go_on.set()
-    assert other.result() == "slow"
-    assert used(db, app) == (0, 0)
-    with pytest.raises(SessionRemoved):
-        session.execute(SELECT)
-    with app.app_context():
-        assert db.session.scalar(SELECT) == 1
-
-
-def test_a_call_within_a_call(of_context, make):
-    """Listeners may use the session that they are called for."""
-    db = of_context
-    app = make(db)
-    heard = []
-
-    @event.listens_for(db.session, "do_orm_execute")
-    def within(state):
-        if not heard:
-            heard.append(True)
-            heard.append(state.session.scalar(SELECT))
-
-    with app.app_context():
-        assert db.session.scalar(SELECT) == 1
-        assert heard == [True, 1]
-
-
-def test_a_call_that_failed_leaves_no_mark(of_context, make):
-    """The next thread may go on."""
-    db = of_context
-    with make(db).app_context():
-        for use in (db.session.execute, db.session.scalars, db.session.scalar):
-            with pytest.raises(sa_exc.OperationalError):
-                use(text("SELECT nothing"))
-            db.session.rollback()
-        context = contextvars.copy_context()
-        assert in_thread(lambda: context.run(db.session.scalar, SELECT)) == 1
-
-
-def test_a_mark_that_an_exception_left_behind(of_context, make):
-    """It is told from a call that goes on: nobody is locked out for good."""
-    db = of_context
-    with make(db).app_context():
-        db.session.execute(SELECT)
-        # Ctrl-C, before the "try:".
-        db.session().__dict__[_sharing._USER] = (threading.get_ident(),)
-        context = contextvars.copy_context()
-        assert in_thread(lambda: context.run(db.session.scalar, SELECT)) == 1
-        assert db.session.scalar(SELECT) == 1
-
-
-# One transaction in two threads
-
-
-class Elsewhere:
-    """A thread that does, one by one, what it is given, and is at work in between."""
-
-    def __init__(self, context):
-        self._todo = queue.SimpleQueue()
-        self._done = queue.SimpleQueue()
-        self._busy = threading.Event()
-        self._working = Working(lambda: context.run(self._run), "elsewhere")
-
-    def _run(self):
-        while True:
-            try:
-                # It looks again and again, as if it computed something.
-                work = self._todo.get_nowait()
-            except queue.Empty:
-                continue
-            if work is None:
-                return
-            self._done.put(work())
-
-    def do(self, work):
-        self._todo.put(work)
-        return self._done.get(timeout=10)
-
-    def end(self):
-        self._todo.put(None)
-        self._working.result()
-
-
-def test_a_transaction_in_two_threads(of_context, make, caplog):
-    """Reported once for each view, with both threads and their lines."""
+def test_statements_at_the_same_time_are_logged_once_per_view(
+    of_context, make, gate, caplog
+):
+    """Outside debug mode both statements run, and the log names both threads."""
     db = of_context
     app = make(db)
 
     @app.get("/shared")
     def shared():
-        other = Elsewhere(contextvars.copy_context())
-        for _ in range(3):
-            db.session.execute(SELECT)
-            other.do(lambda: db.session.execute(SELECT) and None)
-        db.session.execute(SELECT)
-        other.end()
-        return ""
+        other = in_another_thread(lambda: db.session.scalar(SLOW))
+        assert gate.arrived.wait(10)
+        found = db.session.scalar(SELECT)  # SQLite itself makes this one wait
+        return f"{found} {other.result()}"
 
-    for _ in range(2):
-        assert app.test_client().get("/shared").status_code == 200
+    with app.app_context():
+        gate.install(db.engine)
+
+        def noted():
+            return len(db.snapshot().recent_shared)
+
+        for number in (1, 2):
+            gate.arrived.clear()
+            gate.go_on.clear()
+            answer = Working(lambda: app.test_client().get("/shared").text, "request")
+            wait_until(lambda number=number: noted() == number)
+            gate.go_on.set()
+            assert answer.result() == "1 1"
+        shares = db.snapshot().recent_shared
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith("GET /shared -> shared: two threads use one session in")
-    assert "'elsewhere' at test_threads.py:" in message
-    assert f"'{threading.current_thread().name}' at test_threads.py:" in message
+    assert message.startswith("GET /shared -> shared: two threads use one connection")
+    assert "'other' at test_threads.py:" in message
+    assert "'request' at test_threads.py:" in message
     assert "with app.app_context()" in message
+    assert [(each.endpoint, each.refused) for each in shares] == [("shared", False)] * 2
     assert used(db, app) == (0, 0)
 
 
-def test_two_threads_one_after_the_other(of_context, make, caplog):
-    """No transaction goes across: nothing is shared, nothing is said."""
+def test_workers_that_share_a_context(of_context, make, gate):
+    """``executor.map(copy_context().run, ...)`` is reported in debug mode."""
     db = of_context
-    with make(db).app_context():
-        other = Elsewhere(contextvars.copy_context())
-        for _ in range(2):
-            db.session.execute(SELECT)
-            db.session.commit()
-            other.do(lambda: (db.session.execute(SELECT), db.session.commit()))
-        other.end()
+    app = make(db)
+    app.debug = True
+    with app.app_context(), ThreadPoolExecutor(2) as pool:
+        gate.install(db.engine)
+        db.session()
+        first, second = contextvars.copy_context(), contextvars.copy_context()
+        one = pool.submit(first.run, db.session.scalar, SLOW)
+        assert gate.arrived.wait(10)
+        with pytest.raises(SharedSession):
+            pool.submit(second.run, db.session.scalar, SELECT).result(10)
+        gate.go_on.set()
+        assert one.result(10) == 1
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+@pytest.mark.parametrize("how", ["rollback", "close", "remove", "the scope ends"])
+def test_an_end_during_another_threads_statement(
+    of_context, make, gate, caplog, how, debug
+):
+    """The busy connection leaves the pool, and no other session can get it.
+
+    The thread with the statement closes it, and learns that its session has ended.
+    """
+    db = of_context
+    app = make(db, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
+    app.debug = debug
+    with app.app_context():
+        gate.install(db.engine)
+        session = db.session()
+        other = in_another_thread(lambda: db.session.scalar(SLOW))
+        assert gate.arrived.wait(10)
+        driver = session.connection().connection.dbapi_connection
+        if how != "the scope ends":
+            end = db.session if how == "remove" else session
+            with pytest.raises(SharedSession, match="'other' at test_threads.py:"):
+                getattr(end, how)()
+    assert used(db, app) == (0, 0)
+    with app.app_context():
+        # The pool has room for one connection only: this is a new one.
+        mine = db.session.connection().connection.dbapi_connection
+        assert mine is not driver
+        gate.go_on.set()
+        with pytest.raises(SessionRemoved):
+            other.result()
+        with pytest.raises(Exception, match="closed"):
+            driver.execute("SELECT 1")
+        assert db.session.scalar(SELECT) == 1
+    assert used(db, app) == (0, 0)
+    assert "two threads use one connection at the same time" in caplog.text
+    with app.app_context():
+        assert db.engine.pool.checkedout() == 0
+
+
+def test_a_shared_connection_by_configuration(of_context, make, gate, caplog):
+    """All threads share the connection of a StaticPool: that is its purpose."""
+    db = of_context
+    app = make(
+        db,
+        SQLALCHEMY_ENGINE_OPTIONS={
+            "poolclass": StaticPool,
+            "connect_args": {"check_same_thread": False},
+        },
+    )
+    app.debug = True
+    begun = threading.Event()
+    with app.app_context():
+        gate.install(db.engine)
+
+        @event.listens_for(db.engine, "before_cursor_execute")
+        def begin(conn, cursor, statement, *args):
+            if "gate" not in statement:
+                begun.set()
+
+        other = in_another_thread(lambda: db.session.scalar(SLOW))
+        assert gate.arrived.wait(10)
+        third = in_another_thread(lambda: db.session.scalar(SELECT))
+        assert begun.wait(10)
+        gate.go_on.set()
+        assert (other.result(), third.result()) == (1, 1)
+        assert db.snapshot().recent_shared == ()
     assert caplog.records == []
 
 
+def test_two_sessions_at_the_same_time(of_context, make, gate, caplog):
+    """The remedy: each thread has a context, and so a session, of its own."""
+    db = of_context
+    app = make(db)
+    app.debug = True
+
+    def work():
+        with app.app_context():
+            return db.session.scalar(SLOW)
+
+    with app.app_context():
+        gate.install(db.engine)
+        other = in_another_thread(work)
+        assert gate.arrived.wait(10)
+        assert db.session.scalar(SELECT) == 1
+        gate.go_on.set()
+        assert other.result() == 1
+        assert db.snapshot().recent_shared == ()
+    assert caplog.records == []
+
+
+def test_a_statement_within_a_statement(of_context, make, caplog):
+    """Listeners may use the session, and SQL functions the connection."""
+    db = of_context
+    app = make(db)
+    app.debug = True
+    numbers = count()
+
+    @event.listens_for(db.session, "do_orm_execute")
+    def within(state):
+        if next(numbers) == 0:
+            assert state.session.scalar(SELECT) == 1
+
+    with app.app_context():
+
+        @event.listens_for(db.engine, "connect")
+        def install(connection, entry):
+            connection.create_function(
+                "nested", 0, lambda: db.session.connection().scalar(text("SELECT 7"))
+            )
+
+        assert db.session.scalar(SELECT) == 1
+        assert db.session.scalar(text("SELECT nested()")) == 7
+        assert db.snapshot().recent_shared == ()
+    assert caplog.records == []
+
+
+def test_a_statement_that_failed_is_over(of_context, make, caplog):
+    """The next thread may go on."""
+    db = of_context
+    app = make(db)
+    app.debug = True
+    with app.app_context():
+        for use in (db.session.execute, db.session.scalars, db.session.scalar):
+            with pytest.raises(sa_exc.OperationalError):
+                use(text("SELECT nothing"))
+            db.session.rollback()
+        assert in_another_thread(lambda: db.session.scalar(SELECT)).result() == 1
+    assert caplog.records == []
+
+
+# One session that moves between threads
+
+
 @pytest.mark.parametrize("how", ["thread", "executor", "event"])
-def test_handing_over_and_waiting(of_context, make, caplog, how):
+def test_a_session_that_moves_between_threads(of_context, make, caplog, how):
     """A thread may go on with another's transaction while that one waits for it."""
     db = of_context
     app = make(db)
+    app.debug = True
     done = threading.Event()
 
     def use():
@@ -348,7 +397,7 @@ def test_handing_over_and_waiting(of_context, make, caplog, how):
 
 
 def test_the_garbage_collector_in_another_thread(of_context, make, caplog):
-    """A scope that is closed wherever it is freed is no sharing."""
+    """A scope that is closed in the thread that frees it is no sharing."""
     db = of_context
     app = make(db)
     kept = []

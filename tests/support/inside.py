@@ -6,6 +6,7 @@ the one place to change when a private module is moved or rewritten.
 
 from __future__ import annotations
 
+from flask_scopedsession._application import of as application_of
 from flask_scopedsession._control import directory
 from flask_scopedsession._control import endpoint
 from flask_scopedsession._control.client import ask
@@ -52,6 +53,7 @@ __all__ = [
     "ServerConnection",
     "ServerView",
     "Unclaimed",
+    "application_of",
     "ask",
     "context",
     "directory",

@@ -28,7 +28,6 @@ from readings import a_worker
 from readings import AUDIT
 from readings import lost_work
 
-from flask_scopedsession._terminal.page import duration
 from flask_scopedsession._terminal.page import Page
 from flask_scopedsession._terminal.ping import render_pings
 from flask_scopedsession._terminal.pools import render_pools

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from inside import fair
-from inside import tracked
+from inside import pool_class
 from sqlalchemy import create_engine
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.pool import QueuePool
@@ -24,7 +23,7 @@ from flask_scopedsession import ScopedSession
 
 Run = Callable[..., Any]
 
-PoolClass: Any = tracked(fair(QueuePool))
+PoolClass: Any = pool_class(QueuePool, fair=True, tracked=True)
 
 
 class Connection:
@@ -209,8 +208,8 @@ def test_dispose_while_others_wait() -> None:
 def test_the_timeout_is_sqlalchemys() -> None:
     """Its class, message and code."""
     errors = []
-    for pool_class in (PoolClass, QueuePool):
-        pool = pool_class(Connection, pool_size=1, max_overflow=1, timeout=0.01)
+    for each in (PoolClass, QueuePool):
+        pool = each(Connection, pool_size=1, max_overflow=1, timeout=0.01)
         held = pool.connect(), pool.connect()
         with pytest.raises(sa_exc.TimeoutError) as info:
             pool.connect()
@@ -344,14 +343,14 @@ import gevent.monkey
 gevent.monkey.patch_all()
 import gevent
 from sqlalchemy.pool import QueuePool
-from flask_scopedsession._pools.fair_queue import fair
-from flask_scopedsession._pools.tracked_pool import tracked
+from flask_scopedsession._pools.tracked_pool import pool_class
 
 class Connection:
     def rollback(self): pass
     def close(self): pass
 
-pool = tracked(fair(QueuePool))(Connection, pool_size=1, max_overflow=0, timeout=60)
+PoolClass = pool_class(QueuePool, fair=True, tracked=True)
+pool = PoolClass(Connection, pool_size=1, max_overflow=0, timeout=60)
 served = []
 
 def visit(name):

@@ -264,7 +264,8 @@ def test_threads_that_begin_at_once_in_a_fork_that_runs_no_hook(fork, slow):
             with app.app_context():
                 return db.session.scalar({PID})
         with app.app_context():
-            slow = {{"dispose": db.engine, "reset": db._states[app].ledger}}[{slow!r}]
+            ledger = db._application_of(app).ledger
+            slow = {{"dispose": db.engine, "reset": ledger}}[{slow!r}]
         def slowly(*args, **kwargs):
             time.sleep(0.3)
             return fast(*args, **kwargs)
@@ -429,8 +430,8 @@ def test_forking_while_another_thread_is_inside(fork, held):
         # The threads are this test's, not ours.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         with app.app_context():
-            state = db._states[app]
-            account = state.ledger.pools["default"]
+            state = db._application_of(app)
+            account = state.accounts["default"]
             locks = {held}
         inside, leave = threading.Event(), threading.Event()
         def hold_the_locks():
@@ -447,7 +448,7 @@ def test_forking_while_another_thread_is_inside(fork, held):
             from flask_scopedsession._scopes.scope import Responsible
             with app.app_context():
                 db.session.execute(text("SELECT 1"))
-                state.ledger.lost_work(Responsible(), Counter())
+                state.ledger.count_lost(Responsible(), Counter())
                 db.serve_control()
                 found = db.snapshot().pools[0].checkouts_total
                 db.dispose()

@@ -73,7 +73,7 @@ def test_the_control_thread_has_no_hub_and_takes_no_green_lock(run: Run) -> None
         guard(gevent.thread.LockType, "acquire")
         guard(threading._RLock if hasattr(threading, "_RLock") else object, "acquire")
 
-        live = db._state_of(app).live
+        live = db._application_of(app).live
         reply = type(live).reply
         def observed(self, *args):
             idents.add(gevent.monkey.get_original("_thread", "get_ident")())
@@ -116,7 +116,7 @@ def test_suspended_greenlets_show_their_own_lines(run: Run) -> None:
             return "done"
 
         # The script is the application's own code.
-        live = db._state_of(app).live
+        live = db._application_of(app).live
         live.reader._places.__init__(os.path.dirname(os.path.abspath(__file__)))
         observer = Observer()
         serve()

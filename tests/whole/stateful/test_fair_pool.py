@@ -22,9 +22,8 @@ from hypothesis.stateful import initialize
 from hypothesis.stateful import precondition
 from hypothesis.stateful import rule
 from hypothesis.stateful import RuleBasedStateMachine
-from inside import fair
 from inside import fair_queue as _fair
-from inside import tracked
+from inside import pool_class
 from interleaving import Choices
 from interleaving import GO
 from interleaving import KILL
@@ -38,9 +37,9 @@ from sqlalchemy.pool import QueuePool
 pytestmark = pytest.mark.slow
 
 #: Where a waiting thread can be killed. Elsewhere, SQLAlchemy does not survive it.
-WAITING = frozenset({"get", "_wait", "_leave", "serve", "sleep"})
+WAITING = frozenset({"get", "take", "_wait", "_leave", "serve", "sleep"})
 
-PoolClass: Any = tracked(fair(QueuePool))
+PoolClass: Any = pool_class(QueuePool, fair=True, tracked=True)
 
 
 class Refused(Exception):

@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def engine(self) -> Any:
-        return self.db._states[self.app].engines["default"]
+        return self.db._application_of(self.app).engines["default"]
 
     @precondition(lambda self: len(self.out) < 10)
     @rule()
@@ -241,7 +241,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def as_the_model_says(self) -> None:
-        worker = self.db._states[self.app].live.worker()
+        worker = self.db._application_of(self.app).live.worker()
         (pool,) = worker.pools
         holding = sum(context.holding for context in self.contexts)
         assert pool.used == holding + sum(one.counted for one in self.out)

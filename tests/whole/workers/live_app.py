@@ -225,21 +225,23 @@ def nested() -> dict[str, Any]:
 
 
 def share() -> dict[str, Any]:
-    """Let a second thread use the transaction, without waiting for it."""
-    db.session.scalar(select(1))
-    found: list[int] = []
-    started = threading.Event()
-
-    def use() -> None:
-        started.wait(10)
-        found.append(db.session.scalar(select(2)))
-
+    """Run a statement while a second thread's statement runs on the connection."""
     copied = contextvars.copy_context()
-    threading.Thread(target=copied.run, args=(use,), name="helper").start()
-    started.set()
-    while not found:
-        pass  # busy, rather than waiting
+    helper = threading.Thread(target=copied.run, args=(count_far,), name="helper")
+    helper.start()
+    while not any(holder.running_s for holder in db.snapshot().pools[0].holders):
+        time.sleep(0.001)
+    db.session.scalar(select(1))
+    helper.join()
     return answer()
+
+
+def count_far() -> None:
+    """Keep SQLite busy for about a second."""
+    numbers = "SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 5000000"
+    db.session.execute(
+        text(f"WITH RECURSIVE numbers(n) AS ({numbers}) SELECT count(*) FROM numbers")
+    )
 
 
 def thread() -> dict[str, Any]:
