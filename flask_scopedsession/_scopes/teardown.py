@@ -168,6 +168,8 @@ def _discard(
     if len(here) <= len(of_session):
         left += here  # else some are not the session's, and nothing says which
     for each in left:
+        if getattr(each, "dbapi_connection", each) is None:
+            continue  # it went with the session; a second time is a warning
         try:
             each.invalidate()
         except ResourceClosedError:
