@@ -39,6 +39,16 @@ def is_transaction_open(driver: t.Any) -> bool | None:
     return False if getattr(driver, "autocommit", None) is True else None
 
 
+def always_tells(driver: t.Any) -> bool:
+    """Whether :func:`is_transaction_open` is right after each statement.
+
+    It is not with PyMySQL, which does not read the status that comes with rows: a
+    SELECT begins a transaction that it knows nothing of.
+    """
+    is_pymysql = hasattr(driver, "server_status")
+    return not is_pymysql and is_transaction_open(driver) is not None
+
+
 def note_rows_written(driver: t.Any) -> None:
     """Keep PyMySQL's status true after a RETURNING.
 
