@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
 from .._scopes.scope import Scope
-from .drivers import is_transaction_open
+from .drivers import always_tells
 from .meters import Meters
 from .meters import PENDING
 
@@ -96,7 +96,7 @@ class Slot:
         self.backend_pid = backend_pid
         self.generation = account.generation
         """How many times the pool had been replaced as this was opened."""
-        self.tells = is_transaction_open(driver) is not None
+        self.tells = always_tells(driver)
         """The driver says whether it is in a transaction."""
         self.counts_changes = hasattr(driver, "total_changes")
         """It is SQLite's."""

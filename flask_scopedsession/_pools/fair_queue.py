@@ -68,9 +68,9 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
     """Idle connections and waiting threads; at most one of the two is not empty.
 
     The mutex is reentrant, because garbage collection may return a connection while its
-    thread holds the mutex. Signals and collection run only at calls, loop iterations and, in
-    older Pythons, allocations. So each hand-over avoids all three between taking an item
-    and storing it.
+    thread holds the mutex. Signals and collection run only at calls, loop iterations
+    and, in older Pythons, allocations. So each hand-over avoids all three between taking
+    an item and storing it.
     """
 
     pool: weakref.ref[FairPool]

@@ -322,7 +322,7 @@ def _watch_twophase(dialect: t.Any) -> None:
     ) -> None:
         slot = None if kw.get("recover") else _slot(connection.connection)
         if slot is not None:
-            _note_loss(slot, is_prepared)
+            _note_loss(slot, is_prepared=is_prepared)
         rollback(connection, xid, is_prepared, **kw)
         if slot is not None:
             _ended(slot)
@@ -338,12 +338,13 @@ def _ended(slot: Slot) -> None:
         slot.forget_writes()
 
 
-def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
+def _note_loss(slot: Slot, *, is_prepared: bool = False) -> None:
     """Add what a rollback is about to lose to the scope that ends on this thread.
 
     Called before the rollback, while the driver still knows of the transaction. If it
     is prepared, the driver knows nothing of it, and it can only be lost now.
     """
     lost = slot.account.ledger.ending.get(get_ident())
-    if lost is not None:
-        lost.update((slot.writes if is_prepared else losing(slot)) or {})
+    found = None if lost is None else losing(slot, is_prepared=is_prepared)
+    if lost is not None and found is not None:
+        lost.update(found)

@@ -204,9 +204,15 @@ def settle(slot: Slot) -> None:
             _add(slot, name, rows)
 
 
-def losing(slot: Slot) -> Counter[str] | None:
-    """Return what a rollback right now would lose, as far as that is certain."""
+def losing(slot: Slot, *, is_prepared: bool = False) -> Counter[str] | None:
+    """Return what a rollback right now would lose.
+
+    :param is_prepared: It is of a two-phase transaction, of which the driver knows
+        nothing once it is prepared.
+    """
     settle(slot)
-    if not slot.writes or is_transaction_open(slot.driver) is not True:
+    if not slot.writes:
+        return None
+    if not is_prepared and is_transaction_open(slot.driver) is False:
         return None
     return +slot.writes  # a RETURNING that changed nothing has left a 0
