@@ -77,6 +77,6 @@ def contention(plan: Plan) -> Iterator[Result]:
             members.note_problems(closed)
             members.note_problems(open_)
         for result in (closed, open_):
-            result.notes["hold"] = hold
+            result.notes.update(hold=hold, seconds=plan.load_s)
         open_.notes["rate"] = rate
         yield from (closed, open_)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from . import apps
 from .cases import Case
-from .contestants import why_not
 
 ROOT = Path(__file__).parent.parent
 
@@ -158,11 +157,7 @@ class Team:
     ) -> None:
         """Start all contestants; note the problem of each that cannot take part."""
         for key in keys:
-            reason = why_not(key)
-            if reason is not None:
-                self.problems[key] = f"left out: {reason}"
-            else:
-                self.processes[key] = Process(key, next(urls), options)
+            self.processes[key] = Process(key, next(urls), options)
         for key, process in list(self.processes.items()):
             try:
                 self.settings[key] = process.read()["settings"]
