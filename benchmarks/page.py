@@ -32,7 +32,7 @@ own.{warning}
 A ratio compares Flask-ScopedSession, with everything switched on unless the row says
 otherwise, with the baseline in the same rounds. The A/A difference is how far the
 baseline differs from itself in this run: an aim that is missed by no more than that
-counts as met.
+counts as met, which is marked "(A/A)".
 
 {aims}
 
@@ -175,8 +175,8 @@ _REMARKS = {
     " loop: each thread sends its next request when the last is answered. The least"
     " served thread is shown in percent of its fair share. Open loop: requests arrive"
     " at random times, the same for all contestants, at 90 % of the baseline's"
-    " throughput in the closed loop, and a latency counts from the arrival. If a contestant's own"
-    " capacity is lower than this rate, its queue grows for as long as the run lasts."
+    " throughput in the closed loop, and a latency counts from the arrival. If the"
+    " capacity of a contestant is lower, its queue grows until the end of the run."
     " The other contestants use the same queue as the baseline.",
     "W10": "`pool.connect().close()`, within a request.",
     "W11": "The workers are simulated: their sockets, locks and answers are real, but"
@@ -245,6 +245,8 @@ def _summary(found: dict[str, t.Any]) -> str:
             f" it takes {_under_load(crowd, 'hand')}."
         )
     text = " ".join(sentences) or "The results of this run are incomplete."
+    for unit in ("µs", "ms", "%"):
+        text = text.replace(f" {unit}", f"\N{NO-BREAK SPACE}{unit}")
     return textwrap.fill(text, 88, break_on_hyphens=False)
 
 
@@ -286,7 +288,7 @@ def _warning(found: dict[str, t.Any]) -> str:
 
 
 def _aims(found: dict[str, t.Any]) -> report.Table:
-    head = ["workload", "ratio of", "aim", "measured", "A/A difference", "result"]
+    head = ["CPU time, unless noted", "aim", "measured", "A/A difference", "result"]
     lines = []
     for aim in _AIMS:
         for case in found["cases"]:
@@ -300,9 +302,10 @@ def _aims(found: dict[str, t.Any]) -> report.Table:
             title = heading(case)
             if aim.contestant != "ours":
                 title += ", " + CONTESTANTS[aim.contestant].title.partition(", ")[2]
-            metric = "throughput" if aim.metric == "rate" else "CPU time"
+            if aim.metric == "rate":
+                title += ": throughput"
             noise = None if again is None else abs(again - 1)
-            lines.append([title, metric, *_verdict(aim, measured, noise)])
+            lines.append([title, *_verdict(aim, measured, noise)])
     if found.get("instructions"):
         counted = next(
             line["ratio"]
@@ -311,7 +314,7 @@ def _aims(found: dict[str, t.Any]) -> report.Table:
         )
         aim = Aim("W2", _INSTRUCTIONS_AIM)
         lines.append(
-            ["W2 sqlite: one SELECT", "instructions", *_verdict(aim, counted, None)]
+            ["W2 sqlite: one SELECT: instructions", *_verdict(aim, counted, None)]
         )
     return head, lines
 
@@ -326,11 +329,13 @@ def _verdict(aim: Aim, measured: float, noise: float | None) -> list[str]:
     if by <= 0:
         verdict = "met"
     elif by <= (noise or 0):
-        verdict = "met, within the A/A difference"
+        verdict = "met (A/A)"
     else:
-        verdict = f"missed by {by:.3f}"
+        verdict = "missed"
     return [
-        f"{'at least' if aim.at_least else 'at most'} {aim.ratio:.2f}",
+        f"{'≥' if aim.at_least else '≤'} {aim.ratio:.2f}".replace(
+            " ", "\N{NO-BREAK SPACE}"
+        ),
         f"{measured:.3f}",
         "-" if noise is None else f"{noise:.3f}",
         verdict,
