@@ -30,9 +30,9 @@ own.{warning}
 ## Aims and results
 
 A ratio compares Flask-ScopedSession, with everything switched on unless the row says
-otherwise, with the baseline in the same rounds. The A/A difference is how far the
-baseline differs from itself in this run: an aim that is missed by no more than that
-counts as met, which is marked "(A/A)".
+otherwise, with the baseline in the same rounds. "A/A" is how far the
+baseline differs from itself in this run. An aim that is missed by no more than that
+counts as met, marked "(A/A)".
 
 {aims}
 
@@ -288,7 +288,7 @@ def _warning(found: dict[str, t.Any]) -> str:
 
 
 def _aims(found: dict[str, t.Any]) -> report.Table:
-    head = ["CPU time, unless noted", "aim", "measured", "A/A difference", "result"]
+    head = ["", "aim", "measured", "result", "A/A", "workload and figure"]
     lines = []
     for aim in _AIMS:
         for case in found["cases"]:
@@ -299,13 +299,15 @@ def _aims(found: dict[str, t.Any]) -> report.Table:
             again = _ratio(case, f"{case['baseline']}-again", aim.metric)
             if measured is None:
                 continue
-            title = heading(case)
+            title = heading(case).partition(": ")[2]
             if aim.contestant != "ours":
-                title += ", " + CONTESTANTS[aim.contestant].title.partition(", ")[2]
-            if aim.metric == "rate":
-                title += ": throughput"
+                name += ", " + CONTESTANTS[aim.contestant].title.partition(", ")[2]
+            elif hold := case["notes"].get("hold"):
+                name += f", {report.HOLDS[hold]}"
+            figure = "throughput" if aim.metric == "rate" else "CPU time"
             noise = None if again is None else abs(again - 1)
-            lines.append([title, *_verdict(aim, measured, noise)])
+            verdict = _verdict(aim, measured, noise)
+            lines.append([name, *verdict, f"{title}: {figure}"])
     if found.get("instructions"):
         counted = next(
             line["ratio"]
@@ -314,7 +316,7 @@ def _aims(found: dict[str, t.Any]) -> report.Table:
         )
         aim = Aim("W2", _INSTRUCTIONS_AIM)
         lines.append(
-            ["W2 sqlite: one SELECT: instructions", *_verdict(aim, counted, None)]
+            ["W2 sqlite", *_verdict(aim, counted, None), "one SELECT: instructions"]
         )
     return head, lines
 
@@ -337,8 +339,8 @@ def _verdict(aim: Aim, measured: float, noise: float | None) -> list[str]:
             " ", "\N{NO-BREAK SPACE}"
         ),
         f"{measured:.3f}",
-        "-" if noise is None else f"{noise:.3f}",
         verdict,
+        "-" if noise is None else f"{noise:.3f}",
     ]
 
 

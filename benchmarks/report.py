@@ -10,6 +10,9 @@ from .runner import Result
 
 FORMAT = 1
 
+#: What a view of W9 does while it holds a connection.
+HOLDS = {"cpu": "computing", "sleep": "waiting"}
+
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -51,10 +54,8 @@ def to_dict(result: Result) -> dict[str, t.Any]:
 
 def heading(case: dict[str, t.Any]) -> str:
     """Return the title of a case's table."""
-    hold = {"cpu": ", computing", "sleep": ", waiting"}.get(
-        case["notes"].get("hold"), ""
-    )
-    return f"{case['id']}: {case['title']}{hold}"
+    hold = case["notes"].get("hold")
+    return f"{case['id']}: {case['title']}{f', {HOLDS[hold]}' if hold else ''}"
 
 
 def table_of(case: dict[str, t.Any]) -> Table:

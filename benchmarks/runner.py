@@ -106,6 +106,8 @@ class Process:
             stdout=subprocess.PIPE,
             cwd=ROOT,
             encoding="utf-8",
+            # Ctrl+C interrupts the parent only, which then ends the process.
+            start_new_session=True,
         )
 
     def read(self) -> dict[str, t.Any]:
