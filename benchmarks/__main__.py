@@ -58,7 +58,7 @@ def options() -> argparse.ArgumentParser:
         "--json",
         type=Path,
         metavar="FILE",
-        help="write all figures; after each workload",
+        help="write all figures, again after each workload",
     )
     parser.add_argument(
         "--plot",
