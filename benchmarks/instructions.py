@@ -19,7 +19,7 @@ from . import apps
 from .runner import ROOT
 from .runner import say
 
-CASES = (("W1", ""), ("W2", ""), ("W5", "attribute"), ("W5", "call"))
+CASES = (("W1", ""), ("W2", ""), ("W5", "attribute"))
 ROWS = ("hand", "local", "ours", "ours-off")
 
 _FEW, _MANY = 20, 120
