@@ -35,7 +35,7 @@ def is_transaction_open(driver: t.Any) -> bool | None:
     status = getattr(driver, "server_status", None)
     if isinstance(status, int):
         return bool(status & _IN_TRANSACTION)
-    # pyodbc and pg8000 do not know, except that no transaction is ever open.
+    # pyodbc and pg8000 only say when no transaction is ever open.
     return False if getattr(driver, "autocommit", None) is True else None
 
 

@@ -69,8 +69,8 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
 
     The mutex is reentrant, because garbage collection may return a connection while its
     thread holds the mutex. Signals and collection run only at calls, loop iterations
-    and, in older Pythons, allocations. So each hand-over avoids all three between taking
-    an item and storing it.
+    and, in older Pythons, allocations. So each hand-over avoids all three between
+    taking an item and storing it.
     """
 
     pool: weakref.ref[FairPool]

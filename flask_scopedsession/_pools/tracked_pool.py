@@ -281,10 +281,8 @@ def explain(
     """Add to a timeout who held the connections; its message stays SQLAlchemy's."""
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
-    first = (
-        f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {count(held, 'connection')}"
-        f" {'is' if held == 1 else 'are'} checked out, longest:"
-    )
+    out = f"{count(held, 'connection')} {'is' if held == 1 else 'are'} checked out"
+    first = f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {out}, longest:"
     lines = [first]
     for holder in timeout.holders[:5]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"

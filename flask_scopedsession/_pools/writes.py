@@ -205,7 +205,9 @@ def settle(slot: Slot) -> None:
 
 
 def losing(slot: Slot, *, is_prepared: bool = False) -> Counter[str] | None:
-    """Return what a rollback right now would lose.
+    """Return what a rollback right now would lose, as far as that is certain.
+
+    Nothing is claimed where the driver does not say whether a transaction is open.
 
     :param is_prepared: It is of a two-phase transaction, of which the driver knows
         nothing once it is prepared.
@@ -213,6 +215,6 @@ def losing(slot: Slot, *, is_prepared: bool = False) -> Counter[str] | None:
     settle(slot)
     if not slot.writes:
         return None
-    if not is_prepared and is_transaction_open(slot.driver) is False:
+    if not is_prepared and is_transaction_open(slot.driver) is not True:
         return None
     return +slot.writes  # a RETURNING that changed nothing has left a 0
