@@ -704,7 +704,7 @@ def red(tests: tuple[str, ...], changed: Path) -> tuple[set[str], str]:
     command = [sys.executable, "-c", RUN, "-q", "-rfE", "-p", "no:cacheprovider"]
     env = {**os.environ, "PYTHONPATH": str(changed)}
     try:
-        output = subprocess.run(
+        done = subprocess.run(
             [*command, "--tb=line", *tests],
             cwd=ROOT,
             env=env,
@@ -712,11 +712,13 @@ def red(tests: tuple[str, ...], changed: Path) -> tuple[set[str], str]:
             text=True,
             timeout=LONGEST,
             check=False,
-        ).stdout
+        )
     except subprocess.TimeoutExpired:
         return set(tests), "hung"
-    found = re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+)", output, re.MULTILINE)
-    return set(tests) & set(found), output
+    if done.returncode < 0:
+        return set(tests), "crashed"
+    found = re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+)", done.stdout, re.MULTILINE)
+    return set(tests) & set(found), done.stdout
 
 
 def main(words: list[str]) -> int:
