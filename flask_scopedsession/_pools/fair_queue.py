@@ -113,24 +113,19 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
         :param timeout: Seconds, or ``None`` to wait for ever.
         :raises Empty: There is none, or none was handed over in time.
         """
-        taken = self.take()
-        if taken is not None:
-            return taken
-        if block:
-            return self._wait(timeout)
-        raise Empty
-
-    def take(self) -> ConnectionPoolEntry | None:
-        """Take an idle connection, if there is one; never waits."""
         taken = None
         try:
             with self.mutex:
                 if self.queue:
                     taken = self.queue[self._end]; del self.queue[self._end]  # noqa: E702  # fmt: skip
-            return taken
+            if taken is not None:
+                return taken
         except BaseException:
             self._pass_on(taken)
             raise
+        if block:
+            return self._wait(timeout)
+        raise Empty
 
     def _wait(self, timeout: float | None) -> ConnectionPoolEntry:
         pool = t.cast(FairPool, self.pool())
@@ -193,11 +188,21 @@ class FairPool(QueuePool):
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.queue is not None and not self._uses(self.queue):
+            self.queue = None
         if self.queue is not None:
             self._made_in = os.getpid()
             # One lock for slots and queue: otherwise a slot could become free unnoticed
             # between the reading of the slots and the entry into the queue.
             self._overflow_lock = t.cast(t.Any, self.queue.mutex)
+
+    def _uses(self, queue: FairQueue) -> bool:
+        """Whether the pool keeps its connections there; a subclass may do otherwise."""
+        queue.queue.append(SLOT)
+        try:
+            return self.checkedin() == 1
+        finally:
+            queue.queue.clear()
 
     def _make_queue(self, maxsize: int, use_lifo: bool = False) -> FairQueue:
         self.queue = FairQueue(maxsize, use_lifo)
@@ -274,19 +279,23 @@ def _drill() -> bool:
         return False
     body = {"_queue_class": FairPool._make_queue}
     drilled: t.Any = type("Drilled", (FairPool, QueuePool), body)
-    pool = drilled(object, pool_size=1, max_overflow=0, timeout=0)
-    record = pool._do_get()
+    options = {"pool_size": 1, "max_overflow": 0, "timeout": 0}
+    pool = drilled(object, **options, reset_on_return=None)
+    first = pool.connect()
+    driver = first.dbapi_connection
     try:
-        pool._do_get()
+        pool.connect()
     except sa_exc.TimeoutError:
         counts = [(pool._overflow, pool._max_overflow, pool.checkedout())]
     else:
         return False
-    pool._do_return_conn(record)
+    first.close()
     counts.append((pool._overflow, pool.checkedin(), pool.checkedout()))
-    again = pool._do_get() is record
+    first = pool.connect()
+    again = first.dbapi_connection is driver
+    first.detach()
     pool._dec_overflow()
     counts.append((pool._overflow, pool.checkedin(), pool.checkedout()))
     pool._create_connection()
-    expected = [(0, 0, 1), (0, 1, 0), (-1, 0, 0)]
+    expected = [(0, 0, 1), (0, 1, 0), (-1, 1, -1)]
     return pool.queue is not None and again and counts == expected

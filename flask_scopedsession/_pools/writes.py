@@ -10,6 +10,10 @@ import re
 import typing as t
 from collections import Counter
 
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import CompileError
+from sqlalchemy.schema import CreateTable
+
 from .account import Slot
 from .drivers import is_transaction_open
 from .drivers import note_rows_written
@@ -89,9 +93,21 @@ def effect_of(context: t.Any, statement: str) -> Effect | None:
         table = getattr(getattr(context.compiled, "statement", None), "table", None)
         name = getattr(table, "name", None)
         if name is not None:
-            schema = str(getattr(table, "schema", "")).lower()
-            return None if schema == temporary_schema else Effect("write", str(name))
+            temporary = _is_temporary(table, context.dialect, temporary_schema)
+            return None if temporary else Effect("write", str(name))
     return _effect_of_text(statement, temporary_schema)
+
+
+def _is_temporary(table: t.Any, dialect: t.Any, temporary_schema: str | None) -> bool:
+    """Whether a table of SQLAlchemy's is temporary, by its schema or its CREATE."""
+    if str(getattr(table, "schema", "")).lower() == temporary_schema:
+        return True
+    try:
+        created = str(CreateTable(table).compile(dialect=dialect))
+    except (ArgumentError, AttributeError, CompileError):
+        return False  # it cannot be created so, as one that is only read about
+    found = _effect_of_text(created, temporary_schema)
+    return found is not None and found.action == "temporary"
 
 
 def _effect_of_text(statement: str, temporary_schema: str | None) -> Effect | None:

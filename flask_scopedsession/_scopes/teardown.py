@@ -164,12 +164,13 @@ def _discard(
     """
     known: t.Any = getattr(transaction, "_connections", None) or {}
     of_session = {id(each[0]): each[0] for each in known.values()}
+    here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
     for connection in (session, *of_session.values()):
         _throw_away(connection, under_way)
-    here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
     # If there are more, some are not the session's, and nothing says which.
     for proxied in here if len(here) <= len(of_session) else ():
-        _throw_away(proxied, under_way)
+        if proxied.is_valid:
+            _throw_away(proxied, under_way)
 
 
 def _throw_away(connection: t.Any, under_way: BaseException) -> None:

@@ -334,7 +334,7 @@ class Between:
         self._inside = {
             function.__code__
             for function in (
-                *(FairQueue.get, FairQueue.take, FairQueue._wait),
+                *(FairQueue.get, FairQueue._wait),
                 *(FairQueue.serve, FairQueue._leave),
             )
         }

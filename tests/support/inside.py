@@ -26,6 +26,7 @@ from flask_scopedsession._pools.tracked_pool import limits
 from flask_scopedsession._pools.tracked_pool import pool_class
 from flask_scopedsession._pools.tracked_pool import returns_are_seen
 from flask_scopedsession._scopes import context
+from flask_scopedsession._scopes import lost_work
 from flask_scopedsession._scopes import teardown
 from flask_scopedsession._scopes.scope import Responsible
 from flask_scopedsession._scopes.scope import Scope
@@ -71,6 +72,7 @@ __all__ = [
     "fair_queue",
     "fold",
     "limits",
+    "lost_work",
     "pool_class",
     "process_name",
     "reader",
