@@ -48,6 +48,7 @@ class Account(t.Protocol):
 
     def held_here(self) -> list[t.Any]:
         """Return the proxied connections that the calling thread has checked out."""
+        ...
 
 
 class Ledger:

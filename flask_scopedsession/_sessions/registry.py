@@ -121,7 +121,11 @@ class Registry(ScopedRegistry[t.Any]):
             session = application.sessionmaker.make(only)
             if type(session).get_bind is not Session.get_bind:
                 # A class that routes would send some statements elsewhere.
-                session.get_bind = lambda *_, **__: engine
+
+                def get_bind(*_: t.Any, **__: t.Any) -> Engine:
+                    return engine
+
+                session.get_bind = get_bind
             kept = scope.sessions.setdefault(name, session)
             if kept is not session:
                 close_session(session)
