@@ -20,7 +20,9 @@ from ._runtime import fork
 from ._scopes.context import current_context
 from ._scopes.kinds import OfContext
 from ._scopes.ledger import Ledger
+from ._scopes.responses import HANDLED
 from ._scopes.responses import note_responses
+from ._scopes.responses import STATUS
 from ._scopes.scope import SCOPE
 from ._scopes.scope import Scope
 from ._scopes.streams import ANSWERED
@@ -114,8 +116,8 @@ class Application:
             }
         )
         self.accounts = accounts if settings.tracking else {}
-        self.ledger.accounts.extend(self.accounts.values())
         """By bind; empty if tracking is off."""
+        self.ledger.accounts.extend(self.accounts.values())
         self.sessionmaker = template.of(
             self.ledger,
             {
@@ -173,6 +175,8 @@ class Application:
                 kept.pop(session_name, None)
                 raising = end_scope(ledger, scope, context, error) or raising
                 kept.pop(SCOPE, None)
+                kept.pop(STATUS, None)
+                kept.pop(HANDLED, None)
                 ledger.leave(scope)
             if raising is not None:
                 raise raising
