@@ -26,6 +26,7 @@ from postgres import fresh_database
 from sqlalchemy import orm
 from sqlalchemy import select
 from sqlalchemy import text
+from sqlalchemy.orm import Mapped
 from sqlalchemy.schema import CreateTable
 
 from flask_scopedsession import ScopedSession
@@ -46,19 +47,19 @@ links = sa.Table(
 
 class Tag(Base):
     __tablename__ = "tag"
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    id: Mapped[int] = orm.mapped_column(primary_key=True)
 
 
 class Person(Base):
     __tablename__ = "person"
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    name: orm.Mapped[str] = orm.mapped_column(sa.String(99))
-    tags: orm.Mapped[list[Tag]] = orm.relationship(secondary=links)
+    id: Mapped[int] = orm.mapped_column(primary_key=True)
+    name: Mapped[str] = orm.mapped_column(sa.String(99))
+    tags: Mapped[list[Tag]] = orm.relationship(secondary=links)
 
 
 class Odd(Base):
     __tablename__ = "Odd Table"
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    id: Mapped[int] = orm.mapped_column(primary_key=True)
 
 
 person = Person.__table__

@@ -8,6 +8,7 @@ from sqlalchemy import event
 from sqlalchemy import orm
 from sqlalchemy import select
 from sqlalchemy import text
+from sqlalchemy.orm import Mapped
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import SessionRemoved
@@ -19,15 +20,15 @@ class Base(orm.DeclarativeBase):
 
 class User(Base):
     __tablename__ = "user"
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    name: orm.Mapped[str]
-    posts: orm.Mapped[list[Post]] = orm.relationship()
+    id: Mapped[int] = orm.mapped_column(primary_key=True)
+    name: Mapped[str]
+    posts: Mapped[list[Post]] = orm.relationship()
 
 
 class Post(Base):
     __tablename__ = "post"
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    user_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("user.id"))
+    id: Mapped[int] = orm.mapped_column(primary_key=True)
+    user_id: Mapped[int] = orm.mapped_column(sa.ForeignKey("user.id"))
 
 
 @pytest.fixture
