@@ -2,7 +2,7 @@
 
 It sends no query, loads no attribute, takes no lock of a pool, and keeps no reference
 that outlives the reading. What it iterates over is copied first, in one operation of
-the interpreter. Whoever is read about may be gone at any moment.
+the interpreter. A thread, greenlet or context may end at any moment of the reading.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Reader:
         )
 
     def _blocked(self, account: PoolAccount, out: list[Held]) -> list[Waiting]:
-        """Return who waits for a connection that another holds, longest first.
+        """Return the checkouts that wait for another's connection, longest first.
 
         A call of ``connect()`` usually does not wait. Only pending checkouts beyond the
         pool's remaining slots have to.

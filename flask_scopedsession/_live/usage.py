@@ -27,7 +27,8 @@ def measured(
 ) -> dict[str, t.Any]:
     """Return what was measured, since the start and over the last minute."""
     meters, blind = account.meters, account.listens_only
-    # Where there is no telling who just passes, there is none of the most that waited.
+    # The maximum number of waiters is unknown for pools that cannot tell waiting from
+    # connecting.
     counted = not blind and (bounds.max is not None or bool(bounds.unlimited))
     with meters.aggregated() as window:
         return {
@@ -66,7 +67,7 @@ def _busiest(found: Busiest | None) -> BusyMinute | None:
 
 
 def views(meters: Meters, out: Iterable[Held], now: float) -> tuple[ViewUse, ...]:
-    """Return the views that had most of the pool's time; who holds now, too."""
+    """Return the views that used most of the pool's time, present holders included."""
     with meters.aggregated() as window:
         ever, minute = meters.held.uses(), meters.held.uses_minute()
     for held in out:

@@ -1,1 +1,9 @@
-"""Engines and their pools, and the account kept of every connection."""
+"""Engines and their pools, and the account kept of every connection.
+
+``engine``        settings to engines.
+``tracked_pool``  the pool subclass; ``fair_queue``, the order of waiting threads.
+``account``       connections, waiters and timeouts; ``meters``, how long they took.
+``statements``    what the dialect executes, commits and rolls back.
+``writes``        what statements change; ``sharing``, two threads on one connection.
+``drivers``       what drivers say; ``naming``, names of connections at the server.
+"""

@@ -104,7 +104,7 @@ class Slot:
         self.returned = self.since = self.moved = self.opened
         """When it was last returned; checked out; began or ended a statement."""
         self.scope: Scope | None = None
-        """Who has it; ``None`` while it is in the pool."""
+        """The scope that has it checked out; ``None`` while it is idle."""
         self.runner: int | None = None
         """The thread whose statement runs on it now."""
         self.sender: t.Any = _NOBODY
@@ -184,7 +184,7 @@ class Waiting:
 
 
 class TimedOut(t.NamedTuple):
-    """A checkout that gave up."""
+    """A checkout that timed out."""
 
     at: float
     """When, as :func:`time.time` has it."""
@@ -192,7 +192,7 @@ class TimedOut(t.NamedTuple):
     """Seconds."""
     scope: Scope
     holders: tuple[Holder, ...]
-    """Who held a connection at that moment, longest first."""
+    """The holders at that moment, longest first."""
 
 
 class PoolAccount:
@@ -234,11 +234,11 @@ class PoolAccount:
         """Whether the pool hands out a connection that is checked out, as StaticPool
         does. It counts for the first scope."""
         self.is_fair = False
-        """The pool says who waits; else that is worked out by the reader."""
+        """Whether the pool reports waiting threads; else the reader works them out."""
         self.most = float("inf")
         """How many connections may be open at a time."""
         self.describe: t.Callable[[], tuple[Holder, ...]] = tuple
-        """Says who holds what right now; set by the reader of this account."""
+        """Returns the present holders; set by the reader of this account."""
         self.reset()
 
     def reset(self) -> None:
@@ -343,7 +343,7 @@ class PoolAccount:
         pending.now = max(pending.now, self.in_use()[1])
 
     def in_use(self) -> tuple[int, int]:
-        """Count what is checked out, and who must wait because of that."""
+        """Count the connections in use, and the checkouts that must wait for one."""
         used = self.used.copy()
         if self.is_fair:
             return len(used), sum(w.in_line for w in list(self.waiting.values()))
@@ -402,7 +402,7 @@ class PoolAccount:
         self.meters.invalidated.add(0.0 if slot is None else now - slot.opened)
 
     def timed_out(self, since: float, scope: Scope) -> TimedOut:
-        """Note a checkout that gave up, and who held what at that moment."""
+        """Note a checkout that timed out, and the holders at that moment."""
         now = perf_counter()
         try:
             holders = self.describe()

@@ -197,6 +197,6 @@ def _execute_pragmas(connection: DBAPIConnection, pragmas: Mapping[str, str]) ->
 
 
 def dispose_all(engines: Iterable[Engine]) -> None:
-    """Close the connections that rest; what is out is closed as it returns."""
+    """Close idle connections; those in use are closed as they are returned."""
     for engine in engines:
         engine.dispose()

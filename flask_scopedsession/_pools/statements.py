@@ -40,7 +40,7 @@ if t.TYPE_CHECKING:
 #: of INSERT for many rows are long, and differ by the number of rows.
 _MOST_KNOWN, _LONGEST_KNOWN = 1000, 5000
 
-#: Stands for a statement whose effect was not looked for yet.
+#: Stands for the effect of a statement that is new.
 _NEW = t.cast("Effect", object())
 
 

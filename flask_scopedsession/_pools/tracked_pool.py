@@ -190,7 +190,7 @@ def pool_class(base: type[Pool], *, fair: bool, tracked: bool) -> type[Pool]:
 
     It bears the name of `base`, which SQLAlchemy's loggers are named after.
 
-    :param fair: Serve whoever has waited longest, if `base` is a queue that can.
+    :param fair: Serve the thread that has waited longest, if `base` is a queue that can.
     :param tracked: Keep an account, once :func:`attach` gives it one.
     """
     parts, body = fair_parts(base) if fair else ((), {})
@@ -278,7 +278,7 @@ def limits(pool: Pool) -> Limits:
 def explain(
     error: sa_exc.TimeoutError, account: PoolAccount, timeout: TimedOut
 ) -> None:
-    """Add to a timeout who held the connections; its message stays SQLAlchemy's."""
+    """Add the holders to a timeout's error; its message stays SQLAlchemy's."""
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
     out = f"{count(held, 'connection')} {'is' if held == 1 else 'are'} checked out"

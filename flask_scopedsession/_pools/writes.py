@@ -1,7 +1,7 @@
 """What statements have changed on a connection, and a rollback would lose.
 
 Only what is certain counts: a statement that matched no row, one that wrote to a
-temporary table, and one whose effect cannot be told from its text change nothing.
+temporary table, and one whose text does not show its effect change nothing.
 """
 
 from __future__ import annotations

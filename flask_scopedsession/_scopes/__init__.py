@@ -1,1 +1,10 @@
-"""Scopes: who uses a session or connection, and when that use ends."""
+"""Scopes: what uses a session or connection, and how that use ends.
+
+``context``    Flask's current context and request.
+``scope``      the record of one scope: whose it is, its sessions and counters.
+``ledger``     all scopes of an application.
+``kinds``      where scopes are kept: on the context, by thread, by a key.
+``teardown``   how a scope ends; ``lost_work``, what it leaves uncommitted.
+``responses``  how the request was answered.
+``streams``    abandoned streams and lasting contexts, with Flask 3.1 and older.
+"""

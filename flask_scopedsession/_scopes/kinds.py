@@ -84,7 +84,7 @@ class OfKey(Kind):
         except TypeError:
             kind = type(key).__name__
         else:
-            # Another thread may have ended it, who cannot see this thread's scopes.
+            # Another thread may have ended it; it cannot see this thread's scopes.
             return None if anchor is None or anchor.scope.ended else anchor
         raise ConfigError(
             f"scopefunc must return a hashable, such as a str or an int, not a {kind}."

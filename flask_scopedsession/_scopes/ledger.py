@@ -89,7 +89,7 @@ class Ledger:
         self.unscoped: weakref.WeakKeyDictionary[Session, Scope] = (
             weakref.WeakKeyDictionary()
         )
-        """Sessions that ``db.sessionmaker`` made, and who called it."""
+        """Sessions that ``db.sessionmaker`` made, and the scopes that called it."""
         self.uncommitted: set[t.Any] = set()
         """Slots of connections with changes that are not committed, or savepoints."""
         self.ending: dict[int, Counter[str]] = {}
@@ -122,7 +122,7 @@ class Ledger:
         return scope
 
     def user(self) -> Scope:
-        """Return who the calling thread works for right now."""
+        """Return the scope that the calling thread works for right now."""
         context = current_context()
         if context is None:
             return visitor(None)

@@ -1,6 +1,6 @@
-"""How a request was answered, which teardown functions are not told.
+"""How a request was answered, which teardown functions do not learn.
 
-They hear neither of ``abort(400)`` nor of an error that has a handler.
+They are passed neither ``abort(400)`` nor an error that has a handler.
 """
 
 from __future__ import annotations

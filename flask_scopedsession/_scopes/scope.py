@@ -1,4 +1,4 @@
-"""The scope record: who uses sessions and connections, and which sessions are open.
+"""The scope record: the user of sessions and connections, and its open sessions.
 
 One record per application context, made when the context first needs a session or a
 connection. It keeps references only; names are resolved when somebody asks.

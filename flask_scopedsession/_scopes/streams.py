@@ -110,7 +110,7 @@ def _note_shared(ledger: Ledger, context: t.Any) -> None:
 def _without_flask() -> contextvars.Context:
     """Return the current context variables, less Flask's.
 
-    Whoever leaves the abandoned context cannot end what is active in this one.
+    Code that leaves the abandoned context cannot end what is active in this one.
     """
     found = contextvars.Context()
     for variable, value in contextvars.copy_context().items():

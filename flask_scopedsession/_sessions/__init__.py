@@ -1,1 +1,6 @@
-"""Sessions: the registry behind ``db.session``, and which database a table is in."""
+"""Sessions, and the databases that tables are in.
+
+``registry``  the registry behind ``db.session``.
+``factory``   the sessionmakers.
+``routing``   which database a class or table is in.
+"""
