@@ -252,7 +252,7 @@ class FairPool(QueuePool):
 def fair_parts(
     base: type[Pool],
 ) -> tuple[tuple[type[Pool], ...], dict[str, t.Any]]:
-    """Return what a subclass of `base` that serves in turn inherits and has.
+    """Return the bases and attributes that make a subclass of `base` fair.
 
     Both are empty where `base` is no queue, or not one that can.
     """

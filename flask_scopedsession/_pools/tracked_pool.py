@@ -186,11 +186,11 @@ def _answers(proxied: PoolProxiedConnection, dialect: t.Any) -> bool:
 
 @cache
 def pool_class(base: type[Pool], *, fair: bool, tracked: bool) -> type[Pool]:
-    """Return the subclass of a pool class that serves in turn, and keeps an account.
+    """Return the subclass of a pool class that is fair, and keeps an account.
 
-    It bears the name of `base`, which SQLAlchemy's loggers are named after.
+    It has the name of `base`, because SQLAlchemy's loggers are named after it.
 
-    :param fair: Serve the thread that has waited longest, if `base` is a queue that can.
+    :param fair: Serve the thread that has waited longest, if `base` is a queue.
     :param tracked: Keep an account, once :func:`attach` gives it one.
     """
     parts, body = fair_parts(base) if fair else ((), {})
