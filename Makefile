@@ -45,7 +45,7 @@ serve: $(VENV)/.example
 
 # Many tests wait for servers, so three processes keep two cores busy.
 test: $(VENV)/.tests
-	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about four minutes on two cores).'
+	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about five minutes on two cores).'
 	@echo 'They start servers on this machine (gunicorn, Celery, PostgreSQL and others)'
 	@echo 'and stop them again.'
 	@$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)

@@ -21,6 +21,7 @@ from flask import request
 from flask.typing import ResponseReturnValue
 from sqlalchemy import Connection
 from sqlalchemy import func
+from sqlalchemy import literal
 from sqlalchemy import Select
 from sqlalchemy import select
 from sqlalchemy import update
@@ -146,18 +147,18 @@ def share_session() -> ResponseReturnValue:
     Only one thread at a time may use a session and its connection. This mistake often
     works, and mixes up results now and then. The extension logs it.
 
-    Correct: run one query after the other, or give each thread its own context, as in
-    ``jobs.py``.
+    Correct: one query after the other, or a context for each thread, as in ``jobs.py``.
     """
     session = db.session()
-    statement = pairs_in_order(airports_argument())
+    airports = session.scalar(select(func.count()).select_from(Airport))
+    statement = slow_count()
 
-    def compare(_: int) -> Any:
+    def count(_: int) -> Any:
         return session.scalar(statement)
 
     with ThreadPoolExecutor(2) as threads:
-        pairs = list(threads.map(compare, range(2)))
-    return jsonify(worker=os.getpid(), pairs=pairs)
+        counts = list(threads.map(count, range(2)))
+    return jsonify(worker=os.getpid(), airports=airports, counts=counts)
 
 
 @bp.get("/keep-session")
@@ -240,6 +241,14 @@ def pairs_in_order(airports: int) -> Select[Any]:
     return (
         select(func.count()).select_from(some).join(other, some.c.name < other.c.name)
     )
+
+
+def slow_count() -> Select[Any]:
+    """Let the database count to three million, which takes about a second."""
+    numbers = select(literal(1).label("number")).cte("numbers", recursive=True)
+    number = numbers.c.number
+    numbers = numbers.union_all(select(number + 1).where(number < 3_000_000))
+    return select(func.count()).select_from(numbers)
 
 
 def airports_argument() -> int:

@@ -128,6 +128,17 @@ class Anchor:
     scope: Scope
 
 
+class _Endless:
+    """What a scope refers to that lasts until nobody has it any more."""
+
+    __slots__ = ("__weakref__",)
+
+
+#: Not the thread, which the scope itself keeps: Python 3.11 crashes if the last
+#: reference to an object is in an attribute of a weak reference to that object.
+_ENDLESS = _Endless()
+
+
 def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> Scope:
     """Return a record of what the calling thread does now.
 
@@ -178,14 +189,14 @@ def visitor(parent: Scope | None) -> Scope:
     There is no context, or another thread or request uses that of `parent`.
     """
     if parent is None:
-        return new_scope(threading.current_thread())
+        return new_scope(_ENDLESS)
     # A request on Flask 3.1 or older inside a context that was pushed before.
     request = current_request_context()
     kept: dict[str, t.Any] = {} if request is None else request.__dict__
     known: Scope | None = kept.get(SCOPE)
     if known is not None and is_user(known):
         return known
-    scope = new_scope(threading.current_thread() if request is None else request)
+    scope = new_scope(_ENDLESS if request is None else request)
     scope.parent = parent
     kept[SCOPE] = scope
     return scope

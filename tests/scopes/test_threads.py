@@ -471,3 +471,34 @@ def test_the_garbage_collector_in_another_thread(of_context, make, caplog):
     gc.collect()
     assert used(db, app) == (0, 0)
     assert caplog.records == []
+
+
+# A thread without a context
+
+
+@pytest.mark.subprocess
+def test_a_connection_that_outlives_its_thread(run_script, short_tmp):
+    """It is returned after its thread was freed. (This crashed Python 3.11.)"""
+    source = """
+        from concurrent.futures import ThreadPoolExecutor
+        from flask import Flask
+        from flask_scopedsession import ScopedSession
+
+        db = ScopedSession()
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///app.db"
+        db.init_app(app)
+        with app.app_context():
+            engine = db.engine
+        kept = []
+
+        def check_out():
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(lambda: kept.append(engine.connect())).result()
+
+        for _ in range(3):
+            check_out()
+            kept.pop().close()
+        print(engine.pool.checkedout())
+    """
+    assert run_script(source, cwd=short_tmp).check().stdout == "0\n"

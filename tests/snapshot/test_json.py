@@ -183,6 +183,7 @@ SESSION: Keys = {
     "deleted": (int, None),
     "identity": (int, None),
     "idle_in_transaction_s": (*NUMBER, None),
+    "requests": (int, None),
 }
 WORKER: Keys = {
     "id": str,

@@ -742,10 +742,16 @@ def test_a_slow_statement(faulty: Flask) -> None:
         assert response.status_code == 400
 
 
-def test_a_shared_session(faulty: Flask) -> None:
-    """One of the two threads is refused."""
-    with pytest.raises(SharedSession):
-        faulty.test_client().get("/faults/share-session?airports=5000")
+def test_a_shared_session(faulty: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """Two statements overlap: a warning, and in debug mode an error."""
+    path = "/faults/share-session"
+    browser = faulty.test_client()
+    assert browser.get(path).json["counts"] == [3_000_000] * 2
+    (warning,) = [line for line in caplog.messages if "two threads" in line]
+    assert "GET /faults/share-session -> faults.share_session" in warning
+    faulty.debug = True
+    with pytest.raises(SharedSession, match="two threads use one connection"):
+        browser.get(path)
 
 
 @pytest.mark.parametrize(

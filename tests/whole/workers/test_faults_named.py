@@ -203,8 +203,8 @@ def test_checkouts_that_gave_up(
     )
     assert re.search(said, pool_status(run_cli))
     assert re.search(
-        r"connection pool timeout\nBind 'default': gave up after 0\.\d s; 1 connections"
-        r" are checked out, longest:\n  block at live_app\.py:\d+ wait_for_gate, held",
+        r"connection pool timeout\nBind 'default': gave up after 0\.\d s; 1 connection"
+        r" is checked out, longest:\n  block at live_app\.py:\d+ wait_for_gate, held",
         group.log,
     )
 
