@@ -29,6 +29,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
+from threads import in_thread
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
@@ -416,6 +417,30 @@ def test_an_interrupted_checkout(make):
     assert counts(db, "used", "open", "pending") == (0, 0, 0)
     with db.engine.connect():
         assert counts(db, "used", "open") == (1, 1)
+
+
+def test_an_interrupted_return(make, monkeypatch):
+    """The pool has the connection back, and the next one to use it is its holder."""
+    db = make(pool_size=1, max_overflow=0, pool_timeout=0.2)
+    app, account = this_app(), account_of(db)
+
+    def interrupted(slot):
+        raise KeyboardInterrupt
+
+    def hold_and_leave():
+        with app.app_context():
+            connection = db.engine.connect()
+            with monkeypatch.context() as patch:
+                patch.setattr(account, "check_in", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    connection.close()
+
+    in_thread(hold_and_leave, "before")
+    assert counts(db, "used", "open", "holders") == (0, 1, ())
+    with db.engine.connect():
+        (holder,) = pool_of(db).holders
+        assert holder.thread == threading.current_thread().name
+    assert counts(db, "used", "open", "idle") == (0, 1, 1)
 
 
 # Waiting
