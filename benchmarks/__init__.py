@@ -1,1 +1,1 @@
-"""The extension beside its peers, in one interleaved run: ``python -m benchmarks``."""
+"""Compares the extension with its peers in interleaved rounds."""

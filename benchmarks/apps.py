@@ -1,7 +1,7 @@
 """The application that every contestant serves, and its views.
 
-A view's text is the same for all; only the expression for the session differs, and
-whether a ``with`` statement opens it.
+The source of a view is the same for all. Only the expression for the session differs,
+and whether a ``with`` statement opens the session.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .contestants import Contestant
 from .contestants import Database
 from .contestants import InitApp
 
-#: For every engine: what a web application would have, and pre-ping off.
+#: Options of every engine: usual for a web application, without pre-ping.
 ENGINE = {
     "poolclass": sa.QueuePool,
     "pool_size": 5,
@@ -34,12 +34,12 @@ ENGINE = {
     "pool_pre_ping": False,
 }
 
-#: How often W5 reads its attribute in one request.
+#: Reads of the attribute in one request of W5.
 READS = 1000
 
 
 class Base(DeclarativeBase):
-    """The models' base."""
+    """The base of the models."""
 
 
 class Item(Base):
@@ -51,7 +51,7 @@ class Item(Base):
     name: Mapped[str]
 
 
-#: Made once: the construction of a statement would cost everybody the same.
+#: Constructed once, because its construction costs all contestants the same.
 BY_ID = sa.select(Item).where(Item.id == sa.bindparam("id"))
 
 VIEWS = {
@@ -93,35 +93,35 @@ VIEWS = {
 #: Seconds for which a view of W9 holds its connection.
 HOLD = 0.002
 
-_turns = 0
+_iterations = 0
 
 
 def calibrate_spin() -> None:
-    """Find how many turns of a loop take :data:`HOLD` seconds of CPU time."""
-    global _turns  # noqa: PLW0603 - a constant of this machine
+    """Find how many iterations of a loop take :data:`HOLD` seconds of CPU time."""
+    global _iterations  # noqa: PLW0603 - a constant of this machine
     sample = 20_000
     took = []
     for _ in range(15):
         began = time.perf_counter()
         _spin(sample)
         took.append(time.perf_counter() - began)
-    _turns = int(sample * HOLD / min(took))
+    _iterations = int(sample * HOLD / min(took))
 
 
 def spin() -> None:
     """Compute for :data:`HOLD` seconds, without waiting."""
-    _spin(_turns)
+    _spin(_iterations)
 
 
-def _spin(turns: int) -> None:
-    for _ in range(turns):
+def _spin(iterations: int) -> None:
+    for _ in range(iterations):
         pass
 
 
 def make_app(
     init_app: InitApp, database: Database, folder: str
 ) -> tuple[Flask, Access]:
-    """Do what an application's factory does, with all views."""
+    """Create an application with all views, as its factory does."""
     app = Flask("benchmarks", root_path=folder, instance_path=folder)
     access = init_app(app, database)
     for name in VIEWS:
@@ -149,7 +149,7 @@ def _view(name: str, access: Access) -> Callable[[], str]:
 
 
 def build(contestant: Contestant, database: Database, folder: str) -> Flask:
-    """Return a contestant's application, with tables and rows to work with."""
+    """Return the application of a contestant."""
     app, _ = make_app(contestant.build(), database, folder)
     return app
 
@@ -166,7 +166,7 @@ def fill(url: str) -> None:
 
 
 def keep_sqlite_off_the_disk() -> None:
-    """Let SQLite not wait for the disk, which is another measurement."""
+    """Keep SQLite from waiting for the disk, which is not measured here."""
 
     def connected(connection: t.Any, _: object) -> None:
         if type(connection).__module__.startswith("sqlite3"):
@@ -195,9 +195,9 @@ def _start(status: str, _: object, __: object = None) -> Callable[[bytes], objec
 
 
 def call(app: Flask, request: dict[str, t.Any]) -> None:
-    """Serve one request, to its end.
+    """Serve one request until its response is closed.
 
-    :raises BadStatus: It was answered by anything but 200.
+    :raises BadStatus: The status is not 200.
     """
     body = app(request.copy(), _start)
     try:
@@ -207,11 +207,11 @@ def call(app: Flask, request: dict[str, t.Any]) -> None:
         body.close()  # type: ignore[attr-defined]
 
 
-# -- are the settings equal ----------------------------------------------------
+# -- comparison of the settings ----------------------------------------------------
 
 
 def settings_of(app: Flask, access: Access) -> dict[str, t.Any]:
-    """Return what must not differ between contestants."""
+    """Return the settings that must not differ between contestants."""
     with app.app_context():
         engine = access.engine()
         pool: t.Any = engine.pool

@@ -1,4 +1,4 @@
-"""What is measured: the workloads, who takes part in each, and against whom."""
+"""The workloads, the contestants of each, and the baseline of each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .contestants import PEERS
 
 
 class Metric(t.NamedTuple):
-    """One figure that a row has for each round."""
+    """A figure that each contestant has for each round."""
 
     key: str
     title: str
     unit: str
     ratio: bool = True
-    """Told as a ratio to the baseline of the same round."""
+    """Also reported as a ratio to the baseline in the same round."""
 
 
 WALL = Metric("wall", "wall", "µs")
@@ -36,19 +36,19 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The name for ``--only``, JSON and tables."""
+        """The name in JSON and in tables."""
         return f"{self.workload} {self.setting}".rstrip()
 
     @property
     def contestants(self) -> tuple[str, ...]:
-        """The keys of all rows, the baseline first."""
+        """The keys of all contestants, the baseline first."""
         return (*((self.baseline,) if self.baseline else ()), *self.others)
 
 
 _LOCAL_OTHERS = ("local-again", "hand", *PEERS[1:])
 _POOL_OTHERS = ("hand-again", "ours", "ours-unfair", "ours-off")
 
-#: Cases of one request or step after the other, in slices; see :mod:`.worker`.
+#: Cases that run one step after the other, in slices; see :mod:`.worker`.
 SLICED = (
     Case("W1", "", "a request that uses no database"),
     Case("W2", "sqlite", "one SELECT"),
@@ -58,31 +58,31 @@ SLICED = (
     Case("W4", "sqlite", "ten SELECTs"),
     Case("W4", "postgresql", "ten SELECTs"),
     Case(
-        *("W5", "attribute", "1,000 times an attribute of the session"),
+        *("W5", "attribute", "1,000 reads of an attribute of the session"),
         *("local", _LOCAL_OTHERS),
     ),
     Case(
-        *("W5", "call", "1,000 times `get_bind()` of the session"),
+        *("W5", "call", "1,000 calls of the session's `get_bind()`"),
         *("local", _LOCAL_OTHERS),
     ),
-    Case("W6", "", "a factory makes an application"),
+    Case("W6", "", "create an application"),
     Case(
-        *("W10", "", "a connection out of the pool and back", "hand", _POOL_OTHERS),
+        *("W10", "", "check out a connection and return it", "hand", _POOL_OTHERS),
     ),
 )
 
 IMPORTS = Case(
-    *("W7", "", "import in a fresh process, beyond Flask and SQLAlchemy alone"),
+    *("W7", "", "import in a fresh process, with Flask and SQLAlchemy"),
     others=("hand-again", *PEERS[1:-1]),
     metrics=(*TIMES, Metric("modules", "modules", "", ratio=False)),
 )
 
 MEMORY = Case(
-    *("W8", "", "memory that stays behind"),
+    *("W8", "", "memory that is not released"),
     baseline=None,
     others=("hand", *PEERS),
     metrics=(
-        Metric("requests_kib", "KiB after 20,000 requests", "KiB", ratio=False),
+        Metric("requests_kib", "KiB after requests", "KiB", ratio=False),
         Metric("apps_kib", "KiB after 50 applications", "KiB", ratio=False),
         Metric("apps_left", "applications left", "", ratio=False),
         Metric("engines_left", "engines left", "", ratio=False),
@@ -98,15 +98,15 @@ _RATE = Metric("rate", "requests/s", "")
 _TIMEOUTS = Metric("timeouts", "timeouts", "", ratio=False)
 
 CLOSED = Case(
-    *("W9", "closed", "16 threads on a pool of 5, each at once again"),
+    *("W9", "closed", "16 threads, 5 connections, closed loop"),
     others=_POOL_OTHERS,
     metrics=(
         *(*_LATENCIES, _RATE, Metric("cpu", "CPU", "µs"), _TIMEOUTS),
-        Metric("least", "least served", "%", ratio=False),
+        Metric("least", "least served thread", "%", ratio=False),
     ),
 )
 OPEN = Case(
-    *("W9", "open", "16 threads on a pool of 5, arrivals at 90 % of capacity"),
+    *("W9", "open", "16 threads, 5 connections, open loop"),
     others=_POOL_OTHERS,
     metrics=(*_LATENCIES, Metric("cpu", "CPU", "µs"), _TIMEOUTS),
 )

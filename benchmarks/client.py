@@ -1,4 +1,4 @@
-"""W12: the clients, threads with a connection each that is kept open."""
+"""W12: the clients, one thread for each connection that is kept open."""
 
 from __future__ import annotations
 

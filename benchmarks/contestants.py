@@ -1,7 +1,7 @@
-"""Who takes part: one small builder for each way to have sessions in Flask.
+"""The contestants: a small builder for each way to use sessions in Flask.
 
-A builder is called once per process, as a module is imported, and returns what an
-application's factory calls. All get the same URL and the same engine options.
+A builder runs once per process, as a module is imported, and returns the function that
+the application's factory calls. All get the same URL and engine options.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from sqlalchemy.orm import sessionmaker
 
 @dataclass(frozen=True)
 class Database:
-    """What every contestant is given."""
+    """The database settings, the same for every contestant."""
 
     url: str
     options: t.Mapping[str, t.Any]
     """For ``create_engine()``."""
     config: t.Mapping[str, t.Any] = field(default_factory=dict)
-    """For ``app.config``; only ours reads any of it."""
+    """For ``app.config``; only Flask-ScopedSession reads it."""
 
 
 class Access(t.NamedTuple):
-    """How a view of the contestant reaches its session."""
+    """How a contestant's views get the session."""
 
     session: str
-    """The expression that stands for the session wherever a view uses it."""
+    """The expression for the session in the views."""
     names: t.Mapping[str, t.Any]
-    """What the expression refers to."""
+    """The variables of the expression."""
     engine: Callable[[], sa.Engine]
     """Called in an application context."""
     opening: str | None = None
-    """The ``with`` statement around a view's body, if it takes one."""
+    """The ``with`` statement around the body of a view, if any."""
 
 
 InitApp = Callable[[Flask, Database], Access]
@@ -51,9 +51,9 @@ class Contestant:
     key: str
     title: str
     imports: str
-    """What an application imports for it, beyond Flask and SQLAlchemy."""
+    """The application's import, in addition to Flask and SQLAlchemy."""
     package: str | None
-    """The distribution that it is published as."""
+    """The name of the distribution."""
     build: Callable[[], InitApp]
 
 
@@ -61,7 +61,7 @@ class Contestant:
 
 
 def by_hand() -> InitApp:
-    """Return a factory's part with one ``sessionmaker`` and nothing else."""
+    """Build nothing but a ``sessionmaker``."""
 
     def init_app(_: Flask, database: Database) -> Access:
         engine = sa.create_engine(database.url, **database.options)
@@ -72,7 +72,7 @@ def by_hand() -> InitApp:
 
 
 def thread_local_by_hand() -> InitApp:
-    """Return a factory's part with SQLAlchemy's thread-local ``scoped_session``."""
+    """Build SQLAlchemy's thread-local ``scoped_session``."""
 
     def init_app(app: Flask, database: Database) -> Access:
         engine = sa.create_engine(database.url, **database.options)
@@ -147,7 +147,7 @@ def advanced_alchemy() -> InitApp:
         config = SQLAlchemySyncConfig(
             connection_string=database.url,
             engine_config=EngineConfig(**database.options),
-            # As everybody else's, rather than its own defaults.
+            # The same as the other contestants', instead of its own defaults.
             session_config=SyncSessionConfig(expire_on_commit=True, autoflush=True),
         )
         db = AdvancedAlchemy(config, app)
@@ -160,7 +160,7 @@ def advanced_alchemy() -> InitApp:
 
 
 def ours(**config: t.Any) -> Callable[[], InitApp]:
-    """Return the builder of ours with these keys in ``app.config``."""
+    """Return the builder of Flask-ScopedSession with these configuration keys."""
 
     def build() -> InitApp:
         from flask_scopedsession import ScopedSession
@@ -178,13 +178,6 @@ def ours(**config: t.Any) -> Callable[[], InitApp]:
         return init_app
 
     return build
-
-
-def knows_fair_pool() -> bool:
-    """Whether this version of ours has a switch for its fair queue."""
-    from flask_scopedsession._settings.keys import KEYS
-
-    return "SCOPEDSESSION_FAIR_POOL" in KEYS
 
 
 _OURS = "from flask_scopedsession import ScopedSession"
@@ -239,15 +232,8 @@ CONTESTANTS: dict[str, Contestant] = {
     )
 }
 
-#: What stands for the peers' rows in most tables.
+#: The contestants of most tables, in addition to the baseline.
 PEERS = (
     *("local", "flask-sqlalchemy", "lite", "alchemical", "advanced-alchemy"),
     *("ours", "ours-off"),
 )
-
-
-def why_not(key: str) -> str | None:
-    """Return why a contestant cannot take part with this version, if so."""
-    if key == "ours-unfair" and not knows_fair_pool():
-        return "this version has no SCOPEDSESSION_FAIR_POOL"
-    return None

@@ -1,4 +1,4 @@
-"""So many requests in a process of which somebody counts the instructions."""
+"""Requests in a process whose instructions valgrind counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> None:
     bench.ready()
     run = bench.slice(workload, setting)
     run(5)
-    # Else a collection falls into one of two runs, and not into the other.
+    # Otherwise a collection may run in one of the two processes only.
     gc.collect()
     gc.disable()
     run(int(n))

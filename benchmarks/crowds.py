@@ -1,4 +1,4 @@
-"""W8 and W9: the cases that need processes of their own, and more than slices."""
+"""W8 and W9: memory, and more threads than connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .runner import Result
 from .runner import say
 from .runner import team
 
-#: The share of what the baseline can do at most that arrives in an open loop.
+#: Arrivals of the open loop, as a share of the baseline's throughput.
 SHARE = 0.9
 
 HOLDS = ("cpu", "sleep")
@@ -28,13 +28,13 @@ def _sqlite() -> Iterator[str]:
 def memory(plan: Plan) -> Result:
     """Run W8, one contestant after the other."""
     result = Result.of(MEMORY)
-    count = 2_000 if plan.quick else 20_000
+    count = 2_000 if plan.quick else 10_000
     with team(result.running, _sqlite()) as members:
         members.note_problems(result)
         for key in result.running:
             say(f"  {MEMORY.id}: {key}")
             members.each([key], do="requests", warm_up=2_000, count=count)
-        # Once more: what the first run reached is where the second one begins.
+        # The first run lets the process grow to its size; measure a second one.
         result.add(members.each(result.running, do="requests", warm_up=0, count=count))
         say(f"  {MEMORY.id}: applications")
         result.add(members.each(result.running, do="apps", warm_up=30, count=50))
@@ -43,9 +43,8 @@ def memory(plan: Plan) -> Result:
     return result
 
 
-def contention(plan: Plan) -> list[Result]:
-    """Run W9: each hold, in closed and in open loop."""
-    found = []
+def contention(plan: Plan) -> Iterator[Result]:
+    """Run W9: computing and waiting, each in a closed and in an open loop."""
     for hold in HOLDS:
         closed, open_ = Result.of(CLOSED), Result.of(OPEN)
         with team(closed.running, _sqlite(), load.OPTIONS) as members:
@@ -62,7 +61,7 @@ def contention(plan: Plan) -> list[Result]:
                         seconds=plan.load_s,
                     )
                 )
-                # What the machine can do may change from round to round.
+                # The median of all rounds so far, because one round may be disturbed.
                 rate = SHARE * statistics.median(closed.rows["hand"].metrics["rate"])
                 members.note_problems(open_)
                 open_.add(
@@ -78,7 +77,6 @@ def contention(plan: Plan) -> list[Result]:
             members.note_problems(closed)
             members.note_problems(open_)
         for result in (closed, open_):
-            result.notes["hold"] = hold
+            result.notes.update(hold=hold, seconds=plan.load_s)
         open_.notes["rate"] = rate
-        found += [closed, open_]
-    return found
+        yield from (closed, open_)

@@ -1,7 +1,7 @@
-"""Many simulated workers in one process: their sockets are real, and so is each answer.
+"""Many simulated workers in one process, with real sockets and real answers.
 
-Each has a socket, a lock and an identity of its own, and is served by the package's own
-thread. What is shared is the application that they tell of, and the process.
+Each worker has its own socket, lock and identity, and the package's own thread serves
+it. All workers share the process and the application that they report.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from flask import Flask
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._application import of
 from flask_scopedsession._control.server import SERVER
+from flask_scopedsession._live.reader import MOST
 
 
 def main() -> None:
-    """Serve as the job says, until standard input ends."""
+    """Serve the workers of the job until standard input ends."""
     job: dict[str, t.Any] = json.loads(sys.argv[1])
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -30,24 +31,25 @@ def main() -> None:
     app = _app(db, job["directory"], job["sessions"])
     contexts = [_order(db, app, number) for number in range(job["sessions"])]
     live = of(app).live
-    if len(live.worker().sessions) != len(contexts):
-        raise RuntimeError("the sessions are not as many as they should be")
+    if len(live.worker().sessions) != min(len(contexts), MOST):
+        raise RuntimeError("the snapshot does not show all sessions")
     for _ in range(job["endpoints"]):
         endpoint = SERVER.open(live._source())
-        # Real workers keep house once a minute, and not all at the same moment.
+        # Real workers do their housekeeping once a minute, at different moments.
         endpoint._next_housekeeping = math.inf
     print("ready", flush=True)
     sys.stdin.read()
 
 
 def _order(db: ScopedSession[t.Any], app: Flask, number: int) -> contextvars.Context:
-    """Leave a request in its middle, with its session and its connection."""
+    """Begin a request that keeps its session and its connection."""
 
     def begin() -> None:
         app.test_request_context(f"/orders/{number}").push()
         db.session.execute(sa.text("SELECT 1"))
 
-    # In one of its own: Flask 3.1 lets requests share a context that is there.
+    # A context for each request, because Flask 3.1 reuses the application context
+    # that it finds.
     context = contextvars.Context()
     context.run(begin)
     return context
@@ -59,7 +61,7 @@ def _app(db: ScopedSession[t.Any], directory: str, sessions: int) -> Flask:
         SCOPEDSESSION_NAME="benchmarks",
         SCOPEDSESSION_CONTROL=True,
         SCOPEDSESSION_CONTROL_DIR=directory,
-        # Held for long they are, but that is not what is measured.
+        # Warnings about connections that are checked out for long are not measured.
         SCOPEDSESSION_HELD_LONG_AFTER=86_400,
         SQLALCHEMY_DATABASE_URI="sqlite:///:memory:",
         SQLALCHEMY_ENGINE_OPTIONS={

@@ -21,7 +21,6 @@ import psutil
 from . import apps
 from .cases import Case
 from .cases import SERVED
-from .contestants import why_not
 from .runner import Plan
 from .runner import Result
 from .runner import ROOT
@@ -36,7 +35,7 @@ _PATHS = {"select": "/W2", "write": "/W3"}
 
 
 class Server:
-    """One gunicorn with one worker."""
+    """A gunicorn with one worker."""
 
     def __init__(self, key: str, url: str) -> None:
         self.folder = tempfile.mkdtemp(prefix="fs-bench-")
@@ -57,7 +56,7 @@ class Server:
     def wait_ready(self) -> None:
         """Wait until the worker answers.
 
-        :raises TimeoutError: It does not.
+        :raises TimeoutError: It does not answer in time, or with an error.
         """
         end = time.monotonic() + 30
         while time.monotonic() < end:
@@ -79,7 +78,7 @@ class Server:
         return float(times.user + times.system)
 
     def close(self) -> None:
-        """End it, and remove its files."""
+        """End gunicorn, and remove its files."""
         self._process.terminate()
         self._process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -104,7 +103,7 @@ class _Clients:
         )
 
     def ask(self, server: Server, path: str, seconds: float) -> dict[str, float]:
-        """Send requests for so long; return what came of it, with the CPU time."""
+        """Send requests for some seconds; return rates, latencies and CPU time."""
         order = {
             "port": server.port,
             "path": path,
@@ -129,25 +128,22 @@ class _Clients:
 
 
 def run(plan: Plan, urls: Iterator[str]) -> list[Result]:
-    """Run both cases, each against the same servers."""
+    """Run both cases against the same servers."""
     results = [Result.of(case) for case in SERVED]
     with ExitStack() as stack:
         clients = _Clients()
         stack.callback(clients.close)
         servers: dict[str, Server] = {}
         for key in results[0].running:
-            problem = why_not(key)
-            if problem is None:
-                server = Server(key, next(urls))
-                stack.callback(server.close)
-                try:
-                    server.wait_ready()
-                    servers[key] = server
-                except TimeoutError as error:
-                    problem = str(error)
-            if problem is not None:
+            server = Server(key, next(urls))
+            stack.callback(server.close)
+            try:
+                server.wait_ready()
+            except TimeoutError as error:
                 for result in results:
-                    result.rows[key].problem = problem
+                    result.rows[key].problem = str(error)
+            else:
+                servers[key] = server
         for result in results:
             _run_case(result, clients, servers, plan)
     return results
@@ -163,5 +159,5 @@ def _run_case(
     for number in range(plan.rounds):
         say(f"  {case.id}: round {number + 1} of {plan.rounds}")
         for key in plan.shuffled(servers, number):
-            # A CPU clock that ticks a hundred times a second needs time to tell.
+            # The system counts CPU time in ticks of 10 ms, so a round takes seconds.
             result.rows[key].add(clients.ask(servers[key], path, plan.load_s))

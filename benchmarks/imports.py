@@ -1,4 +1,4 @@
-"""W7: what an import costs, in fresh processes."""
+"""W7: the duration of an import, in fresh processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps(
 def run(plan: Plan) -> Result:
     """Run the case."""
     result = Result.of(IMPORTS)
-    for number in range(-1, plan.rounds):  # the first one fills the caches on disk
+    for number in range(-1, plan.rounds):  # the first round fills the disk cache
         say(f"  {IMPORTS.id}: round {number + 1} of {plan.rounds}")
         for key in plan.shuffled(result.running, number):
             measured = _import(CONTESTANTS[key].imports)

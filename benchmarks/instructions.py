@@ -1,7 +1,7 @@
-"""Instructions per request, counted by valgrind: they do not depend on the load.
+"""Instructions per request, counted by valgrind; the load does not change them.
 
-``python -m benchmarks --only instructions``. Each figure is the difference of two runs
-of the same process, one with more requests than the other.
+``python -m benchmarks --only instructions``. Each figure comes from the difference
+between two runs with different numbers of requests.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from . import apps
 from .runner import ROOT
 from .runner import say
 
-CASES = (("W1", ""), ("W2", ""), ("W5", "attribute"), ("W5", "call"))
+CASES = (("W1", ""), ("W2", ""), ("W5", "attribute"))
 ROWS = ("hand", "local", "ours", "ours-off")
 
 _FEW, _MANY = 20, 120
 
 
 def run() -> dict[str, t.Any] | str:
-    """Count; return a table ready for the report, or why there is none."""
+    """Count; return the report's entry, or the reason why there is none."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         return "valgrind is not installed"
     jobs = [(*case, row) for row in ROWS for case in CASES]
-    # Leaves all modules compiled; else the first of two runs would do so.
+    # Compile all modules now, so that no run that counts compiles any.
     _count(valgrind, "W1", "", "ours", 1)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         counted = list(pool.map(lambda job: _per_request(valgrind, *job), jobs))

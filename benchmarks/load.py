@@ -1,9 +1,9 @@
-"""W9: more threads than connections, and how long each request takes.
+"""W9: more threads than connections.
 
 Closed loop: each thread sends its next request as soon as the last is answered. That
-flatters a queue in which somebody starves, who then sends no more. Open loop: requests
-arrive when they arrive, and a latency counts from that moment, whether or not there was
-a thread to serve it.
+flatters an unfair queue, because a thread that starves sends no more requests. Open
+loop: requests arrive at fixed times, and a latency counts from the arrival, even while
+no thread is free to serve it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from . import apps
 #: Threads that serve; the pool has five connections.
 THREADS = 16
 
-#: Engine options of this workload, for everybody. Who waits longer counts as a timeout.
+#: Engine options of this workload, for all contestants.
 OPTIONS = {"pool_size": 5, "max_overflow": 0, "pool_timeout": 2.0}
 
 
 class _Thread:
-    """What one thread has seen."""
+    """The latencies and timeouts of one thread."""
 
     def __init__(self) -> None:
         self.latencies: list[float] = []
@@ -37,7 +37,7 @@ class _Thread:
 def closed_loop(app: Flask, hold: str, seconds: float) -> dict[str, float]:
     """Let every thread send one request after the other.
 
-    :param hold: ``"sleep"`` or ``"cpu"``: what is done with the connection.
+    :param hold: ``"sleep"`` or ``"cpu"``: what a view does while it holds a connection.
     """
     end = time.perf_counter() + seconds
 
@@ -54,7 +54,7 @@ def closed_loop(app: Flask, hold: str, seconds: float) -> dict[str, float]:
 def open_loop(
     app: Flask, hold: str, seconds: float, rate: float, seed: int
 ) -> dict[str, float]:
-    """Let requests arrive at random moments, the same for every contestant.
+    """Let requests arrive at random times, the same for every contestant.
 
     :param rate: Arrivals per second, on average.
     """

@@ -1,4 +1,4 @@
-"""Where and with what it was measured."""
+"""The machine and the versions of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHERS = ("Flask", "Werkzeug", "SQLAlchemy", "psycopg", "gunicorn")
 
 
 def describe() -> dict[str, t.Any]:
-    """Return what a reader has to know of this machine, and nothing that names it."""
+    """Return what a reader needs to know about the machine, without its name."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -37,7 +37,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of everything that takes part."""
+    """Return the versions of the contestants and of what they build on."""
     packages = {each.package for each in CONTESTANTS.values()} - {None}
     found = {}
     for name in (*_OTHERS, *sorted(t.cast("set[str]", packages))):
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit that was measured, with a mark when files had changed."""
+    """Return the measured commit, marked as dirty if files differ from it."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607

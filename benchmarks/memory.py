@@ -1,4 +1,4 @@
-"""W8: what stays behind after many requests, and after dropped applications."""
+"""W8: memory that is not released after many requests or dropped applications."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flask import Flask
 
 from . import apps
 
-#: Seconds for threads to notice that an application is gone. Ours looks every two.
+#: Seconds in which threads notice that an application is gone; ours checks every two.
 _NOTICED = 2.5
 
 
 def after_requests(app: Flask, warm_up: int, count: int) -> dict[str, float]:
-    """Return by how much the process grew over `count` requests."""
+    """Return the growth of the process over `count` requests."""
     request = apps.environ("/W2")
     for _ in range(warm_up):
         apps.call(app, request)
@@ -30,7 +30,7 @@ def after_requests(app: Flask, warm_up: int, count: int) -> dict[str, float]:
 def after_apps(
     make_app: Callable[[], Flask], warm_up: int, count: int
 ) -> dict[str, float]:
-    """Return what is left of `count` applications that nobody refers to."""
+    """Return what is left of `count` applications that nothing refers to."""
     _make_and_drop(make_app, warm_up)
     before = _resident_kib(), _living(Flask), _living(sa.Engine)
     _make_and_drop(make_app, count)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import typing as t
 from pathlib import Path
 
 from . import report
+from .contestants import CONTESTANTS
 from .parts import table as parts_table
 from .plot import draw
 from .report import heading
@@ -16,48 +18,66 @@ from .runner import ROOT
 DOCS = ROOT / "docs"
 LATEST = ROOT / "benchmarks" / "results" / "latest.json"
 
-_INTRODUCTION = """\
+_PAGE = """\
 # Benchmarks
 
-What Flask-ScopedSession costs beside a session by hand and beside other extensions.
-This page was made from [`{source}`]({source_url}), which holds the figure of each
-round.{warning}
+{summary}
 
-```{{image}} benchmarks.svg
-:class: only-light
-:alt: CPU time of each contestant in each workload, as ratio to the baseline
-```
+Every figure of this page comes from [`{source}`](../{source}),
+which has the figures of each round. "What each part costs" is a measurement of its
+own.{warning}
 
-```{{image}} benchmarks-dark.svg
-:class: only-dark
-:alt: CPU time of each contestant in each workload, as ratio to the baseline
-```
+## Aims and results
 
-CPU time as ratio to the baseline, which is the dotted line; shorter is faster. A thin
-line spans the quartiles. "A/A" is the baseline once more: what differs by no more than
-that is noise.
+A ratio compares Flask-ScopedSession, with everything switched on unless the row says
+otherwise, with the baseline in the same rounds. "A/A" is how far the
+baseline differs from itself in this run. An aim that is missed by no more than that
+counts as met, marked "(A/A)".
 
-## How it is measured
+{aims}
 
-Each contestant runs in a process of its own, which is called as WSGI without a network
-(W12: with one). In each round each of them, in shuffled order, runs one slice, of
-{slice} or so; here are {rounds} rounds, a third of that for W9 and W12. A ratio is that
-of two slices of the same round, and the table has the median of all rounds and, in
-parentheses, the quartiles. The times beside them are medians of all rounds. Wall time
-is that of `perf_counter()`, CPU time that of `process_time()`: of the process, all its
-threads, but not of the database.
+## At a glance
 
-All have the same views; only the expression for the session differs, and by hand a
-`with Session() as session:` around it. All have the same settings: `QueuePool` with 5
-connections and 10 more, no pre-ping, `expire_on_commit`; that is compared, and who
-differs is not measured. Statements are made once. SQLite is a file, and does not wait
-for the disk; PostgreSQL is that of the tests, on a unix socket.
+CPU time relative to the baseline, which is the line at 1: a longer bar to the right is
+slower. The thin line spans the quartiles. A cut bar is longer than drawn; the number
+is its value. "A/A" is the baseline measured a second time: smaller differences than
+that are noise.
 
-Of Flask-ScopedSession everything is switched on, the control socket too, except in the
-row that says "tracking off". `SCOPEDSESSION_PING_IDLE_AFTER` is left as it is, half a
-second: in a slice no connection rests that long, so none is tested, as with the others.
-Each slice begins with five requests that are not measured, and the test of a connection
-that rested between slices falls into these.
+{plots}
+
+## What each part costs
+
+CPU time of W2, one SELECT on SQLite. One part after the other is switched off, and each
+difference is the cost of a part: the median, with the quartiles in parentheses. All
+variants run in one process, so these figures differ a little from those of W2 below.
+The control socket answers between requests and is not included.
+
+{parts}
+
+{tables}
+
+## How it was measured
+
+-   Each contestant has a process of its own. It is called as a WSGI application,
+    without a network, except in W12.
+-   In each round, every contestant runs one slice of about {slice_s}, in shuffled
+    order. This run had {rounds} rounds; W9 and W12 have fewer, longer rounds.
+-   A ratio compares two slices of the same round. The tables show the median of all
+    rounds, with the quartiles in parentheses. The times are medians of all rounds.
+-   Wall time is `perf_counter()`. CPU time is `process_time()`: all threads of the
+    process, but not the database server.
+-   All contestants have the same views. Only the expression for the session differs;
+    by hand, `with Session() as session:` surrounds the view's body.
+-   All contestants have the same settings: a `QueuePool` of 5 connections with an
+    overflow of 10, no pre-ping, and `expire_on_commit`. A contestant with other
+    settings is not measured.
+-   Statements are constructed once. SQLite uses a file and does not wait for the disk.
+    PostgreSQL is the server of the tests, on a Unix socket.
+-   Everything in Flask-ScopedSession is switched on, including the control socket,
+    except in rows that say "tracking off" or "fair pool off".
+    `SCOPEDSESSION_PING_IDLE_AFTER` keeps its default of 0.5 seconds. Within a slice no
+    connection is idle that long. Each slice begins with five requests that are not
+    measured, which include the test of a connection that was idle between slices.
 
 | | machine |
 |:--|:--|
@@ -66,177 +86,288 @@ that rested between slices falls into these.
 | | version |
 |:--|:--|
 {versions}
-"""
 
-#: What a ratio of CPU time should be at most, with everything switched on.
-_AIMS = {
-    "W1": 1.05,
-    "W2": 1.05,
-    "W3": 1.03,
-    "W4": 1.04,
-    "W5": 1.0,
-    "W6": 1.03,
-    "W7": 1.05,
-    "W10": 1.2,
-    "W12": 1.02,
-}
-
-_WHERE = """\
-### Where the time goes
-
-Where an aim is missed, many small things add up, and none stands out. W2 on SQLite,
-with one part after the other taken out, all in one process, which they share; in one of
-its own, as below, each is nearer to the baseline:
-
-{parts}
-
-What is left in the last row but one is whose session it is: the scope, its owner, and
-the teardown. No part is large in itself. In a loop of its own, making and removing a
-session takes 10.8 µs where a thread-local `scoped_session` takes 7.6, and a checkout
-8.2 where SQLAlchemy's takes 5.5. In a request the same costs about twice that, as the
-processor has to fetch code and data that it has not seen since the last one: what
-counts is through how many functions a request goes. Those were 77 more than with the
-thread-local one, Python's and C's together, with tracking off, and are 49 now; with
-tracking they are 95. Nor are the instructions many: see their count at the end.
-
-The parts are what the live view, and the promise that no session crosses its scope, are
-made of; so they stay, also where an aim would be met without them. They cost the same
-for each request, however long that takes. Flask-SQLAlchemy and Alchemical, which have
-none of these, are faster in W2 to W4; advanced-alchemy is in W2 and W4, but not in W3.
-"""
-
-_REMARKS = {
-    "W1": "Any teardown function costs about 3.5 % of such a request.",
-    "W2": "",
-    "W5": "By hand, a local variable of the view: what nothing can be faster than.",
-    "W6": "With all views of this benchmark; the extension object is made before. By"
-    " cProfile, ours makes 11,567 calls and the baseline 10,825; most of what is more"
-    " are SQLAlchemy's own, as five listeners are set up for an engine, and then the"
-    " reading of the configuration. What is made is dropped, too: the collector has"
-    " 692 objects of each application to look at, and 487 by hand.",
-    "W7": "Beyond the modules of a bare interpreter. Flask and SQLAlchemy's ORM are"
-    " imported by all, and all is compiled. By `-X importtime`, of what ours adds 27 %"
-    " are pools and ledger, 20 % the control socket, 19 % configuration, 12 % sessions"
-    " and scopes, and 10 % the commands. Rich is not among it: only a command that"
-    " draws imports it.",
-    "W8": "Resident memory, after as many requests that are not counted. An"
-    " application is made, serves one request, and is dropped; nobody disposes of it."
-    " What stays after the first 50 is there once: 250 more add 230 KiB, and 150 by"
-    " hand."
-    " The ledger notes about 0.7 KiB of each open connection and 0.9 KiB of each open"
-    " session (tracemalloc), which a test holds below 2 KiB each.",
-    "W9": "A view selects one row and holds its connection for 2 ms, computing or"
-    " waiting. Who waits for one longer than 2 s is counted as a timeout. Closed loop:"
-    " a thread sends the next request once the last is answered; the least served"
-    " thread is told in per cent of its fair share. Open loop: requests arrive at"
-    " random moments, the same for all, at 90 % of what the baseline served in the"
-    " closed loop, and a latency counts from the moment of arrival. Where ours serves"
-    " less than the baseline, 90 % of the baseline's capacity is more than 90 % of its"
-    " own, or all of it, and a queue grows for as long as the run lasts. Others than"
-    " these use the same queue as the baseline.",
-    "W10": "`pool.connect().close()`, within a request.",
-    "W11": "Simulated workers: their sockets, locks and answers are real, but 250 of"
-    " them share a process. *Ask* is the exchange alone, *command* the whole `flask"
-    " pool-status` in a fresh process.",
-    "W12": "One worker with 8 threads, 8 clients that keep their connections open. CPU"
-    " time is that of the worker.",
-}
-
-_REPEATING = """\
-## How to repeat it
+{left_out}## How to repeat it
 
 ```text
-$ make bench                  # all of it; writes benchmarks/results/latest.json
+$ make bench                  # everything; writes benchmarks/results/latest.json
 $ make bench ARGS=--quick     # a few minutes, with more noise
 $ make bench ARGS='--only W2,W10 --rounds 50'
 $ .venv/bin/python -m benchmarks.parts   # what each part costs
-$ .venv/bin/python -m benchmarks.page    # makes this page from the results
+$ .venv/bin/python -m benchmarks.page    # generates this page and its plots
 ```
 
-On a machine with nothing else to do, and with two cores or more. Instructions are
-counted where valgrind is installed.
+A full run takes about 25 minutes. Use an idle machine with at least two cores. The file
+is written after each workload, so an interrupted run keeps its results. Instructions
+are counted if valgrind is installed.
 
 ## What it does not show
 
--   One process at a time. What a slow database or a network adds is the same for all,
-    and makes every ratio smaller.
--   Memory is that of the process, which the allocator gives back when it likes.
--   A single machine, one version of each. `--rounds` and `--seed` tell how steady that
-    is; the table says how far the same thing differs from itself.
+-   A slow database or a network. They cost all contestants the same, and make every
+    ratio smaller.
+-   Exact memory. The allocator decides when it returns memory to the system.
+-   Other machines and other versions. `--rounds` and `--seed` show how stable the
+    figures are on yours.
 """
+
+_PLOT = """\
+::::{{container}} plot-{width}
+```{{image}} {name}.svg
+:class: only-light
+:alt: {alt}
+```
+
+```{{image}} {name}-dark.svg
+:class: only-dark
+:alt: {alt}
+```
+::::"""
+
+_ALT = "CPU time of each contestant relative to the baseline; the figures are below"
+
+
+class Aim(t.NamedTuple):
+    """What a ratio should be."""
+
+    case: str
+    """The workload, and the setting if the aim is for one setting only."""
+    ratio: float
+    contestant: str = "ours"
+    metric: str = "cpu"
+    at_least: bool = False
+    """The ratio should be no lower, instead of no higher."""
+
+    def missed_by(self, measured: float) -> float:
+        """Return how far a measured ratio is beyond the aim; negative if it is met."""
+        return self.ratio - measured if self.at_least else measured - self.ratio
+
+
+_AIMS = (
+    Aim("W1", 1.04),
+    Aim("W2", 1.06),
+    Aim("W2", 1.04, contestant="ours-off"),
+    Aim("W3", 1.04),
+    Aim("W4", 1.04),
+    Aim("W5", 0.9),
+    Aim("W6", 1.08),
+    Aim("W7", 1.04),
+    Aim("W9 closed", 0.97, metric="rate", at_least=True),
+    Aim("W10", 1.2),
+    Aim("W12", 1.03),
+)
+
+#: Of the instructions in W2.
+_INSTRUCTIONS_AIM = 1.04
+
+_REMARKS = {
+    "W5": "By hand, the session is a local variable of the view, which is the least"
+    " that any access can cost. The baseline is a thread-local `scoped_session`.",
+    "W6": "The application has all views of this benchmark. The extension object is"
+    " created before.",
+    "W7": "A process imports Flask, SQLAlchemy's ORM and the contestant. All modules"
+    " are compiled. The modules are those that a bare interpreter has not imported"
+    " yet.",
+    "W8": "The growth of resident memory over {requests} requests, after as many that"
+    " are not counted, and over 50 applications. Each application is created, serves a"
+    " request, and is dropped without being disposed of.",
+    "W9": "A view selects one row and holds its connection for 2 ms, while it computes"
+    " or waits. A request that waits for a connection longer than 2 s times out. Closed"
+    " loop: each thread sends its next request when the last is answered. The least"
+    " served thread is shown in percent of its fair share. Open loop: requests arrive"
+    " at random times, the same for all contestants, at 90 % of the baseline's"
+    " throughput in the closed loop, and a latency counts from the arrival. If the"
+    " capacity of a contestant is lower, its queue grows until the end of the run."
+    " The other contestants use the same queue as the baseline.",
+    "W10": "`pool.connect().close()`, within a request.",
+    "W11": "The workers are simulated: their sockets, locks and answers are real, but"
+    " 250 of them share a process. *Ask* is the exchange alone; *command* is the whole"
+    " `flask pool-status` in a fresh process. A worker reports at most 250 sessions.",
+    "W12": "One worker with 8 threads, and 8 clients that keep their connections open."
+    " CPU time is the worker's.",
+    "instructions": "Instructions do not depend on the load of the machine.",
+}
 
 
 def render(found: dict[str, t.Any], source: str) -> str:
-    """Return the page for a report that was read from `source`."""
-    where = _WHERE.format(parts=parts_table())
-    parts = [_introduction(found, source), "## Aims", _aims(found), where]
+    """Return the page for results that were read from `source`."""
+    machine = {
+        **found["machine"],
+        "measured": f"{found['made_at']}, in {found['minutes']} minutes",
+        "commit": found["commit"] or "unknown",
+    }
+    left_out = "\n".join(f"-   {note}" for note in found["left_out"])
+    return _PAGE.format(
+        summary=_summary(found),
+        source=source,
+        warning=_warning(found),
+        aims=report.markdown(_aims(found)),
+        plots="\n\n".join(
+            _PLOT.format(width=width, name=name, alt=_ALT)
+            for width, name in (
+                ("wide", "benchmarks"),
+                ("narrow", "benchmarks-narrow"),
+            )
+        ),
+        parts=parts_table(),
+        tables="\n\n".join(_sections(found)),
+        slice_s="0.04 s" if found["quick"] else "0.15 s",
+        rounds=found["rounds"],
+        machine=_pairs({k.replace("_", " "): v for k, v in machine.items()}),
+        versions=_pairs(found["versions"]),
+        left_out=f"## Left out\n\n{left_out}\n\n" if left_out else "",
+    )
+
+
+# -- the first sentences -------------------------------------------------------
+
+
+def _summary(found: dict[str, t.Any]) -> str:
+    """Return what a reader should remember, in two sentences."""
+    cases = {(case["id"], case["notes"].get("hold")): case for case in found["cases"]}
+    by_database = [cases.get((f"W2 {name}", None)) for name in ("sqlite", "postgresql")]
+    crowd = cases.get(("W9 closed", "sleep"))
+    sentences = []
+    if all(by_database):
+        ours, theirs = (
+            [_added(t.cast("dict[str, t.Any]", case), key) for case in by_database]
+            for key in ("ours", "flask-sqlalchemy")
+        )
+        sentences.append(
+            f"Compared with a session that is opened by hand, Flask-ScopedSession adds"
+            f" {ours[0]} of CPU time to a request that selects one row from SQLite, and"
+            f" {ours[1]} with PostgreSQL; Flask-SQLAlchemy adds {theirs[0]} and"
+            f" {theirs[1]}."
+        )
+    if crowd:
+        sentences.append(
+            "When 16 threads share 5 connections and hold each for 2 ms, the slowest"
+            f" request takes {_under_load(crowd, 'ours')}; with SQLAlchemy's own queue,"
+            f" it takes {_under_load(crowd, 'hand')}."
+        )
+    text = " ".join(sentences) or "The results of this run are incomplete."
+    for unit in ("µs", "ms", "%"):
+        text = text.replace(f" {unit}", f"\N{NO-BREAK SPACE}{unit}")
+    return textwrap.fill(text, 88, break_on_hyphens=False)
+
+
+def _row(case: dict[str, t.Any], key: str) -> dict[str, t.Any]:
+    return next((row for row in case["rows"] if row["contestant"] == key), {})
+
+
+def _added(case: dict[str, t.Any], key: str) -> str:
+    """Return the CPU time that a contestant adds to the baseline."""
+    row = _row(case, key)
+    if not row.get("ratio"):
+        return "an unknown amount"
+    share = row["ratio"]["cpu"][1] - 1
+    base = _row(case, case["baseline"])["median"]["cpu"][1]
+    return f"{share * base:.0f} µs ({100 * share:.0f} %)"
+
+
+def _under_load(case: dict[str, t.Any], key: str) -> str:
+    median = _row(case, key).get("median")
+    if not median:
+        return "an unknown time"
+    slowest, count, rate = (median[name][1] for name in ("max", "timeouts", "rate"))
+    timeouts = "1 timeout" if count == 1 else f"{count:.0f} timeouts"
+    seconds = case["notes"].get("seconds")
+    within = f" in {seconds:g} seconds" if seconds else ""
+    return f"{slowest:,.0f} ms, with {timeouts}{within} at {rate:,.0f} requests/s"
+
+
+def _warning(found: dict[str, t.Any]) -> str:
+    warning = ""
+    if found["quick"]:
+        warning += " This was a shortened run: expect noise."
+    if not found.get("finished", True):
+        warning += " The run was interrupted, so some results are missing."
+    return warning
+
+
+# -- aims ----------------------------------------------------------------------
+
+
+def _aims(found: dict[str, t.Any]) -> report.Table:
+    head = ["", "aim", "measured", "result", "A/A", "workload and figure"]
+    lines = []
+    for aim in _AIMS:
+        for case in found["cases"]:
+            name = case["id"]
+            if name != aim.case and name.partition(" ")[0] != aim.case:
+                continue
+            measured = _ratio(case, aim.contestant, aim.metric)
+            again = _ratio(case, f"{case['baseline']}-again", aim.metric)
+            if measured is None:
+                continue
+            title = heading(case).partition(": ")[2]
+            if aim.contestant != "ours":
+                name += ", " + CONTESTANTS[aim.contestant].title.partition(", ")[2]
+            elif hold := case["notes"].get("hold"):
+                name += f", {report.HOLDS[hold]}"
+            figure = "throughput" if aim.metric == "rate" else "CPU time"
+            noise = None if again is None else abs(again - 1)
+            verdict = _verdict(aim, measured, noise)
+            lines.append([name, *verdict, f"{title}: {figure}"])
+    if found.get("instructions"):
+        counted = next(
+            line["ratio"]
+            for line in found["instructions"]["lines"]
+            if (line["case"], line["contestant"]) == ("W2", "ours")
+        )
+        aim = Aim("W2", _INSTRUCTIONS_AIM)
+        lines.append(
+            ["W2 sqlite", *_verdict(aim, counted, None), "one SELECT: instructions"]
+        )
+    return head, lines
+
+
+def _ratio(case: dict[str, t.Any], key: str, metric: str) -> float | None:
+    spread = _row(case, key).get("ratio", {}).get(metric)
+    return None if spread is None else spread[1]
+
+
+def _verdict(aim: Aim, measured: float, noise: float | None) -> list[str]:
+    by = aim.missed_by(measured)
+    if by <= 0:
+        verdict = "met"
+    elif by <= (noise or 0):
+        verdict = "met (A/A)"
+    else:
+        verdict = "missed"
+    return [
+        f"{'≥' if aim.at_least else '≤'} {aim.ratio:.2f}".replace(
+            " ", "\N{NO-BREAK SPACE}"
+        ),
+        f"{measured:.3f}",
+        verdict,
+        "-" if noise is None else f"{noise:.3f}",
+    ]
+
+
+# -- tables --------------------------------------------------------------------
+
+
+def _sections(found: dict[str, t.Any]) -> t.Iterator[str]:
     current = None
     for identifier, title, table in _tables(found):
         workload = identifier.partition(" ")[0]
         if workload != current:
             current = workload
-            name = "Instructions" if workload == "instructions" else workload
-            parts.append(f"## {name}")
-            if _REMARKS.get(workload):
-                parts.append(_REMARKS[workload])
-        parts.append(f"**{title}**")
-        parts.append(report.markdown(table))
-    if found["left_out"]:
-        parts.append("## Left out")
-        parts.append("\n".join(f"-   {note}" for note in found["left_out"]))
-    parts.append(_REPEATING)
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+            yield f"## {workload.capitalize()}"
+            if workload in _REMARKS:
+                yield _REMARKS[workload].format(requests=_requests(found))
+        yield f"**{title}**"
+        yield report.markdown(table)
 
 
-def _introduction(found: dict[str, t.Any], source: str) -> str:
-    machine = {
-        **found["machine"],
-        "measured": f"{found['made_at']}, for {found['minutes']} minutes",
-        "commit": found["commit"] or "unknown",
-    }
-    warning = (
-        " It comes from a shortened run on a machine that had other work: expect noise."
-        if found["quick"]
-        else ""
-    )
-    return _INTRODUCTION.format(
-        source=source,
-        source_url=f"../{source}",
-        warning=warning,
-        slice="0.04 s" if found["quick"] else "0.15 s",
-        rounds=found["rounds"],
-        machine=_pairs({k.replace("_", " "): v for k, v in machine.items()}),
-        versions=_pairs(found["versions"]),
-    )
-
-
-def _aims(found: dict[str, t.Any]) -> str:
-    """Return what we aim at beside what was measured."""
-    lines = []
-    for case in found["cases"]:
-        aim = _AIMS.get(case["id"].partition(" ")[0])
-        rows = {row["contestant"]: row.get("ratio", {}) for row in case["rows"]}
-        ours = rows.get("ours", {}).get("cpu")
-        if aim is None or ours is None:
-            continue
-        noise = next(
-            (rows[name]["cpu"][1] for name in rows if name.endswith("-again")), 1.0
-        )
-        verdict = "met" if ours[1] <= aim + abs(noise - 1) else "missed"
-        lines.append([heading(case), f"{aim:g}", f"{ours[1]:.3f}", verdict])
-    lines.sort(key=lambda line: int(line[0][1:].partition(" ")[0].rstrip(":")))
-    head = ["workload", "CPU ratio, at most", "measured", ""]
-    return report.markdown((head, lines))
-
-
-def _pairs(values: t.Mapping[str, object]) -> str:
-    return "\n".join(f"| {key} | {value} |" for key, value in values.items())
+def _requests(found: dict[str, t.Any]) -> str:
+    counts = (case["notes"].get("requests") for case in found["cases"])
+    return next((f"{count:,}" for count in counts if count), "many")
 
 
 def _tables(found: dict[str, t.Any]) -> list[tuple[str, str, report.Table]]:
     tables = [
-        (case["id"], report.heading(case), report.table_of(case))
-        for case in found["cases"]
+        (case["id"], heading(case), report.table_of(case)) for case in found["cases"]
     ]
     if found.get("status"):
         status = found["status"]
@@ -250,8 +381,12 @@ def _tables(found: dict[str, t.Any]) -> list[tuple[str, str, report.Table]]:
     return tables
 
 
+def _pairs(values: t.Mapping[str, object]) -> str:
+    return "\n".join(f"| {key} | {value} |" for key, value in values.items())
+
+
 def main() -> None:
-    """Write the page and its plot."""
+    """Write the page and its plots."""
     path = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else LATEST
     found = json.loads(path.read_text(encoding="utf-8"))
     source = path.relative_to(ROOT).as_posix()

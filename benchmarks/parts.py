@@ -1,7 +1,7 @@
-"""Where the time goes: W2 with one part of ours after the other taken out.
+"""What each part costs: W2 with one part of the extension after the other switched off.
 
 ``python -m benchmarks.parts [ROUNDS]`` writes ``results/parts.json``, for the page.
-All applications are in one process, which serves them in turn, on SQLite.
+All applications run in one process, on SQLite, in shuffled order.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import typing as t
 from pathlib import Path
 
 from . import apps
+from . import stats
 from .contestants import by_hand
 from .contestants import Database
 from .contestants import InitApp
 from .contestants import ours
 from .contestants import thread_local_by_hand
+from .report import markdown
 from .runner import ROOT
 from .worker import measure
 
@@ -27,71 +29,97 @@ PARTS = ROOT / "benchmarks" / "results" / "parts.json"
 
 _STEPS = 200
 
+_UNFAIR = {"SCOPEDSESSION_FAIR_POOL": False}
+_UNTRACKED = {**_UNFAIR, "SCOPEDSESSION_TRACKING": False}
+_UNCHECKED = {**_UNTRACKED, "SCOPEDSESSION_LOST_WORK": "ignore"}
+
+#: A part costs as much as the first application takes longer than the second.
+_PARTS = (
+    ("fair queue, instead of SQLAlchemy's", "everything", "no fair queue"),
+    ("account of connections, sessions and statements", "no fair queue", "untracked"),
+    ("check for lost work", "untracked", "unchecked"),
+    ("scope, session and teardown", "unchecked", "by hand"),
+    ("**everything**", "everything", "by hand"),
+    (
+        "for comparison: thread-local `scoped_session` by hand",
+        *("thread-local", "by hand"),
+    ),
+    ("for comparison: by hand once more (A/A)", "by hand again", "by hand"),
+)
+
 
 def contestants() -> dict[str, InitApp]:
-    """Return what is compared, by the title of its row."""
-    off = {"SCOPEDSESSION_TRACKING": False}
+    """Return the applications by name."""
     return {
         "by hand": by_hand(),
-        "by hand, again": by_hand(),
+        "by hand again": by_hand(),
+        "thread-local": thread_local_by_hand(),
         "everything": ours()(),
-        "less the fair queue": ours(SCOPEDSESSION_FAIR_POOL=False)(),
-        "less the account of pools and statements": ours(**off)(),
-        "less the watch for lost work, too": ours(
-            SCOPEDSESSION_LOST_WORK="ignore", **off
-        )(),
-        "thread-local `scoped_session` by hand": thread_local_by_hand(),
+        "no fair queue": ours(**_UNFAIR)(),
+        "untracked": ours(**_UNTRACKED)(),
+        "unchecked": ours(**_UNCHECKED)(),
     }
 
 
-def run(rounds: int) -> list[dict[str, t.Any]]:
-    """Measure; return one row for each, with the median of its ratios."""
+def run(rounds: int) -> dict[str, t.Any]:
+    """Measure; return microseconds of CPU time per request.
+
+    ``baseline_us`` is that of the application by hand. Each of ``parts`` has the
+    quartiles of its differences in the same round.
+    """
     folder = tempfile.mkdtemp(prefix="fs-bench-")
     url = f"sqlite:///{folder}/bench.db"
     apps.fill(url)
     database = Database(url, apps.ENGINE, {"SCOPEDSESSION_CONTROL": False})
     request = apps.environ("/W2")
     served = {
-        title: apps.make_app(init_app, database, folder)[0]
-        for title, init_app in contestants().items()
+        name: apps.make_app(init_app, database, folder)[0]
+        for name, init_app in contestants().items()
     }
-    times: dict[str, list[float]] = {title: [] for title in served}
+    times: dict[str, list[float]] = {name: [] for name in served}
     order = list(served)
     for _ in range(rounds):
         random.shuffle(order)
-        for title in order:
-            app = served[title]
+        for name in order:
+            app = served[name]
 
             def slice_of(n: int, app: t.Any = app) -> None:
                 for _ in range(n):
                     apps.call(app, request)
 
-            times[title].append(measure(slice_of, _STEPS)["cpu"])
-    baseline = times["by hand"]
-    return [
-        {
-            "title": title,
-            "cpu_us": statistics.median(found),
-            "ratio": statistics.median(
-                mine / theirs for mine, theirs in zip(found, baseline, strict=True)
-            ),
-        }
-        for title, found in times.items()
-    ]
+            times[name].append(measure(slice_of, _STEPS)["cpu"])
+    return {
+        "rounds": rounds,
+        "steps": _STEPS,
+        "baseline_us": statistics.median(times["by hand"]),
+        "parts": [
+            {
+                "title": title,
+                "cost_us": stats.spread(
+                    [a - b for a, b in zip(times[more], times[less], strict=True)]
+                ),
+            }
+            for title, more, less in _PARTS
+        ],
+    }
 
 
 def table(path: Path = PARTS) -> str:
-    """Return what was measured, as Markdown."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    lines = [f"| {r['title']} | {r['cpu_us']:.0f} | {r['ratio']:.3f} |" for r in rows]
-    return "\n".join(["| | CPU, µs | ratio |", "|:--|--:|--:|", *lines])
+    """Return the measured costs as Markdown."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = []
+    for part in found["parts"]:
+        low, median, high = part["cost_us"]
+        share = 100 * median / found["baseline_us"]
+        cost = f"{median:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append([part["title"], cost, f"{share:+.1f} %"])
+    return markdown((["part", "CPU, µs per request", "of a request by hand"], lines))
 
 
 def main() -> None:
-    """Measure, write and show."""
+    """Measure, write the file and print the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    found = {"rounds": rounds, "steps": _STEPS, "rows": run(rounds)}
-    PARTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    PARTS.write_text(json.dumps(run(rounds), indent=1) + "\n", encoding="utf-8")
     print(table())
 
 

@@ -1,4 +1,4 @@
-"""Results to JSON, and JSON to tables: as text, and for the documentation."""
+"""Results as JSON, and tables as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from .runner import Result
 
 FORMAT = 1
 
+#: What a view of W9 does while it holds a connection.
+HOLDS = {"cpu": "computing", "sleep": "waiting"}
+
 Table = tuple[list[str], list[list[str]]]
 
 
 def to_dict(result: Result) -> dict[str, t.Any]:
-    """Return a result as JSON: every round's figures, and their summary."""
+    """Return a result for JSON: the figures of each round, and their quartiles."""
     case = result.case
     base = result.rows[case.baseline] if case.baseline else None
     rows = []
@@ -51,10 +54,8 @@ def to_dict(result: Result) -> dict[str, t.Any]:
 
 def heading(case: dict[str, t.Any]) -> str:
     """Return the title of a case's table."""
-    hold = {"cpu": ", computing", "sleep": ", waiting"}.get(
-        case["notes"].get("hold"), ""
-    )
-    return f"{case['id']}: {case['title']}{hold}"
+    hold = case["notes"].get("hold")
+    return f"{case['id']}: {case['title']}{f', {HOLDS[hold]}' if hold else ''}"
 
 
 def table_of(case: dict[str, t.Any]) -> Table:
@@ -153,7 +154,7 @@ def tables(report: dict[str, t.Any]) -> t.Iterator[tuple[str, Table]]:
 
 
 def to_text(report: dict[str, t.Any]) -> str:
-    """Return everything as it is printed."""
+    """Return all tables as they are printed."""
     parts = []
     for title, table in tables(report):
         parts.append(f"{title}\n{_aligned(table)}")
@@ -165,7 +166,7 @@ def _aligned(table: Table) -> str:
     head, lines = table
     widths = [max(len(line[column]) for line in (head, *lines)) for column in range(1)]
     for column in range(1, len(head)):
-        # A reason may run on over the other columns.
+        # The reason why a row is missing may overlap the other columns.
         cells = [line[column] for line in lines if any(line[2:]) or len(head) <= 2]
         widths.append(max(map(len, (head[column], *cells))))
     text = []
@@ -179,7 +180,11 @@ def _aligned(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """Return a table as Markdown."""
+    """Return a table as Markdown, with numbers aligned to the right."""
     head, lines = table
-    rule = [":---", *["---:"] * (len(head) - 1)]
+    rule = [
+        ":---" if any(line[column][:1].isalpha() for line in lines) else "---:"
+        for column in range(1, len(head))
+    ]
+    rule.insert(0, ":---")
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))

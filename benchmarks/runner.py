@@ -1,4 +1,4 @@
-"""Runs the cases: processes of their own, rounds in shuffled order."""
+"""Runs the cases: a process for each contestant, rounds in shuffled order."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from pathlib import Path
 
 from . import apps
 from .cases import Case
-from .contestants import why_not
 
 ROOT = Path(__file__).parent.parent
 
 
 @dataclass
 class Plan:
-    """How long and how often."""
+    """The number of rounds, and how long they take."""
 
     rounds: int
     slice_s: float
-    """Seconds of one slice of one contestant."""
+    """Seconds that one contestant runs in one round."""
     load_s: float
-    """Seconds of one contestant's turn under load."""
+    """The same in W9 and W12, which send requests from many threads."""
     quick: bool
     seed: int = 1
 
@@ -44,22 +43,22 @@ class Plan:
 
 @dataclass
 class Row:
-    """What one contestant gave, metric by metric, a value for each round."""
+    """The measurements of one contestant: for each metric, a value for each round."""
 
     contestant: str
     problem: str | None = None
-    """Why it did not take part, or not to the end."""
+    """Why the contestant was left out, or stopped."""
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, measured: t.Mapping[str, float]) -> None:
-        """Take the figures of one round."""
+        """Add the figures of one round."""
         for key, value in measured.items():
             self.metrics.setdefault(key, []).append(value)
 
 
 @dataclass
 class Result:
-    """A case and its rows."""
+    """A case and the measurements of its contestants."""
 
     case: Case
     rows: dict[str, Row]
@@ -67,26 +66,26 @@ class Result:
 
     @classmethod
     def of(cls, case: Case) -> Result:
-        """Return a result that has no figures yet."""
+        """Return a result without figures."""
         return cls(case, {key: Row(key) for key in case.contestants})
 
     @property
     def running(self) -> list[str]:
-        """The keys of the rows that nothing is wrong with."""
+        """The keys of the contestants that have no problem."""
         return [key for key, row in self.rows.items() if row.problem is None]
 
     def add(self, measured: t.Mapping[str, t.Mapping[str, float]]) -> None:
-        """Take one round: only those who were measured in it."""
+        """Add one round; a contestant that stopped is not in it."""
         for key, figures in measured.items():
             self.rows[key].add(figures)
 
 
 class Failed(Exception):
-    """A contestant could not do what it was asked; the message says why."""
+    """A contestant failed; the message says why."""
 
 
 def say(text: str) -> None:
-    """Tell the person who waits."""
+    """Print a progress message."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -95,7 +94,7 @@ class Process:
 
     def __init__(self, key: str, url: str, options: dict[str, t.Any]) -> None:
         self.key = key
-        # Short, for the sake of the control socket's path.
+        # A short name: the path of the control socket is limited to about 100 bytes.
         self.folder = tempfile.mkdtemp(prefix="fs-bench-")
         if url == "sqlite":
             url = f"sqlite:///{self.folder}/bench.db"
@@ -107,12 +106,14 @@ class Process:
             stdout=subprocess.PIPE,
             cwd=ROOT,
             encoding="utf-8",
+            # Ctrl+C interrupts the parent only, which then ends the process.
+            start_new_session=True,
         )
 
     def read(self) -> dict[str, t.Any]:
         """Return the next answer.
 
-        :raises Failed: It is an error, or there is none.
+        :raises Failed: The answer is an error, or the process has ended.
         """
         line = t.cast(t.Any, self._process.stdout).readline()
         answer: dict[str, t.Any] = json.loads(line or '{"error": "ended"}')
@@ -121,7 +122,10 @@ class Process:
         return answer
 
     def order(self, **what: t.Any) -> dict[str, t.Any]:
-        """Have something done, and wait for it."""
+        """Send an order, and return the answer.
+
+        :raises Failed: The answer is an error, or the process has ended.
+        """
         stdin = t.cast(t.Any, self._process.stdin)
         try:
             stdin.write(json.dumps(what) + "\n")
@@ -131,7 +135,7 @@ class Process:
         return self.read()
 
     def close(self) -> None:
-        """End it, and remove its files."""
+        """End the process, and remove its files."""
         t.cast(t.Any, self._process.stdin).close()
         try:
             self._process.wait(20)
@@ -143,7 +147,7 @@ class Process:
 
 
 class Team:
-    """The processes of all contestants that some cases need."""
+    """The processes of the contestants of a case."""
 
     def __init__(self) -> None:
         self.processes: dict[str, Process] = {}
@@ -153,13 +157,9 @@ class Team:
     def start(
         self, keys: Iterable[str], urls: Iterator[str], options: dict[str, t.Any]
     ) -> None:
-        """Start everybody, and find out who is able to take part."""
+        """Start all contestants; note the problem of each that cannot take part."""
         for key in keys:
-            reason = why_not(key)
-            if reason is not None:
-                self.problems[key] = f"left out: {reason}"
-            else:
-                self.processes[key] = Process(key, next(urls), options)
+            self.processes[key] = Process(key, next(urls), options)
         for key, process in list(self.processes.items()):
             try:
                 self.settings[key] = process.read()["settings"]
@@ -172,14 +172,14 @@ class Team:
         for key, found in self.settings.items():
             differ = [name for name in expected if found.get(name) != expected[name]]
             if differ:
-                told = ", ".join(
+                details = ", ".join(
                     f"{name} is {found.get(name)!r} instead of {expected[name]!r}"
                     for name in differ
                 )
-                self.drop(key, f"other settings: {told}")
+                self.drop(key, f"other settings: {details}")
 
     def drop(self, key: str, problem: str) -> None:
-        """Note what is wrong with a contestant, and go on without it."""
+        """Note the problem of a contestant, and continue without it."""
         say(f"  {key}: {problem}")
         self.problems[key] = problem
         process = self.processes.pop(key, None)
@@ -187,7 +187,7 @@ class Team:
             process.close()
 
     def each(self, order: Iterable[str], **what: t.Any) -> dict[str, dict[str, t.Any]]:
-        """Have the same done by one after the other."""
+        """Send an order to one contestant after the other; return their answers."""
         answers = {}
         for key in order:
             if key in self.processes:
@@ -198,7 +198,7 @@ class Team:
         return answers
 
     def note_problems(self, result: Result) -> None:
-        """Put into a result who is missing from it."""
+        """Copy the problems of the contestants into a result."""
         for key, problem in self.problems.items():
             if key in result.rows and result.rows[key].problem is None:
                 result.rows[key].problem = problem
@@ -213,9 +213,9 @@ class Team:
 def team(
     keys: Iterable[str], urls: Iterator[str], options: dict[str, t.Any] | None = None
 ) -> Iterator[Team]:
-    """Run with a process for each contestant.
+    """Start a process for each contestant; end them all on exit.
 
-    :param urls: One for each; ``"sqlite"`` is a file in the process's own folder.
+    :param urls: A URL for each; ``"sqlite"`` is a file in the process's own folder.
     """
     found = Team()
     try:
@@ -231,17 +231,24 @@ def run_sliced(case: Case, members: Team, plan: Plan) -> Result:
     order = {"do": "slice", "workload": case.workload, "setting": case.setting}
     members.note_problems(result)
     baseline = t.cast(str, case.baseline)
-    # The first calls fill caches, the second tell how many make a slice.
+    # The first calls fill caches; the second are timed to size the slices.
     members.each(result.running, **order, n=10)
-    once = members.each([baseline], **order, n=10)
+    once = members.each(result.running, **order, n=10)
+    members.note_problems(result)
     if baseline not in once:
-        members.note_problems(result)
         return result
-    n = max(5, int(plan.slice_s * 1e6 / once[baseline]["wall"]))
-    result.notes["steps"] = n
+    base = once[baseline]["wall"]
+    n = max(5, int(plan.slice_s * 1e6 / base))
+    # A contestant that takes several times as long gets fewer steps: its difference
+    # shows soon, and the others need the time. All others run equally many.
+    steps = {
+        key: max(5, n // max(1, int(found["wall"] / base)))
+        for key, found in once.items()
+    }
+    result.notes["steps"] = steps
     for number in range(plan.rounds):
-        say(f"  {case.id}: round {number + 1} of {plan.rounds}, {n} steps each")
-        shuffled = plan.shuffled(result.running, number)
-        result.add(members.each(shuffled, **order, n=n))
+        say(f"  {case.id}: round {number + 1} of {plan.rounds}, {n} steps")
+        for key in plan.shuffled(result.running, number):
+            result.add(members.each([key], **order, n=steps[key]))
         members.note_problems(result)
     return result

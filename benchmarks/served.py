@@ -1,4 +1,4 @@
-"""W12: the application as gunicorn loads it."""
+"""W12: the application that gunicorn loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .apps import ENGINE
 from .contestants import CONTESTANTS
 from .contestants import Database
 
-#: Names the environment variable that holds the job, as JSON.
+#: The environment variable with the job, as JSON.
 JOB = "BENCHMARKS_JOB"
 
 

@@ -1,4 +1,4 @@
-"""Medians and quartiles of what the rounds gave."""
+"""Medians and quartiles of the rounds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class Spread(t.NamedTuple):
-    """A median and the quartiles around it."""
+    """The median and the quartiles."""
 
     low: float
     median: float

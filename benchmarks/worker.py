@@ -1,7 +1,8 @@
-"""A contestant's own process: runs a slice whenever it is told to.
+"""The process of a contestant: runs slices on demand.
 
-One JSON object a line, in and out. It is started with a description of its job, says
-that it is ready or what is wrong, and then answers each order with a measurement.
+Orders and answers are JSON objects, one per line. The process starts with a job,
+answers that it is ready or why it failed, and then answers each order with a
+measurement.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from .contestants import CONTESTANTS
 from .contestants import Database
 from .contestants import InitApp
 
-#: Requests before each slice that are not measured. They also test a pooled
-#: connection that rested while the others had their turn, where ours does so.
+#: Requests before each slice that are not measured. They include ours' test of a
+#: pooled connection that was idle while the other contestants ran.
 _WARM_UP = 5
 
 
 class Job(t.NamedTuple):
-    """What a process is to do; sent as JSON."""
+    """The job of a process; sent as JSON."""
 
     contestant: str
     url: str
@@ -49,7 +50,7 @@ class Bench:
         self._database = Database(
             job.url,
             {**apps.ENGINE, **job.options},
-            # All of it, the control socket included, and away from real ones.
+            # Everything is on. The directory keeps real workers out.
             {
                 "SCOPEDSESSION_CONTROL": True,
                 "SCOPEDSESSION_CONTROL_DIR": f"{job.folder}/c",
@@ -63,12 +64,12 @@ class Bench:
         )
 
     def ready(self) -> dict[str, t.Any]:
-        """Serve a first request, and say what the settings are."""
+        """Serve a first request; return the settings, for comparison."""
         apps.call(self.app, apps.environ("/W2"))
         return {"settings": apps.settings_of(self.app, self._access)}
 
     def slice(self, workload: str, setting: str) -> Callable[[int], None]:
-        """Return what runs `n` steps of a case."""
+        """Return a function that runs `n` steps of a case."""
         if workload == "W6":
             return self._applications
         if workload == "W10":
@@ -90,11 +91,11 @@ class Bench:
             apps.make_app(self._init_app, self._database, self._folder)
 
     def one_more_app(self) -> Flask:
-        """Make another application of the same factory."""
+        """Create another application with the same factory."""
         return apps.make_app(self._init_app, self._database, self._folder)[0]
 
     def _checkouts(self, n: int) -> None:
-        # Within a request, where the work is done.
+        # Within a request, as in an application.
         with self.app.test_request_context("/W2"):
             pool = self._access.engine().pool
             for _ in range(n):
@@ -102,7 +103,7 @@ class Bench:
 
 
 def measure(run: Callable[[int], None], n: int) -> dict[str, float]:
-    """Run a slice of `n` steps; microseconds for each."""
+    """Run a slice of `n` steps; return the microseconds of a step."""
     run(min(n, _WARM_UP))
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -111,8 +112,8 @@ def measure(run: Callable[[int], None], n: int) -> dict[str, float]:
     return {"wall": wall * 1e6 / n, "cpu": cpu * 1e6 / n}
 
 
-def obey(bench: Bench, order: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Do one thing."""
+def execute(bench: Bench, order: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Carry out an order; return the measurement."""
     what = order.pop("do")
     if what == "slice":
         return measure(bench.slice(order["workload"], order["setting"]), order["n"])
@@ -128,8 +129,8 @@ def obey(bench: Bench, order: dict[str, t.Any]) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    """Serve orders until standard input ends."""
-    # What anybody prints must not get between the answers.
+    """Carry out orders until standard input ends."""
+    # Output of a contestant must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -147,7 +148,7 @@ def main() -> None:
         return
     for line in sys.stdin:
         try:
-            answer(obey(bench, json.loads(line)))
+            answer(execute(bench, json.loads(line)))
         except Exception as error:  # noqa: BLE001
             answer({"error": f"{type(error).__name__}: {error}"})
 

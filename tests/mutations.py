@@ -266,10 +266,10 @@ def abandon(slot: Slot, connection: t.Any) -> None:
             "flask_scopedsession._pools.statements:_watched.execute",
             """
             slot.runner = None
-            slot.sender.statements += 1
+            if slot.abandoned is not None:
 """,
             """
-            slot.sender.statements += 1
+            if slot.abandoned is not None:
 """,
         ),
         Change(

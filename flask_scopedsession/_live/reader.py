@@ -413,17 +413,16 @@ def _slots_of(session: Session) -> list[Slot]:
     """Return what is known of the connections that a session holds.
 
     Private: SQLAlchemy has no way to ask a session that does not begin a transaction.
-    Without the names, no connection is known to belong to a session.
+    Without the name, no connection is known to belong to a session.
     """
     try:
         transaction = session.get_transaction()
         known: t.Any = getattr(transaction, "_connections", None) or {}
-        proxied = {
-            id(each): each
+        slots: dict[Slot | None, None] = dict.fromkeys(
+            connection.connection.info.get(SLOT)
             for connection, *_ in list(known.values())
-            if (each := getattr(connection, "_dbapi_connection", None)) is not None
-        }
-        slots = [each.info.get(SLOT) for each in proxied.values()]
+            if not connection.closed
+        )
     except Exception:  # noqa: BLE001 - its own thread is changing it
         return []
     return [slot for slot in slots if slot is not None and slot.scope is not None]
@@ -431,7 +430,7 @@ def _slots_of(session: Session) -> list[Slot]:
 
 def _number(session: Session) -> int:
     """Return a session's number in its process, which SQLAlchemy gives it."""
-    return session.hash_key
+    return t.cast(int, getattr(session, "hash_key", id(session)))
 
 
 def _session_state(

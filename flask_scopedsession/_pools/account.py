@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
 from .._scopes.scope import Scope
-from .drivers import is_transaction_open
+from .drivers import always_tells
 from .meters import Meters
 from .meters import PENDING
 
@@ -96,7 +96,7 @@ class Slot:
         self.backend_pid = backend_pid
         self.generation = account.generation
         """How many times the pool had been replaced as this was opened."""
-        self.tells = is_transaction_open(driver) is not None
+        self.tells = always_tells(driver)
         """The driver says whether it is in a transaction."""
         self.counts_changes = hasattr(driver, "total_changes")
         """It is SQLite's."""
@@ -324,6 +324,8 @@ class PoolAccount:
         ident = get_ident()
         waiting = self.waiting.get(ident)
         if waiting is None:
+            if not self.is_fair:
+                return  # the application connects without the pool
             waiting = Waiting(perf_counter(), self.ledger.user())
             self.waiting[ident] = waiting
         waiting.connecting = True
@@ -343,6 +345,8 @@ class PoolAccount:
     def in_use(self) -> tuple[int, int]:
         """Count what is checked out, and who must wait because of that."""
         used = self.used.copy()
+        if self.is_fair:
+            return len(used), sum(w.in_line for w in list(self.waiting.values()))
         held = sum(slot.generation == self.generation for slot in used)
         # Beyond the pool's remaining slots, pending checkouts are waiting.
         beyond = held + len(self.waiting) - self.most

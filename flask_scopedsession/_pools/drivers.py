@@ -35,7 +35,18 @@ def is_transaction_open(driver: t.Any) -> bool | None:
     status = getattr(driver, "server_status", None)
     if isinstance(status, int):
         return bool(status & _IN_TRANSACTION)
-    return None
+    # pyodbc and pg8000 do not know, except that no transaction is ever open.
+    return False if getattr(driver, "autocommit", None) is True else None
+
+
+def always_tells(driver: t.Any) -> bool:
+    """Whether :func:`is_transaction_open` is right after each statement.
+
+    It is not with PyMySQL, which does not read the status that comes with rows: a
+    SELECT begins a transaction that it knows nothing of.
+    """
+    is_pymysql = hasattr(driver, "server_status")
+    return not is_pymysql and is_transaction_open(driver) is not None
 
 
 def note_rows_written(driver: t.Any) -> None:

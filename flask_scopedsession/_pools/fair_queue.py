@@ -1,15 +1,15 @@
-"""A queue for SQLAlchemy's QueuePool that serves whoever has waited longest.
+"""A queue for SQLAlchemy's QueuePool that serves the thread that has waited longest.
 
-With SQLAlchemy's own, the thread that returns a connection may take it again before
-the one that was notified has woken up; and who waits does not learn of a slot that
-came free without a connection, as after a failed connect. Here both are given to the
-first in line, and what was given is nobody else's. As long as somebody waits, nothing
-lies ready; so whoever comes cannot overtake.
+With SQLAlchemy's own queue, the thread that returns a connection may take it again
+before the thread that was notified has woken up. And a waiting thread does not learn of
+a slot that became free without a connection, as after a failed connect. Here, both are
+handed to the first thread in the queue, and no other thread can take them. While a
+thread waits, no connection is idle, so a new thread cannot overtake it.
 
-Private names of SQLAlchemy are used: ``_queue_class``, ``_pool``, ``_overflow``,
-``_max_overflow``, ``_overflow_lock``, ``_dec_overflow()``, ``_do_return_conn()`` and
-``_create_connection()``. Where they are not what they were,
-:func:`fair_parts` is empty.
+SQLAlchemy's private names ``_queue_class``, ``_overflow``, ``_max_overflow``,
+``_overflow_lock``, ``_dec_overflow()``, ``_do_return_conn()`` and
+``_create_connection()`` are used. If they do not behave as expected,
+:func:`fair_parts` returns nothing.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ SLOT = t.cast("ConnectionPoolEntry", object())
 
 
 class Turn:
-    """One who waits: asleep until something is given."""
+    """A waiting thread, which sleeps until a connection or a slot is handed to it."""
 
     __slots__ = ("given", "wake")
 
     def __init__(self) -> None:
         self.given: ConnectionPoolEntry | None = None
-        # Not made by what we imported: gevent may have patched it since.
+        # Looked up now, since gevent may have patched it after this was imported.
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -65,12 +65,12 @@ class Turn:
 
 
 class FairQueue(Queue["ConnectionPoolEntry"]):
-    """What lies ready, and who waits; one of the two is empty.
+    """Idle connections and waiting threads; at most one of the two is not empty.
 
-    The mutex is reentrant: the collector may return a connection inside any code of
-    the thread that has it. An interrupt may arrive there, too. Both come only with a
-    call, a loop's next round or, in older Pythons, an allocation. So what is taken
-    from one place is noted in another without any of these in between.
+    The mutex is reentrant, because garbage collection may return a connection while its
+    thread holds the mutex. Signals and collection run only at calls, loop iterations
+    and, in older Pythons, allocations. So each hand-over avoids all three between taking
+    an item and storing it.
     """
 
     pool: weakref.ref[FairPool]
@@ -81,7 +81,7 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
         self._end = -1 if use_lifo else 0
 
     def qsize(self) -> int:
-        """Count the connections that lie ready."""
+        """Count the idle connections."""
         return len(self.queue)
 
     def put(
@@ -90,9 +90,9 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
         block: bool = True,  # noqa: ARG002
         timeout: float | None = None,  # noqa: ARG002
     ) -> None:
-        """Give a connection to the first in line, or keep it; never waits.
+        """Hand a connection to the first waiting thread, or keep it; never waits.
 
-        :raises Full: Nobody waits, and there are enough.
+        :raises Full: No thread waits, and the queue is full.
         """
         with self.mutex:
             if self.line:
@@ -108,10 +108,10 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
     def get(
         self, block: bool = True, timeout: float | None = None
     ) -> ConnectionPoolEntry:
-        """Take a connection, or wait in line for one.
+        """Take a connection, or wait in the queue for one.
 
         :param timeout: Seconds, or ``None`` to wait for ever.
-        :raises Empty: There is none, or none was given in time.
+        :raises Empty: There is none, or none was handed over in time.
         """
         taken = self.take()
         if taken is not None:
@@ -137,9 +137,9 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
         turn = Turn()
         try:
             with self.mutex:
-                # First of all, so that nothing returned from here on is missed.
+                # First, so that nothing that is returned from here on is missed.
                 self.line.append(turn)
-                # SQLAlchemy looked at the slots before, without the mutex.
+                # SQLAlchemy read the slots before, without the mutex.
                 self.serve(pool)
             if turn.given is None:
                 pool.in_line(True)
@@ -156,14 +156,14 @@ class FairQueue(Queue["ConnectionPoolEntry"]):
         return given
 
     def _leave(self, turn: Turn) -> ConnectionPoolEntry | None:
-        """Leave the line; return what was given, if only in the last moment."""
+        """Leave the queue; return what was handed over, even at the last moment."""
         with self.mutex:
             if turn.given is None and turn in self.line:
                 self.line.remove(turn)
             return turn.given
 
     def serve(self, pool: FairPool) -> None:
-        """Give out what came free while nobody was told. The mutex is held."""
+        """Hand over what became free unnoticed. The mutex is held."""
         while self.line:
             if self.queue:
                 given = self.queue[self._end]
@@ -193,25 +193,22 @@ class FairPool(QueuePool):
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(self._pool, FairQueue):
-            self.queue = self._pool
-            self.queue.pool = weakref.ref(self)
+        if self.queue is not None:
             self._made_in = os.getpid()
-            # One lock for slots and line, so that no slot comes free unseen between a
-            # look at the slots and a place in the line.
+            # One lock for slots and queue: otherwise a slot could become free unnoticed
+            # between the reading of the slots and the entry into the queue.
             self._overflow_lock = t.cast(t.Any, self.queue.mutex)
 
-    def _do_get(self) -> ConnectionPoolEntry:
-        queue = self.queue
-        if queue is not None and queue.queue:
-            return queue.take() or super()._do_get()
-        return super()._do_get()
+    def _make_queue(self, maxsize: int, use_lifo: bool = False) -> FairQueue:
+        self.queue = FairQueue(maxsize, use_lifo)
+        self.queue.pool = weakref.ref(self)
+        return self.queue
 
     def in_line(self, waits: bool) -> None:
-        """Hear that the calling thread waits in line, or no longer does."""
+        """Note that the calling thread waits in the queue, or no longer does."""
 
     def pass_on(self, given: ConnectionPoolEntry) -> None:
-        """Give back what an interrupted thread was given, and has not used."""
+        """Pass on what was handed to an interrupted thread, which has not used it."""
         if given is SLOT:
             self._dec_overflow()
             return
@@ -219,7 +216,7 @@ class FairPool(QueuePool):
             if self._disposed:
                 given.close()
         finally:
-            # Not by way of the tracked pool: it was not used, so it goes on resting.
+            # Not through the tracked pool: it was not used, so it was idle all along.
             super()._do_return_conn(given)
 
     def _dec_overflow(self) -> t.Literal[True]:
@@ -232,14 +229,15 @@ class FairPool(QueuePool):
 
     def dispose(self) -> None:
         super().dispose()
-        # It has set all slots free. Who waits here need not wait for those who hold.
+        # dispose() frees every slot, so waiting threads can connect at once instead of
+        # waiting for a checkin.
         if self.queue is not None:
             with self.queue.mutex:
                 self.queue.serve(self)
 
     def recreate(self) -> QueuePool:
         if self.queue is not None and self._made_in != os.getpid():
-            # A fork: a thread that is not here may hold the lock, and others wait.
+            # A fork: a thread of the parent may hold the lock, and others wait.
             self._made_in = os.getpid()
             self.queue.mutex = self._overflow_lock = t.cast(t.Any, threading.RLock())
             self.queue.line.clear()
@@ -258,7 +256,7 @@ def fair_parts(
         and getattr(base, "_queue_class", None) is Queue  # not asyncio's, nor a user's
         and understood()
     )
-    return ((FairPool,), {"_queue_class": FairQueue}) if suits else ((), {})
+    return ((FairPool,), {"_queue_class": FairPool._make_queue}) if suits else ((), {})
 
 
 @cache
@@ -271,7 +269,11 @@ def understood() -> bool:
 
 
 def _drill() -> bool:
-    drilled: t.Any = type("Drilled", (FairPool, QueuePool), {"_queue_class": FairQueue})
+    plain: t.Any = QueuePool
+    if not hasattr(plain(object), "_overflow_lock"):
+        return False
+    body = {"_queue_class": FairPool._make_queue}
+    drilled: t.Any = type("Drilled", (FairPool, QueuePool), body)
     pool = drilled(object, pool_size=1, max_overflow=0, timeout=0)
     record = pool._do_get()
     try:

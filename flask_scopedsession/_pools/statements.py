@@ -177,11 +177,7 @@ def _slot_of(context: t.Any) -> Slot | None:
 
 
 def _slot(connection: t.Any) -> Slot | None:
-    """Return what is known of a proxied connection, by public names.
-
-    ``_connection_record.info`` is the same dict, and much faster to reach. A connection
-    that was detached has a copy and no record.
-    """
+    """Return what is known of a proxied connection, also if it was detached."""
     try:
         return t.cast("Slot | None", connection.info.get(SLOT))
     except (AttributeError, NotImplementedError):
@@ -228,10 +224,9 @@ def _watched(
     ) -> None:
         slot: Slot | None
         try:
-            proxied = context.root_connection._dbapi_connection
-            slot = proxied._connection_record.info[SLOT]
-        except (AttributeError, KeyError):
-            slot = None if context is None else _slot_of(context)
+            slot = context.root_connection.connection.info[SLOT]
+        except (AttributeError, KeyError, NotImplementedError):
+            slot = None  # outside the pool, or SQLAlchemy's stand-in at first
         if slot is None:
             if takes_parameters:
                 original(cursor, statement, parameters, context)
@@ -250,6 +245,7 @@ def _watched(
             slot.statement = statement if show_sql else None
             slot.execution_options = context.execution_options
             slot.has_begun = True
+        slot.sender.statements += 1
         slot.runner = get_ident()
         slot.moved = perf_counter()
         try:
@@ -262,7 +258,6 @@ def _watched(
         finally:
             slot.moved = perf_counter()
             slot.runner = None
-            slot.sender.statements += 1
             if slot.abandoned is not None:
                 slot.abandoned.close()
         if slot.abandoned is not None:
@@ -292,9 +287,9 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
     def do_rollback(connection: t.Any) -> None:
         slot: Slot | None
         try:
-            slot = connection._connection_record.info[SLOT]
-        except (AttributeError, KeyError):
-            slot = _slot(connection)
+            slot = connection.info[SLOT]
+        except (AttributeError, KeyError, NotImplementedError, TypeError):
+            slot = None  # outside the pool, where psycopg's "info" is something else
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)
@@ -327,7 +322,7 @@ def _watch_twophase(dialect: t.Any) -> None:
     ) -> None:
         slot = None if kw.get("recover") else _slot(connection.connection)
         if slot is not None:
-            _note_loss(slot, is_prepared)
+            _note_loss(slot, is_prepared=is_prepared)
         rollback(connection, xid, is_prepared, **kw)
         if slot is not None:
             _ended(slot)
@@ -343,12 +338,13 @@ def _ended(slot: Slot) -> None:
         slot.forget_writes()
 
 
-def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
+def _note_loss(slot: Slot, *, is_prepared: bool = False) -> None:
     """Add what a rollback is about to lose to the scope that ends on this thread.
 
-    Called before the rollback, while the driver still knows of the transaction. A driver
-    knows nothing of one that is prepared, which can only be lost now.
+    Called before the rollback, while the driver still knows of the transaction. If it
+    is prepared, the driver knows nothing of it, and it can only be lost now.
     """
     lost = slot.account.ledger.ending.get(get_ident())
-    if lost is not None:
-        lost.update((slot.writes if is_prepared else losing(slot)) or {})
+    found = None if lost is None else losing(slot, is_prepared=is_prepared)
+    if lost is not None and found is not None:
+        lost.update(found)

@@ -24,6 +24,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 
+from .._format import count
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
 from .._scopes.scope import SCOPE
@@ -90,16 +91,13 @@ class TrackedPool(Pool):
                 if len(account.waiting) + len(account.used) > account.most:
                     account.note_pending()
             proxied: t.Any = self._connect_untracked()
-            try:
-                slot: Slot | None = proxied._connection_record.info[SLOT]
-            except (AttributeError, KeyError):
-                slot = proxied.info.get(SLOT)
+            slot: Slot | None = proxied.info.get(SLOT)
             if slot is not None and slot.scope is None:  # else it is in use already
                 returned = slot.returned
                 if (
                     returned < since - account.idle_after
                     or returned < account.suspect_since
-                ):
+                ) and slot.scope is None:  # else it is in use: several may share it
                     proxied = self._usable(proxied, account)
                     slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
@@ -284,8 +282,8 @@ def explain(
     error.holders = timeout.holders  # type: ignore[attr-defined]
     name, held = account.settings.name, len(timeout.holders)
     first = (
-        f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {held} connections are"
-        " checked out, longest:"
+        f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {count(held, 'connection')}"
+        f" {'is' if held == 1 else 'are'} checked out, longest:"
     )
     lines = [first]
     for holder in timeout.holders[:5]:

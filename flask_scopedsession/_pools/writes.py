@@ -89,12 +89,8 @@ def effect_of(context: t.Any, statement: str) -> Effect | None:
         table = getattr(getattr(context.compiled, "statement", None), "table", None)
         name = getattr(table, "name", None)
         if name is not None:
-            # Private: CREATE TEMPORARY TABLE. Without it, the statement is looked for.
-            prefixes = " ".join(map(str, getattr(table, "_prefixes", ()))).upper()
             schema = str(getattr(table, "schema", "")).lower()
-            if "TEMP" in prefixes or schema == temporary_schema:
-                return None
-            return Effect("write", str(name))
+            return None if schema == temporary_schema else Effect("write", str(name))
     return _effect_of_text(statement, temporary_schema)
 
 
@@ -208,9 +204,15 @@ def settle(slot: Slot) -> None:
             _add(slot, name, rows)
 
 
-def losing(slot: Slot) -> Counter[str] | None:
-    """Return what a rollback right now would lose, as far as that is certain."""
+def losing(slot: Slot, *, is_prepared: bool = False) -> Counter[str] | None:
+    """Return what a rollback right now would lose.
+
+    :param is_prepared: It is of a two-phase transaction, of which the driver knows
+        nothing once it is prepared.
+    """
     settle(slot)
-    if not slot.writes or is_transaction_open(slot.driver) is not True:
+    if not slot.writes:
+        return None
+    if not is_prepared and is_transaction_open(slot.driver) is False:
         return None
     return +slot.writes  # a RETURNING that changed nothing has left a 0

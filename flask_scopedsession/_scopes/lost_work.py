@@ -25,6 +25,7 @@ from .scope import Scope
 
 log = logging.getLogger("flask_scopedsession")
 
+
 # Private: whether nothing is new, deleted or modified. Without it, public collections
 # are built to tell.
 is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)

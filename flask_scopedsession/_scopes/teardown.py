@@ -164,18 +164,22 @@ def _discard(
     """
     known: t.Any = getattr(transaction, "_connections", None) or {}
     of_session = {id(each[0]): each[0] for each in known.values()}
-    left: list[t.Any] = [session, *of_session.values()]
+    for connection in (session, *of_session.values()):
+        _throw_away(connection, under_way)
     here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
-    if len(here) <= len(of_session):
-        left += here  # else some are not the session's, and nothing says which
-    for each in left:
-        try:
-            each.invalidate()
-        except ResourceClosedError:
-            pass  # it was returned
-        except Exception as error:
-            text = "session: cannot throw a connection away"
-            log.warning(text, exc_info=without_context(error, under_way))
+    # If there are more, some are not the session's, and nothing says which.
+    for proxied in here if len(here) <= len(of_session) else ():
+        _throw_away(proxied, under_way)
+
+
+def _throw_away(connection: t.Any, under_way: BaseException) -> None:
+    try:
+        connection.invalidate()
+    except ResourceClosedError:
+        pass  # it was returned
+    except Exception as error:
+        text = "session: cannot throw a connection away"
+        log.warning(text, exc_info=without_context(error, under_way))
 
 
 def without_context(

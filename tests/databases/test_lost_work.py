@@ -8,6 +8,7 @@ different rows behind.
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from contextlib import suppress
@@ -759,13 +760,6 @@ def temporary_schema(s):
 # One database
 
 
-@case({"people": 1}, POSTGRESQL)
-def schema_named_temp(s):
-    s.execute(text("CREATE SCHEMA IF NOT EXISTS temp"))
-    s.execute(text("CREATE OR REPLACE VIEW temp.people AS SELECT * FROM person"))
-    s.execute(text("INSERT INTO temp.people (id, name) VALUES (3, 'x')"))
-
-
 @case({"Person": 2}, POSTGRESQL)
 def with_delete_that_feeds_an_insert(s):
     gone = "WITH gone AS (DELETE FROM tag RETURNING id) "
@@ -1232,6 +1226,62 @@ def test_an_engine_in_autocommit(make, caplog, tracking):
         s.add(Tag())
 
     assert lost_in(app, db, work) == [{"Tag": 1}]
+
+
+class Silent(sqlite3.Connection):
+    """Says as little as the connections of pyodbc and pg8000 do."""
+
+    in_transaction = None
+
+
+class SilentAutocommit(Silent):
+    autocommit = True
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+@pytest.mark.parametrize(
+    ("work", "driver", "lost"),
+    [
+        (orm_flushed, Silent, [ONE]),
+        (committed, Silent, []),
+        (committed_then_more, Silent, [ONE]),
+        (connection_committed, Silent, []),
+        (text_commit, Silent, []),
+        (rolled_back, Silent, []),
+        (savepoint_rolled_back_after_work, Silent, [ONE]),
+        (update_of_no_row, Silent, []),
+        (orm_flushed, SilentAutocommit, []),
+    ],
+)
+def test_a_driver_that_does_not_tell(
+    make_app, sqlite_url, work, driver, lost, tracking
+):
+    """What SQLAlchemy commits and rolls back is known all the same."""
+    db = ScopedSession(model_class=Base)
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"factory": driver}},
+        SCOPEDSESSION_TRACKING=tracking,
+    )
+    with app.app_context():
+        db.create_all()
+        db.session.add(Person(name="ed"))
+        db.session.commit()
+    assert lost_in(app, db, work) == lost
+
+
+@pytest.mark.databases("postgresql", "psycopg2")
+def test_a_schema_named_temp(make):
+    """It is temporary on SQLite, and one like any other on PostgreSQL."""
+    db = ScopedSession(model_class=Base)
+
+    def work(s):
+        s.execute(text("CREATE SCHEMA temp"))
+        s.execute(text("CREATE TABLE temp.real (id INTEGER)"))
+        s.execute(text("INSERT INTO temp.real (id) VALUES (3)"))
+
+    assert lost_in(make(db), db, work) == [{"real": 1}]
 
 
 def test_a_stream(make, caplog):

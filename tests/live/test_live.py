@@ -107,7 +107,7 @@ def test_it_starts_at_the_end_of_the_first_request_and_not_before(
     ],
     ids=["any", "uwsgi", "unknown"],
 )
-def test_it_tells_which_server_it_runs_under(
+def test_the_server_that_it_runs_under(
     serving: MakeApp, db: ScopedSession[Any], environ: Any, name: str | None
 ) -> None:
     app = serving()
@@ -129,7 +129,7 @@ def test_not_in_tests(serving: MakeApp, home: Path) -> None:
     app = serving(TESTING=True)
     visit(app)
     assert not home.exists()
-    app.testing = False  # looked at when it would start
+    app.testing = False  # read when it would start
     visit(app)
     assert home.exists()
 
@@ -193,7 +193,9 @@ def test_commands_start_no_listener(serving: MakeApp, home: Path, command: Any) 
     assert threads() == []
 
 
-def test_a_job_serves_when_told_to(serving: MakeApp, db: ScopedSession[Any]) -> None:
+def test_a_job_serves_after_serve_control(
+    serving: MakeApp, db: ScopedSession[Any]
+) -> None:
     app = serving()
     with app.app_context():
         db.serve_control()
@@ -246,14 +248,14 @@ def test_two_apps_in_one_directory_do_not_see_each_other(
 
 
 @as_root
-def test_root_looks_at_every_user_s_and_trusts_none_with_anothers(
+def test_root_searches_every_user_s_directory_and_trusts_its_owner_only(
     serving: MakeApp, db: ScopedSession[Any], short_tmp: Path
 ) -> None:
     app = serving(SCOPEDSESSION_CONTROL_DIR=None)
     name = f"tests_app:{short_tmp}"
     for uid, owner in ((1001, 1001), (1002, 1003), (1004, 1004)):
         leaf = Path(directory.default_path(name, uid))
-        if uid != 1004:  # who has no such deployment
+        if uid != 1004:  # this user has no such deployment
             leaf.mkdir(parents=True)
             leaf.chmod(0o700)
             os.chown(leaf, owner, owner)

@@ -63,7 +63,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def told_by(error: BaseException) -> Iterator[str]:
+def said_by(error: BaseException) -> Iterator[str]:
     """Yield everything that an error says, with all that hangs on it."""
     seen: list[BaseException] = []
     found: list[BaseException | None] = [error]
@@ -89,7 +89,7 @@ def own_locals(trace: TracebackType | None) -> Iterator[str]:
 
 
 def check(error: BaseException, logged: pytest.LogCaptureFixture) -> None:
-    for said in told_by(error):
+    for said in said_by(error):
         assert SECRET not in said
     for held in own_locals(error.__traceback__):
         assert SECRET not in held
@@ -147,7 +147,7 @@ def test_missing_driver(
     monkeypatch: pytest.MonkeyPatch,
     place: str,
 ) -> None:
-    """Nor is the URL whose driver is missing."""
+    """A URL whose driver is missing is not shown either."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ScopedSessionError) as info:
         make_app(SQLALCHEMY_DATABASE_URI=url(place))
@@ -419,7 +419,7 @@ def busy_app(make_app: MakeApp, db: ScopedSession[Any], url: str) -> Flask:
         try:
             db.session.execute(select(literal(token)))
         except PoolTimeout as error:
-            assert all(SECRET not in said for said in told_by(error))
+            assert all(SECRET not in said for said in said_by(error))
             assert SECRET not in repr(error.holders)  # type: ignore[attr-defined]
         finally:
             for each in held:

@@ -1,4 +1,4 @@
-"""The account of a process's connections, against every kind of pool."""
+"""The account of one bind's pool: connections, waiters, timeouts and durations."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_one_checkout(make, base, size, most, unlimited, idle_after):
 
 
 def test_two_at_once(make):
-    """Overflow is what is open beyond the size, and never negative."""
+    """Overflow counts the connections beyond the size, and is never negative."""
     db = make(pool_size=1, max_overflow=2)
     assert pool_of(db).overflow == 0
     with db.engine.connect(), db.engine.connect():
@@ -263,7 +263,7 @@ def test_unlimited(make, options):
     assert (pool.max, pool.unlimited, pool.used_pct) == (None, True, None)
 
 
-# What pools lose count of
+# What pools do not count
 
 
 def test_detach(make):
@@ -362,7 +362,7 @@ def test_a_connection_that_is_collected(make, caplog):
     assert pool_of(db).hold_s.count == 1
 
 
-def test_collected_in_the_middle_of_a_reading(make):
+def test_a_connection_that_is_collected_during_a_reading(make):
     """A return by the collector while this thread reads cannot deadlock."""
     db = make()
     account = account_of(db)
@@ -494,6 +494,27 @@ def test_connecting_is_not_waiting(make):
     assert counts(db, "pending", "used") == (0, 0)
     go_on.set()
     thread.join(10)
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_connecting_without_the_pool_is_not_waiting(make, fair):
+    """As an application does that listens for notifications."""
+    db = make(pool_size=1, max_overflow=0, SCOPEDSESSION_FAIR_POOL=fair)
+    app, engine = this_app(), db.engine
+
+    def want():
+        with app.app_context():
+            engine.connect().close()
+
+    engine.dialect.connect(":memory:").close()
+    held = in_thread(engine.connect)
+    assert counts(db, "used", "pending", "pending_max") == (1, 0, 0)
+    thread = threading.Thread(target=want)
+    thread.start()
+    wait_until(lambda: pool_of(db).pending == 1)
+    held.close()
+    thread.join(10)
+    assert counts(db, "used", "pending", "pending_max") == (0, 0, 1)
 
 
 def test_self_deadlock(make):

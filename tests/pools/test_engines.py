@@ -1,4 +1,4 @@
-"""Engines: plain SQLAlchemy, SQLite's manners, and the ping outside the pool."""
+"""Engines: plain SQLAlchemy, SQLite's options, and the ping outside the pool."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_memory_keeps_connect_args(make_app: MakeApp, db: ScopedSession) -> None
 
 
 def test_creator(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> None:
-    """Who connects himself is left alone, as are the folders of the URL."""
+    """With a ``creator``, neither the URL's path nor its folder is touched."""
     path = short_tmp / "own.db"
     made: list[sqlite3.Connection] = []
 
@@ -347,7 +347,7 @@ def test_pragmas(
 
 
 def locked(path: str) -> bool:
-    """Whether nobody else can begin to write."""
+    """Whether no other connection can begin to write."""
     other = sqlite3.connect(path, timeout=0)
     try:
         other.execute("BEGIN IMMEDIATE")
@@ -425,7 +425,7 @@ def test_begin_makes_reads_repeatable(make_app: MakeApp, db: ScopedSession) -> N
 
 @pytest.mark.parametrize("begin", ["DEFERRED", "IMMEDIATE"])
 def test_savepoints(make_app: MakeApp, db: ScopedSession, begin: str) -> None:
-    """What a savepoint wrote is rolled back, the rest is kept; DDL too."""
+    """Only what was written after the savepoint is rolled back, DDL included."""
     app = sqlite_app(make_app, db, SCOPEDSESSION_SQLITE_BEGIN=begin)
     with app.app_context():
         db.session.execute(text("CREATE TABLE t (a)"))
@@ -613,7 +613,7 @@ def test_ping_postgresql(make_app: MakeApp, db: ScopedSession, pg_url: str) -> N
 def test_ping_postgresql_with_sqlstate(
     make_app: MakeApp, db: ScopedSession, pg_url: str
 ) -> None:
-    """The server's code is told where there is one, the URL never."""
+    """The error has the server's SQLSTATE, and never the URL."""
     app = make_app(
         db,
         SQLALCHEMY_DATABASE_URI=pg_url,
@@ -639,7 +639,7 @@ def test_ping_refused(make_app: MakeApp, db: ScopedSession) -> None:
 def test_idle_ping_only_where_networked(
     make_app: MakeApp, db: ScopedSession, pg_url: str
 ) -> None:
-    """A rested connection is tested on PostgreSQL, and replaced when it is dead."""
+    """An idle connection is tested on PostgreSQL, and replaced when it is dead."""
     app = make_app(
         db, SQLALCHEMY_DATABASE_URI=pg_url, SCOPEDSESSION_PING_IDLE_AFTER=0.0
     )

@@ -64,7 +64,7 @@ def make(cls: Any = FairQueuePool, **options: Any) -> Any:
 
 
 def test_sqlalchemy_still_works_as_we_know_it() -> None:
-    """If this fails, SQLAlchemy has changed: see what ``_drill()`` expects of it."""
+    """If this fails, SQLAlchemy has changed: compare it with ``_drill()``."""
     assert _fair._drill()
     assert issubclass(FairQueuePool, FairPool)
     assert QueuePool._queue_class is Queue
@@ -85,7 +85,7 @@ def test_a_private_name_that_is_gone(
 
 
 def test_another_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where ``_queue_class`` is no longer what makes the queue, neither."""
+    """If ``_queue_class`` no longer makes the queue, no class is changed."""
     original = QueuePool.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -169,7 +169,7 @@ def test_a_subclass_that_puts_in_a_queue_of_its_own() -> None:
 def test_the_engine(
     make_app: Callable[..., Any], sqlite_url: str, tracking: bool, switched: bool
 ) -> None:
-    """``SCOPEDSESSION_FAIR_POOL`` says it, with and without the ledger."""
+    """``SCOPEDSESSION_FAIR_POOL`` decides, with tracking and without."""
     db = ScopedSession()
     app = make_app(
         db,
@@ -191,13 +191,13 @@ def test_a_pool_is_freed_without_the_collector() -> None:
     assert gone() is None
 
 
-# -- as SQLAlchemy's --------------------------------------------------------------
+# -- the same as SQLAlchemy's ----------------------------------------------------
 
 STEPS = ["take", "return", "invalidate", "soft", "detach", "refuse", "dispose"]
 
 
 def story(cls: Any, options: dict[str, Any], steps: list[tuple[str, int]]) -> list[Any]:
-    """Do the steps; return all that can be seen of the pool after each."""
+    """Do the steps, and return the pool's public counts after each."""
     refusals: list[bool] = []
 
     def connect() -> Connection:
@@ -245,13 +245,13 @@ def story(cls: Any, options: dict[str, Any], steps: list[tuple[str, int]]) -> li
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), max_size=30),
 )
 def test_counts_and_errors(options: Any, steps: Any) -> None:
-    """Where nobody waits, nothing tells it from SQLAlchemy's, to the last word."""
+    """Without waiting threads it behaves as SQLAlchemy's, messages included."""
     assert story(FairQueuePool, options, steps) == story(QueuePool, options, steps)
 
 
 @pytest.mark.parametrize("lifo", [False, True])
 def test_lifo(lifo: bool) -> None:
-    """The connection that was returned last, or first, is the next to go."""
+    """The next connection is the one that was returned last, or first."""
     pool = make(pool_size=3, use_lifo=lifo)
     out = [pool.connect() for _ in range(3)]
     raw = [proxied.dbapi_connection for proxied in out]
@@ -266,7 +266,7 @@ def test_lifo(lifo: bool) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.01, 1e300, float("inf"), None])
 def test_timeouts(timeout: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nought does not wait; no number is too large; ``None`` waits for ever."""
+    """Zero does not wait, no number is too large, and ``None`` waits for ever."""
     slept: list[tuple[Any, ...]] = []
 
     class Lock:
@@ -296,12 +296,12 @@ def test_timeouts(timeout: float | None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_timeout_that_races_with_a_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was given as the time was up is taken, not lost."""
+    """A connection that is given as the time is up is used, not lost."""
     pool = make()
     held = pool.connect()
 
     def sleep(turn: _fair.Turn, timeout: float | None) -> None:
-        held.close()  # and yet the wait ends as if nobody had woken us
+        held.close()  # and yet the wait ends as if nothing had happened
 
     monkeypatch.setattr(_fair.Turn, "sleep", sleep)
     with_it = pool.connect()
@@ -318,12 +318,11 @@ class Killed(BaseException):
 
 
 class Between:
-    """Does something at the N-th moment where Python looks for what else to do.
+    """Does something at the N-th moment at which Python may interrupt a thread.
 
-    That is after a call, as a function begins and as a loop goes round; there an
-    interrupt is raised, and there, from 3.12 on, the collector runs. Only moments of
-    one who asks the queue for a connection count, up to where it is in the hands of
-    SQLAlchemy.
+    Those are after a call, at the beginning of a function and of a loop's next round.
+    Interrupts are raised there, and from 3.12 on, the collector runs there. Only
+    moments count between the request for a connection and its return to SQLAlchemy.
     """
 
     def __init__(self, at: int, do: Callable[[], None]) -> None:
@@ -395,14 +394,14 @@ def ready(pool: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def handed(pool: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """It comes back while somebody sleeps, or else later."""
+    """It is returned while the thread sleeps, or else later."""
     back = once(pool.connect().close)
     monkeypatch.setattr(_fair.Turn, "sleep", lambda turn, timeout: back())
     return back
 
 
 def given_a_slot(pool: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Another thread fails to connect while somebody sleeps, or else later."""
+    """Another thread fails to connect while the thread sleeps, or else later."""
     assert pool._inc_overflow()
     back = once(pool._dec_overflow)
     monkeypatch.setattr(_fair.Turn, "sleep", lambda turn, timeout: back())
@@ -417,7 +416,7 @@ def slipped_in(pool: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
 
 
 def whole(pool: Any) -> bool:
-    """Whether nothing is out, nobody is in line, and the one connection can be had."""
+    """Whether nothing is out, no thread waits, and the one connection is available."""
     if pool.checkedout() or pool.queue.line or pool.overflow() > 0:
         return False
     pool.connect().close()
@@ -428,7 +427,7 @@ def whole(pool: Any) -> bool:
 def test_an_interrupt_at_any_moment(
     before: Before, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one was given who is interrupted is passed on."""
+    """A connection or slot that an interrupted thread was given is passed on."""
 
     def kill() -> None:
         raise Killed
@@ -453,7 +452,7 @@ def test_an_interrupt_at_any_moment(
 def test_an_interrupt_as_the_connection_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The right to make one is passed on."""
+    """The right to open one is passed on."""
     pool = make()
     given_a_slot(pool, monkeypatch)
 
@@ -470,7 +469,7 @@ def test_an_interrupt_as_the_connection_is_made(
 def test_an_interrupt_in_a_pool_that_was_disposed_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is passed on to nobody is closed: no one asks this pool again."""
+    """A connection for which no thread waits is closed: the pool is not used again."""
     closed: list[Any] = []
     monkeypatch.setattr(Connection, "close", lambda self: closed.append(self))
     pool = make(pool_class(QueuePool, fair=True, tracked=True))
@@ -490,7 +489,7 @@ def test_an_interrupt_in_a_pool_that_was_disposed_of(
 
 @pytest.mark.parametrize("of", ["connection", "slot"])
 def test_the_collector_at_any_moment(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it returns, in the thread that goes to sleep, is not slept over."""
+    """A thread does not sleep when the collector has just returned a connection."""
     monkeypatch.setattr(_fair.Turn, "sleep", lambda turn, timeout: None)
     slept_over, at = [], 0
     while True:
@@ -512,13 +511,13 @@ def test_the_collector_at_any_moment(of: str, monkeypatch: pytest.MonkeyPatch) -
         elif not moment.where.startswith("_leave"):
             slept_over.append((at, moment.where))
     assert at > 10
-    # One who has slept, and is about to leave with nothing, is too late for it.
+    # A thread that has slept, and is about to leave, is too late for it.
     assert {where.split(":")[0] for _, where in slept_over} <= {"_wait"}
     assert len(slept_over) <= 2
 
 
 def test_the_collector_while_slots_are_counted() -> None:
-    """An overflow connection may be closed by it, in the thread that counts."""
+    """It may close an overflow connection in the thread that counts."""
     pool = make(max_overflow=1)
     held = pool.connect(), pool.connect()
     held[0].close()

@@ -112,7 +112,7 @@ def test_what_the_minute_covers(meters: Meters, clock: Clock) -> None:
     assert windows[28:36] == [60.0, 62.5, 65.0, 67.5] * 2
 
 
-def test_who_held_for_how_long(meters: Meters, clock: Clock) -> None:
+def test_uses_by_command(meters: Meters, clock: Clock) -> None:
     """By command; of a long hold, at most sixty seconds count in the last minute."""
     meters.held.add(hold(300.0, "slow"))
     for _ in range(3):

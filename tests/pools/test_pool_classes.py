@@ -53,6 +53,7 @@ class Story:
         self.db = db
         self.out: list[Any] = []
         self.detached: list[Any] = []
+        self.taken = 0
 
     @property
     def pool(self) -> PoolSnapshot:
@@ -63,6 +64,7 @@ class Story:
     def take(self, _: int) -> None:
         with suppress(AssertionError, sa_exc.TimeoutError):
             self.out.append(self.db.engine.raw_connection())
+            self.taken += 1
 
     def give_back(self, number: int) -> None:
         # AssertionPool refuses a connection that was out when it was disposed of.
@@ -112,7 +114,10 @@ class Story:
         assert pool.used + pool.idle == pool.open
         if not shared:
             held = {id(each.dbapi_connection) for each in self.out}
-            assert pool.used == len(held & {id(each) for each in opened})
+            still_open = len(held & {id(each) for each in opened})
+            assert pool.used == len(pool.holders) == still_open
+            assert pool.checkouts_total == self.taken
+            assert pool.hold_s.count == self.taken - still_open
         if not self.out:
             assert pool.used == 0
 

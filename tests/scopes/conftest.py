@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from flask import Flask
+from inside import tracked_pool
 
-from flask_scopedsession._pools import tracked_pool
 from flask_scopedsession._scopes import context as _context
 from flask_scopedsession._scopes import scope
 from flask_scopedsession._scopes import streams

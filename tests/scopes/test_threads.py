@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from flask import copy_current_request_context
+from inside import SLOT
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
@@ -262,6 +263,7 @@ def test_an_end_during_another_threads_statement(
         # The pool has room for one connection only: this is a new one.
         mine = db.session.connection().connection.dbapi_connection
         assert mine is not driver
+        assert other.thread.is_alive()  # nobody has waited for its statement
         gate.go_on.set()
         with pytest.raises(SessionRemoved):
             other.result()
@@ -272,6 +274,42 @@ def test_an_end_during_another_threads_statement(
     assert "two threads use one connection at the same time" in caplog.text
     with app.app_context():
         assert db.engine.pool.checkedout() == 0
+
+
+#: A statement that lasts a second, by dialect.
+SLEEP = {
+    "postgresql": text("SELECT pg_sleep(1)"),
+    "mysql": text("SELECT sleep(1)"),
+    "mariadb": text("SELECT sleep(1)"),
+}
+
+
+@pytest.mark.databases("postgresql", "psycopg2", "mariadb")
+def test_an_end_during_a_statement_at_a_server(of_context, make_app, db_url):
+    """The first thread waits for nothing; the other one closes the connection."""
+    db = of_context
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=db_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0},
+    )
+    with app.app_context():
+        session = db.session()
+        other = in_another_thread(
+            lambda: db.session.scalar(SLEEP[db.engine.dialect.name])
+        )
+        wait_until(lambda: any(h.running_s for h in db.snapshot().pools[0].holders))
+        driver = session.connection().connection.dbapi_connection
+        with pytest.raises(SharedSession):
+            session.rollback()
+        assert other.thread.is_alive()
+    with app.app_context():
+        assert db.session.scalar(SELECT) == 1
+        with pytest.raises(SessionRemoved):
+            other.result()
+    with pytest.raises(Exception, match=r"closed|Already closed"):
+        driver.close() if "mysql" in db_url else driver.cursor()
+    assert used(db, app) == (0, 0)
 
 
 def test_a_shared_connection_by_configuration(of_context, make, gate, caplog):
@@ -362,6 +400,25 @@ def test_a_statement_that_failed_is_over(of_context, make, caplog):
                 use(text("SELECT nothing"))
             db.session.rollback()
         assert in_another_thread(lambda: db.session.scalar(SELECT)).result() == 1
+    assert caplog.records == []
+
+
+def test_a_mark_that_an_interrupt_left_behind(of_context, make, caplog):
+    """The next user of the connection is not taken for a second thread."""
+    db = of_context
+    app = make(db, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
+    app.debug = True
+    with app.app_context():
+        # As Ctrl-C does between the mark and the "try:".
+        db.session.connection().connection.info[SLOT].runner = threading.get_ident()
+
+    def work():
+        with app.app_context():
+            db.session.execute(SELECT)
+            db.session.rollback()
+            return db.session.scalar(SELECT)
+
+    assert in_thread(work) == 1
     assert caplog.records == []
 
 

@@ -157,7 +157,7 @@ def test_a_class_that_routes(two):
         audit.execute(text("INSERT INTO user (name) VALUES ('c')"))
         audit.commit()
         with db.get_engine("audit").connect() as connection:
-            assert connection.scalars(select(User.name)).all() == ["a", "b", "c"]
+            assert set(connection.scalars(select(User.name))) == {"a", "b", "c"}
         assert db.session.scalars(select(User)).all() == []
         db.session.remove()
         with pytest.raises(SessionRemoved):

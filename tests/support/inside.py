@@ -18,9 +18,15 @@ from flask_scopedsession._format import duration
 from flask_scopedsession._format import some
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
+from flask_scopedsession._pools import tracked_pool
+from flask_scopedsession._pools.account import SLOT
+from flask_scopedsession._pools.account import Slot
 from flask_scopedsession._pools.naming import process_name
+from flask_scopedsession._pools.tracked_pool import limits
 from flask_scopedsession._pools.tracked_pool import pool_class
+from flask_scopedsession._pools.tracked_pool import returns_are_seen
 from flask_scopedsession._scopes import context
+from flask_scopedsession._scopes import teardown
 from flask_scopedsession._scopes.scope import Responsible
 from flask_scopedsession._scopes.scope import Scope
 from flask_scopedsession._settings.keys import KEYS
@@ -42,6 +48,7 @@ __all__ = [
     "FULL",
     "KEYS",
     "SERVER",
+    "SLOT",
     "ConnectionLimit",
     "History",
     "LockWait",
@@ -52,6 +59,7 @@ __all__ = [
     "Scope",
     "ServerConnection",
     "ServerView",
+    "Slot",
     "Unclaimed",
     "application_of",
     "ask",
@@ -62,12 +70,16 @@ __all__ = [
     "endpoint",
     "fair_queue",
     "fold",
+    "limits",
     "pool_class",
     "process_name",
     "reader",
     "render_advice",
     "render_pools",
     "render_sessions",
+    "returns_are_seen",
     "safe_url",
     "some",
+    "teardown",
+    "tracked_pool",
 ]

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from databases import Backends
 from faults import FaultProxy
-from inside import Hold
+from inside import Slot
 from postgres import fresh_database
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -220,9 +220,9 @@ class Soak:
         wait_until(lambda: set(self.backends.states().values()) <= {"idle"})
         self.tally.audit(self.url)
         gc.collect()
-        left = [each for each in gc.get_objects() if isinstance(each, (Session, Hold))]
+        left = [each for each in gc.get_objects() if isinstance(each, (Session, Slot))]
         assert [each for each in left if isinstance(each, Session)] == []
-        # A pool entry whose connection died still refers to it.
+        # Each pool entry refers to one, also if its connection has died.
         assert len(left) <= POOL_SIZE + MAX_OVERFLOW
         with self.app.app_context():
             assert self.db.snapshot().sessions == ()

@@ -198,12 +198,12 @@ def test_checkouts_that_gave_up(
     gates.open()
     assert blocked.result(10).status == 200
     said = (
-        r"ok timed out after 2\d\d ms; connections were held by 1× block"
+        r"ok timed out after [\d.]+ m?s; connections were held by 1× block"
         r" live_app\.py:\d+ wait_for_gate, longest"
     )
     assert re.search(said, pool_status(run_cli))
     assert re.search(
-        r"connection pool timeout\nBind 'default': gave up after 0\.2 s; 1 connections"
+        r"connection pool timeout\nBind 'default': gave up after 0\.\d s; 1 connections"
         r" are checked out, longest:\n  block at live_app\.py:\d+ wait_for_gate, held",
         group.log,
     )
