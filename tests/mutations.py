@@ -346,18 +346,6 @@ def abandon(slot: Slot, connection: t.Any) -> None:
         """,
     ),
     mutation(
-        "streams: a later request's body is read in the abandoned context",
-        Change(
-            "flask_scopedsession._scopes.streams:watch_requests.wsgi_app",
-            "return _Body(inside, body) if _runs_code(body, environ) else body",
-            "return body",
-        ),
-        tests="""
-        scopes/test_streams.py
-          test_later_requests_on_the_thread_of_an_abandoned_stream
-        """,
-    ),
-    mutation(
         "streams: a later request's file is no longer the server's own",
         Change(
             "flask_scopedsession._scopes.streams:_runs_code",
@@ -715,7 +703,7 @@ def stack_of_thread(ident: int) -> RawStack:
             "if ():",
         ),
         tests="""
-        pools/test_account.py test_static_pool_shares_one_connection
+        pools/test_account.py test_a_shared_connection_has_one_holder
         """,
     ),
     mutation(

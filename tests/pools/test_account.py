@@ -178,6 +178,19 @@ def test_static_pool_shares_one_connection(make, order):
         assert counts(db, "used", "open", "idle") == (1, 1, 0)
 
 
+def test_a_shared_connection_has_one_holder(make):
+    """It counts for the first of those that share it."""
+    db = make(poolclass=StaticPool, connect_args={"check_same_thread": False})
+    app = this_app()
+
+    def share():
+        with app.app_context(), db.engine.connect():
+            return pool_of(db).holders[0].thread
+
+    with db.engine.connect():
+        assert in_thread(share, "second") == threading.current_thread().name
+
+
 def test_singleton_pool_counts_a_thread_once(make):
     """SingletonThreadPool hands a thread the same connection twice."""
     db = make(poolclass=SingletonThreadPool)
