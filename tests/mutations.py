@@ -669,7 +669,7 @@ def stack_of_thread(ident: int) -> RawStack:
 """,
         ),
         tests="""
-        pools/test_account.py test_detach_ends_the_hold test_detach
+        pools/test_account.py test_detach
         """,
     ),
     mutation(
