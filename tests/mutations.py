@@ -79,13 +79,13 @@ def mutation(
 #: Nothing removes a session: neither teardown nor the end of the context's life.
 UNREMOVED = (
     Change(
-        "flask_scopedsession._extension:ScopedSession.init_app",
-        "scopes.end(context, error)",
-        "pass",
+        "flask_scopedsession._scopes.teardown:end_scope",
+        "list(sessions.items())",
+        "()",
     ),
     Change(
-        "flask_scopedsession._sessions.registry:Scope.__del__",
-        "if self.sessions:",
+        "flask_scopedsession._scopes.ledger:Ledger._freed",
+        "if scope.sessions:",
         "if ():",
     ),
 )
@@ -94,16 +94,17 @@ MUTATIONS = (
     mutation(
         "scope: a thread without a context gets the last one",
         Change(
-            "flask_scopedsession._sessions.registry:scope_context",
+            "flask_scopedsession._sessions.registry:Registry.__call__",
             """
     if context is None:
-        raise OutsideContext(f"'db.session' {OUTSIDE}")
-    return context
+        raise outside()
+    kept = context.__dict__
 """,
             """
     if context is not None:
-        scope_context.last = context
-    return scope_context.last
+        Registry.last = context
+    context = Registry.last
+    kept = context.__dict__
 """,
         ),
         tests="""
@@ -115,16 +116,9 @@ MUTATIONS = (
     mutation(
         "scope: sessions are kept on the application",
         Change(
-            "flask_scopedsession._sessions.registry:scope_context",
-            """
-        raise OutsideContext(f"'db.session' {OUTSIDE}")
-    return context
-""",
-            """
-        raise OutsideContext(f"'db.session' {OUTSIDE}")
-    context.app.app = context.app
-    return context.app
-""",
+            "flask_scopedsession._sessions.registry:Registry.__call__",
+            "kept = context.__dict__",
+            "kept = context.app.__dict__",
         ),
         tests="""
         scopes/test_contexts.py test_nested_contexts
@@ -169,11 +163,22 @@ MUTATIONS = (
         """,
     ),
     mutation(
+        "freeing: a scope that an interrupt left behind is still listed",
+        Change(
+            "flask_scopedsession._live.reader:Reader._sessions",
+            "self._ledger.forget_freed()",
+            "pass",
+        ),
+        tests="""
+        scopes/test_interrupts.py test_at_any_point
+        """,
+    ),
+    mutation(
         "gevent: a killed greenlet's session is not removed",
         *UNREMOVED,
         Change(
-            "flask_scopedsession._sessions.factory:close_session",
-            "_discard_connections(session, under_way)",
+            "flask_scopedsession._scopes.teardown:close_session",
+            "_discard(session, transaction, ledger, error)",
             "pass",
         ),
         tests="""
@@ -183,32 +188,61 @@ MUTATIONS = (
     mutation(
         "sharing: statements of two threads overlap unnoticed",
         Change(
-            "flask_scopedsession._pools.statements:_watched.execute",
-            "if slot.runner is not None and not is_shared:",
-            "if ():",
+            "flask_scopedsession._pools.sharing:note_sharing",
+            None,
+            """
+def note_sharing(slot: Slot) -> None:
+    pass
+""",
         ),
         tests="""
-        scopes/test_threads.py
-          test_a_statement_during_another_threads_in_debug_mode
+        scopes/test_threads.py test_a_statement_during_another_threads_in_debug_mode
+          test_statements_at_the_same_time_are_logged_once_per_view
           test_workers_that_share_a_context
+        scopes/test_async.py test_gather_of_threads
         """,
     ),
     mutation(
-        "sharing: a busy connection goes back into the pool",
+        "sharing: a statement within a statement counts as another thread's",
         Change(
-            "flask_scopedsession._pools.statements:_watch_ends.do_rollback",
-            "if slot.runner is not None and not is_shared:",
-            "if ():",
+            "flask_scopedsession._pools.sharing:note_sharing",
+            "if runner is None or runner == get_ident():",
+            "if runner is None:",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_statement_within_a_statement
+        """,
+    ),
+    mutation(
+        "sharing: a connection that is meant for all threads is reported",
+        Change(
+            "flask_scopedsession._pools.statements:_watched",
+            "is_shared = isinstance(engine.pool, StaticPool)",
+            "is_shared = False",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_shared_connection_by_configuration
+        """,
+    ),
+    mutation(
+        "sharing: a scope ends during another thread's statement",
+        Change(
+            "flask_scopedsession._pools.sharing:abandon",
+            None,
+            """
+def abandon(slot: Slot, connection: t.Any) -> None:
+    pass
+""",
         ),
         tests="""
         scopes/test_threads.py test_an_end_during_another_threads_statement
         """,
     ),
     mutation(
-        "sharing: SQLAlchemy closes a busy connection",
+        "sharing: a thread does not learn that its session has ended",
         Change(
-            "flask_scopedsession._pools.sharing:abandon",
-            "connection.invalidate()",
+            "flask_scopedsession._pools.statements:_watched.execute",
+            "raise refusal()",
             "pass",
         ),
         tests="""
@@ -216,10 +250,49 @@ MUTATIONS = (
         """,
     ),
     mutation(
-        "sharing: nobody closes a connection that was busy",
+        "sharing: an abandoned connection is never closed",
         Change(
             "flask_scopedsession._pools.statements:_watched.execute",
             "slot.abandoned.close()",
+            "pass",
+        ),
+        tests="""
+        scopes/test_threads.py test_an_end_during_another_threads_statement
+        """,
+    ),
+    mutation(
+        "sharing: a statement that failed runs for ever",
+        Change(
+            "flask_scopedsession._pools.statements:_watched.execute",
+            """
+            slot.runner = None
+            if slot.abandoned is not None:
+""",
+            """
+            if slot.abandoned is not None:
+""",
+        ),
+        Change(
+            "flask_scopedsession._pools.statements:_watched.execute",
+            """
+        if effect is not None:
+            after_effect(slot, effect, cursor)
+""",
+            """
+        slot.runner = None
+        if effect is not None:
+            after_effect(slot, effect, cursor)
+""",
+        ),
+        tests="""
+        scopes/test_threads.py test_a_statement_that_failed_is_over
+        """,
+    ),
+    mutation(
+        "sharing: SQLAlchemy closes a busy connection",
+        Change(
+            "flask_scopedsession._pools.sharing:abandon",
+            "connection.invalidate()",
             "pass",
         ),
         tests="""
@@ -239,22 +312,11 @@ MUTATIONS = (
         """,
     ),
     mutation(
-        "sharing: the threads of a StaticPool are reported",
-        Change(
-            "flask_scopedsession._pools.statements:_watched",
-            "is_shared = isinstance(engine.pool, StaticPool)",
-            "is_shared = False",
-        ),
-        tests="""
-        scopes/test_threads.py test_a_shared_connection_by_configuration
-        """,
-    ),
-    mutation(
-        "sharing: an interrupted statement's mark stays for good",
+        "sharing: an interrupted statement runs on in the pool",
         Change(
             "flask_scopedsession._pools.account:PoolAccount.check_in",
-            "slot.statement = slot.execution_options = slot.stack = slot.runner = None",
-            "slot.statement = slot.execution_options = slot.stack = None",
+            "if slot.runner is not None:",
+            "if ():",
         ),
         tests="""
         scopes/test_threads.py test_a_mark_that_an_interrupt_left_behind
@@ -284,6 +346,17 @@ MUTATIONS = (
         """,
     ),
     mutation(
+        "streams: a later request's file is no longer the server's own",
+        Change(
+            "flask_scopedsession._scopes.streams:_runs_code",
+            "and not is_file",
+            "",
+        ),
+        tests="""
+        scopes/test_wsgi.py test_bodies
+        """,
+    ),
+    mutation(
         "streams: teardown takes the current context for its own",
         Change(
             "flask_scopedsession._application:Application.watch.remove_sessions",
@@ -296,42 +369,184 @@ MUTATIONS = (
         """,
     ),
     mutation(
+        "contexts: requests in a context that lasts are not counted",
+        Change(
+            "flask_scopedsession._scopes.streams:watch_requests.wsgi_app",
+            "_note_shared(ledger, before)",
+            "pass",
+        ),
+        tests="""
+        scopes/test_lasting_contexts.py test_it_is_reported_once
+        live/test_reader.py test_requests_of_a_session
+        """,
+    ),
+    mutation(
+        "contexts: the requests of a session are not shown",
+        Change(
+            "flask_scopedsession._scopes.streams:requests_served",
+            "return None if context is None else getattr(context, SERVED, None)",
+            "return None",
+        ),
+        tests="""
+        live/test_reader.py test_requests_of_a_session
+        """,
+    ),
+    mutation(
         "session: a removed one goes on",
         Change(
-            "flask_scopedsession._sessions.factory:close_session",
-            "session.get_bind = _refuse  # type: ignore[method-assign]",
+            "flask_scopedsession._scopes.teardown:close_session",
+            "own.get_bind = _refuse",
             "pass",
+        ),
+        Change(
+            "flask_scopedsession._scopes.teardown:close_session",
+            "if _HAS_ONE_WAY:",
+            "if ():",
         ),
         tests="""
         scopes/test_streams.py test_the_views_session_kept_by_a_generator
           test_which_session_a_generator_sees
         scopes/test_contexts.py test_nested_contexts
+        sessions/test_plain.py test_a_removed_session_takes_no_connection
+        """,
+    ),
+    mutation(
+        "session: a removed one goes on if an engine is named",
+        Change(
+            "flask_scopedsession._scopes.teardown:close_session",
+            "if _HAS_ONE_WAY:",
+            "if ():",
+        ),
+        tests="""
+        sessions/test_plain.py test_a_removed_session_takes_no_connection
+        """,
+    ),
+    mutation(
+        "session: what close() itself has begun stays open",
+        Change(
+            "flask_scopedsession._scopes.teardown:close_session",
+            "_close_again(session)",
+            "pass",
+        ),
+        tests="""
+        sessions/test_plain.py test_close_that_executes
+          test_a_listener_that_executes
+        """,
+    ),
+    mutation(
+        "session: one of a bind follows its class to another bind",
+        Change(
+            "flask_scopedsession._sessions.registry:Registry.bound_to",
+            "session.get_bind = lambda *_, **__: engine",
+            "pass",
+        ),
+        tests="""
+        sessions/test_plain.py test_a_class_that_routes
         """,
     ),
     mutation(
         "session: connections stay out when close() fails",
         Change(
-            "flask_scopedsession._sessions.factory:close_session",
-            "_discard_connections(session, under_way)",
+            "flask_scopedsession._scopes.teardown:close_session",
+            "_discard(session, transaction, ledger, error)",
             "pass",
         ),
         tests="""
         scopes/test_failures.py test_an_error_in_close
           test_one_of_two_binds_that_cannot_roll_back
+        sessions/test_plain.py test_close_that_raises
         """,
     ),
     mutation(
         "scope: a failure in teardown ends the closing",
         Change(
-            "flask_scopedsession._sessions.registry:Scopes.end",
-            """
-            except BaseException as interrupt:  # noqa: BLE001 - raised in the end
-                raising.append(interrupt)
-""",
-            "",
+            "flask_scopedsession._scopes.teardown:end_scope",
+            "except BaseException as interrupt:  # noqa: BLE001 - raised at the end",
+            "except ZeroDivisionError as interrupt:",
         ),
         tests="""
         scopes/test_failures.py test_an_error_in_the_comparison_of_changes
+        """,
+    ),
+    mutation(
+        "lost work: no driver is asked",
+        Change(
+            "flask_scopedsession._pools.drivers:is_transaction_open",
+            None,
+            """
+def is_transaction_open(driver: t.Any) -> bool | None:
+    return True
+""",
+        ),
+        tests="""
+        databases/test_lost_work.py test_true_on_all
+        live/test_reader.py test_a_select_on_sqlite_is_no_transaction
+        """,
+    ),
+    mutation(
+        "lost work: what was committed before counts as lost",
+        Change(
+            "flask_scopedsession._pools.account:Slot.forget_writes",
+            None,
+            """
+def forget_writes(self) -> None:
+    pass
+""",
+        ),
+        tests="""
+        scopes/test_lost_work.py test_only_the_last_transaction_is_counted
+        databases/test_lost_work.py test_true_on_all
+        """,
+    ),
+    mutation(
+        "lost work: what a rollback loses is not noted",
+        Change(
+            "flask_scopedsession._pools.statements:_note_loss",
+            None,
+            """
+def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
+    pass
+""",
+        ),
+        tests="""
+        scopes/test_lost_work.py test_lost_work_is_reported
+        databases/test_lost_work.py test_true_on_all
+        """,
+    ),
+    mutation(
+        "lost work: a rollback to a savepoint is not noticed",
+        Change(
+            "flask_scopedsession._pools.writes:_note_savepoint",
+            'if action == "back":',
+            "if ():",
+        ),
+        tests="""
+        databases/test_lost_work.py test_true_on_all
+        """,
+    ),
+    mutation(
+        "lost work: a view that handled its error is reported",
+        Change(
+            "flask_scopedsession._scopes.teardown:end_scope",
+            "and HANDLED not in kept",
+            "",
+        ),
+        tests="""
+        scopes/test_lost_work.py test_a_handled_error_is_no_lost_work
+        scopes/test_wsgi.py test_lost_work_by_the_response
+        """,
+    ),
+    mutation(
+        "lost work: a view that answers with an error is reported",
+        Change(
+            "flask_scopedsession._scopes.teardown:end_scope",
+            "and kept.get(STATUS, 0) < 400",
+            "",
+        ),
+        tests="""
+        scopes/test_lost_work.py test_no_false_alarm
+        scopes/test_wsgi.py test_lost_work_by_the_response
+          test_the_status_is_the_final_one
         """,
     ),
     mutation(
@@ -340,12 +555,12 @@ MUTATIONS = (
             "flask_scopedsession._pools.tracked_pool:TrackedPool._do_return_conn",
             """
         finally:
-            super()._do_return_conn(record)
+            self._return_untracked(record)
 """,
             """
         except ZeroDivisionError:
             pass
-        super()._do_return_conn(record)
+        self._return_untracked(record)
 """,
         ),
         tests="""
@@ -359,10 +574,10 @@ MUTATIONS = (
             """
         finally:
             if account.waiting:
-                account.waiting.pop(owner.ident, None)
+                waiting = account.waiting.pop(scope.ident, None)
 """,
             """
-        account.waiting.pop(owner.ident, None)
+        waiting = account.waiting.pop(scope.ident, None)
 """,
         ),
         tests="""
@@ -372,19 +587,19 @@ MUTATIONS = (
         """,
     ),
     mutation(
-        "meters: samples that arrive during a fold are lost",
+        "meters: samples that arrive during an aggregation are lost",
         Change(
-            "flask_scopedsession._pools.meters:Meter.fold",
+            "flask_scopedsession._pools.meters:Meter.aggregate",
             """
-        samples = [next_one() for _ in range(len(self.fresh))]
+        samples = [take() for _ in range(len(self.samples))]
         if samples:
             self._count(samples)
 """,
             """
-        samples = list(self.fresh)
+        samples = list(self.samples)
         if samples:
             self._count(samples)
-        self.fresh.clear()
+        self.samples.clear()
 """,
         ),
         tests="""
@@ -392,14 +607,14 @@ MUTATIONS = (
         """,
     ),
     mutation(
-        "meters: two threads fold at a time",
+        "meters: two threads aggregate at a time",
         Change(
-            "flask_scopedsession._pools.meters:Meters.turn",
+            "flask_scopedsession._pools.meters:Meters.aggregate",
             "if self._lock.acquire(False):",
             "if True:",
         ),
         Change(
-            "flask_scopedsession._pools.meters:Meters.turn",
+            "flask_scopedsession._pools.meters:Meters.aggregate",
             """
             finally:
                 self._lock.release()
@@ -443,31 +658,94 @@ def stack_of_thread(ident: int) -> RawStack:
     mutation(
         "ledger: one hold is timed twice",
         Change(
-            "flask_scopedsession._pools.account:PoolAccount._end",
-            "if not hold.timed:",
-            "if True:",
+            "flask_scopedsession._pools.account:PoolAccount.check_in",
+            """
+    if scope is None:
+        return
+""",
+            """
+    if scope is None:
+        scope = self.ledger.user()
+""",
         ),
         tests="""
-        pools/test_account.py test_fifty_threads
+        pools/test_account.py test_detach
         """,
     ),
     mutation(
-        "ledger: a dead hold is taken for the one that has its id",
+        "slots: a connection whose return was interrupted is still out",
         Change(
-            "flask_scopedsession._pools.account:PoolAccount.check_out",
-            "if hold is not None and hold() is proxied:",
-            "if hold is not None:",
+            "flask_scopedsession._pools.account:Slot.is_out",
+            "return entry is not None and entry.in_use",
+            "return True",
         ),
         tests="""
         scopes/test_interrupts.py test_at_any_point
+        pools/test_account.py test_an_interrupted_return
+        """,
+    ),
+    mutation(
+        "slots: a connection whose return was interrupted belongs to its last scope",
+        Change(
+            "flask_scopedsession._pools.account:PoolAccount.check_out",
+            "if self.hands_out_again:",
+            "if True:",
+        ),
+        tests="""
+        pools/test_account.py test_an_interrupted_return
+        """,
+    ),
+    mutation(
+        "slots: a connection that all threads share goes to the last scope",
+        Change(
+            "flask_scopedsession._pools.account:PoolAccount.check_out",
+            "if self.hands_out_again:",
+            "if ():",
+        ),
+        tests="""
+        pools/test_account.py test_a_shared_connection_has_one_holder
+        """,
+    ),
+    mutation(
+        "slots: the statements of another thread in a context are not counted",
+        Change(
+            "flask_scopedsession._pools.account:PoolAccount.check_out",
+            "slot.sender = scope.parent or scope",
+            "slot.sender = scope",
+        ),
+        tests="""
+        live/test_reader.py test_statements_of_another_thread_in_a_context
+        """,
+    ),
+    mutation(
+        "slots: a connection in the pool keeps its last scope",
+        Change(
+            "flask_scopedsession._pools.account:PoolAccount.check_in",
+            "slot.scope, slot.sender = None, _NOBODY",
+            "slot.scope = None",
+        ),
+        tests="""
+        pools/test_account.py test_scopes_are_freed_without_the_collector
+        """,
+    ),
+    mutation(
+        "reader: a connection that was returned meanwhile is shown",
+        Change(
+            "flask_scopedsession._live.reader:Reader._pool",
+            "for each, holder in found if each.is_out",
+            "for each, holder in found",
+        ),
+        tests="""
+        live/test_reader.py
+          test_a_connection_that_goes_on_to_another_thread_during_the_reading
         """,
     ),
     mutation(
         "pool: a timeout is not explained",
         Change(
             "flask_scopedsession._pools.tracked_pool:TrackedPool.connect",
-            "explain(error, account, account.timed_out(since, owner))",
-            "account.timed_out(since, owner)",
+            "explain(error, account, account.timed_out(since, scope))",
+            "account.timed_out(since, scope)",
         ),
         tests="""
         pools/test_account.py test_timeouts
@@ -494,7 +772,10 @@ def stack_of_thread(ident: int) -> RawStack:
         Change(
             "flask_scopedsession._scopes.ledger:Ledger.reset",
             "self._lock = allocate_lock()",
-            "pass",
+            """
+if not hasattr(self, "_lock"):
+    self._lock = allocate_lock()
+""",
         ),
         tests="""
         whole/concurrency/test_fork.py test_forking_while_another_thread_is_inside
@@ -550,6 +831,39 @@ def stack_of_thread(ident: int) -> RawStack:
         """,
     ),
     mutation(
+        "shutdown: a dropped app leaves its connections open",
+        Change(
+            "flask_scopedsession._application:Application.__init__",
+            "weakref.finalize(app, dispose_all, self.engines.values()).atexit = False",
+            "pass",
+        ),
+        tests="""
+        whole/test_shutdown.py test_an_engine_that_outlives_its_app
+        """,
+    ),
+    mutation(
+        "shutdown: a dropped app waits for the control thread's next check",
+        Change(
+            "flask_scopedsession._live.worker:LiveView.__init__",
+            "weakref.finalize(app, SERVER.wake).atexit = False",
+            "pass",
+        ),
+        tests="""
+        whole/test_shutdown.py test_two_hundred_dropped_apps
+        """,
+    ),
+    mutation(
+        "shutdown: the ledger keeps its app",
+        Change(
+            "flask_scopedsession._scopes.ledger:Ledger.__init__",
+            "self.app = weakref.ref(app)",
+            "self.app = lambda: app",
+        ),
+        tests="""
+        whole/test_shutdown.py test_dropped_without_dispose
+        """,
+    ),
+    mutation(
         "shutdown: the interpreter's end leaves the control files",
         Change(
             "flask_scopedsession._control.server",
@@ -570,17 +884,6 @@ def stack_of_thread(ident: int) -> RawStack:
         ),
         tests="""
         whole/test_shutdown.py test_a_thousand_apps
-        """,
-    ),
-    mutation(
-        "shutdown: a dropped application waits for the next check",
-        Change(
-            "flask_scopedsession._live.worker:LiveView.__init__",
-            "weakref.finalize(app, SERVER.wake).atexit = False",
-            "pass",
-        ),
-        tests="""
-        whole/test_shutdown.py test_two_hundred_dropped_apps
         """,
     ),
     mutation(

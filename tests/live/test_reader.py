@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import sys
 import threading
@@ -512,6 +513,20 @@ def test_statements_of_two_scopes(make: Make) -> None:
             return session_of(db).statements
 
     assert [sent(2), sent(0), sent(3)] == [2, 0, 3]
+
+
+def test_statements_of_another_thread_in_a_context(make: Make) -> None:
+    """They count for the context's session, as asyncio's threads share it."""
+    db = make()
+
+    def use() -> None:
+        with db.engine.connect() as connection:
+            connection.execute(select(1))
+
+    db.session.execute(select(1))
+    context = contextvars.copy_context()
+    in_thread(lambda: context.run(use), "another")
+    assert session_of(db).statements == 2
 
 
 @pytest.mark.parametrize("scopefunc", ["thread", lambda: "all"])

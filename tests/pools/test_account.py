@@ -178,6 +178,19 @@ def test_static_pool_shares_one_connection(make, order):
         assert counts(db, "used", "open", "idle") == (1, 1, 0)
 
 
+def test_a_shared_connection_has_one_holder(make):
+    """It counts for the first of those that share it."""
+    db = make(poolclass=StaticPool, connect_args={"check_same_thread": False})
+    app = this_app()
+
+    def share():
+        with app.app_context(), db.engine.connect():
+            return pool_of(db).holders[0].thread
+
+    with db.engine.connect():
+        assert in_thread(share, "second") == threading.current_thread().name
+
+
 def test_singleton_pool_counts_a_thread_once(make):
     """SingletonThreadPool hands a thread the same connection twice."""
     db = make(poolclass=SingletonThreadPool)
@@ -417,6 +430,30 @@ def test_an_interrupted_checkout(make):
     assert counts(db, "used", "open", "pending") == (0, 0, 0)
     with db.engine.connect():
         assert counts(db, "used", "open") == (1, 1)
+
+
+def test_an_interrupted_return(make, monkeypatch):
+    """The pool has the connection back, and the next one to use it is its holder."""
+    db = make(pool_size=1, max_overflow=0, pool_timeout=0.2)
+    app, account = this_app(), account_of(db)
+
+    def interrupted(slot):
+        raise KeyboardInterrupt
+
+    def hold_and_leave():
+        with app.app_context():
+            connection = db.engine.connect()
+            with monkeypatch.context() as patch:
+                patch.setattr(account, "check_in", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    connection.close()
+
+    in_thread(hold_and_leave, "before")
+    assert counts(db, "used", "open", "holders") == (0, 1, ())
+    with db.engine.connect():
+        (holder,) = pool_of(db).holders
+        assert holder.thread == threading.current_thread().name
+    assert counts(db, "used", "open", "idle") == (0, 1, 1)
 
 
 # Waiting

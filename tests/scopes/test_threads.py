@@ -400,6 +400,10 @@ def test_a_statement_that_failed_is_over(of_context, make, caplog):
                 use(text("SELECT nothing"))
             db.session.rollback()
         assert in_another_thread(lambda: db.session.scalar(SELECT)).result() == 1
+        # Also while the connection is still checked out.
+        with pytest.raises(sa_exc.OperationalError):
+            db.session.connection().exec_driver_sql("SELECT nothing")
+        assert in_another_thread(lambda: db.session.scalar(SELECT)).result() == 1
     assert caplog.records == []
 
 
