@@ -344,12 +344,12 @@ class PoolAccount:
 
     def in_use(self) -> tuple[int, int]:
         """Count the connections in use, and the checkouts that must wait for one."""
-        used = self.used.copy()
-        if self.is_fair:
-            return len(used), sum(w.in_line for w in list(self.waiting.values()))
+        used, waiting = self.used.copy(), list(self.waiting.values())
+        asking = sum(w.in_line for w in waiting) if self.is_fair else len(waiting)
         held = sum(slot.generation == self.generation for slot in used)
-        # Beyond the pool's remaining slots, pending checkouts are waiting.
-        beyond = held + len(self.waiting) - self.most
+        # Beyond the pool's remaining slots, pending checkouts are waiting. A thread that
+        # was handed a connection, and has not woken up yet, no longer is.
+        beyond = held + asking - self.most
         return len(used), int(beyond) if beyond > 0 else 0
 
     # -- written when connections are opened and closed --------------------------
