@@ -145,7 +145,7 @@ class Application:
         # An app that is dropped takes its connections along, as a file does.
         weakref.finalize(app, dispose_all, self.engines.values()).atexit = False
 
-    def watch(self, app: Flask) -> None:
+    def end_scopes_with_contexts(self, app: Flask) -> None:
         """End scopes with their contexts, and learn how requests were answered."""
         ledger, kind, live = self.ledger, self._registry.kind, self.live
         session_name = self._registry.session_name

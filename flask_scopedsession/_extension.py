@@ -163,7 +163,7 @@ class ScopedSession(t.Generic[S]):
         app.extensions[EXTENSION] = self
         app.__dict__[self._attribute] = application
         self._apps.add(app)
-        application.watch(app)
+        application.end_scopes_with_contexts(app)
         for note in settings.notes:
             log.info("%s", note)
         app.shell_context_processor(lambda: {"db": self})

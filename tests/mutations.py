@@ -359,7 +359,7 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     mutation(
         "streams: teardown takes the current context for its own",
         Change(
-            "flask_scopedsession._application:Application.watch.remove_sessions",
+            "flask_scopedsession._application:Application.end_scopes_with_contexts.remove_sessions",
             "context = context_torn_down()",
             "pass",
         ),
@@ -889,7 +889,7 @@ if not hasattr(self, "_lock"):
     mutation(
         "shutdown: an aborted worker leaves no snapshot",
         Change(
-            "flask_scopedsession._application:Application.watch.remove_sessions",
+            "flask_scopedsession._application:Application.end_scopes_with_contexts.remove_sessions",
             "live.aborted()",
             "pass",
         ),

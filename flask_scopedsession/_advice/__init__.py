@@ -1,5 +1,6 @@
-"""From what the pools measured to the sizes that ``pool-advise`` recommends.
+"""From what the pools measured to the pool sizes that ``pool-advise`` recommends.
 
-``demand`` measures the load, ``erlang`` has the formulas, ``recommend`` applies them,
-``reasons`` and ``warnings`` say why, ``report`` is the result. Pure: no I/O.
+``demand``     the load that a pool was under; ``erlang``, the formulas.
+``recommend``  the sizes; ``reasons`` and ``warnings``, in words.
+``report``     the result.
 """

@@ -1,5 +1,6 @@
-"""What the databases report: whether they answer, and about connections and locks.
+"""What the database servers report about connections, locks and limits.
 
-``ping`` makes one connection outside the pool. ``postgresql`` and ``mysql`` ask a
-server for its ``facts``, and ``comparison`` joins these with what the workers report.
+``ping``                   one connection outside the pool.
+``postgresql``, ``mysql``  the queries; ``facts``, their results.
+``comparison``             the results, joined with what the workers report.
 """

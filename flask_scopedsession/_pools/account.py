@@ -347,8 +347,8 @@ class PoolAccount:
         used, waiting = self.used.copy(), list(self.waiting.values())
         asking = sum(w.in_line for w in waiting) if self.is_fair else len(waiting)
         held = sum(slot.generation == self.generation for slot in used)
-        # Beyond the pool's remaining slots, pending checkouts are waiting. A thread that
-        # was handed a connection, and has not woken up yet, no longer is.
+        # Pending checkouts beyond the pool's remaining slots are waiting. A thread that
+        # was handed a connection and has not woken up yet is no longer waiting.
         beyond = held + asking - self.most
         return len(used), int(beyond) if beyond > 0 else 0
 

@@ -1,4 +1,7 @@
-"""What a child process must reset after a fork.
+"""Calls what a child process must reset after a fork.
+
+``Application.after_fork()`` resets an application, ``Server.after_fork_in_child()`` the
+control thread.
 
 ``os.register_at_fork`` runs :func:`after_fork_in_child`. Some servers (uWSGI) fork
 without running Python's hooks, so each checkout and each new session also compares

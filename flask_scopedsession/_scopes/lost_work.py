@@ -1,8 +1,9 @@
 """Lost work: a scope ends well, but with changes that nobody committed.
 
-What was sent to the database is known to the connection (``_pools.writes``): as the
-session is closed, the rollback moves it here, unless the driver says that no
-transaction is open. What was never flushed is known to the session.
+``teardown.end_scope()`` judges a scope only if no error was raised or handled, and the
+response is no error either. What was sent to the database is known to the connection
+(``_pools.writes``): the rollback that closes the session adds it, if the driver says
+that a transaction is open. What was never flushed is known to the session.
 """
 
 from __future__ import annotations
