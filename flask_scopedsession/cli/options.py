@@ -172,7 +172,7 @@ SERVER_OPTION = click.option(
 )
 
 #: For both status commands.
-status_options = _adding(
+status_options: Callable[[Callable[..., None]], Callable[..., None]] = _adding(
     (
         JSON,
         click.option(
@@ -217,7 +217,7 @@ status_options = _adding(
 )
 
 #: For ``pool-advise``.
-advice_options = _adding(
+advice_options: Callable[[Callable[..., None]], Callable[..., None]] = _adding(
     (
         JSON,
         BIND,

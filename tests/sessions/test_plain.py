@@ -335,8 +335,10 @@ def test_events_at_import_time(make_app):
             assert began.pop() is db.session()
     with make_app(other).app_context():
         other.session.execute(text("SELECT 1"))
-    with orm.Session(sa.create_engine("sqlite://")) as session:
+    engine = sa.create_engine("sqlite://")
+    with orm.Session(engine) as session:
         session.execute(text("SELECT 1"))
+    engine.dispose()
     assert began == []
     with apps[0].app_context():
         event.listen(db.session, "before_commit", began.append)
