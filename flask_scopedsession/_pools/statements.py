@@ -323,9 +323,10 @@ def _watch_twophase(dialect: t.Any) -> None:
         slot = None if kw.get("recover") else _slot(connection.connection)
         if slot is not None:
             _note_loss(slot, is_prepared=is_prepared)
-        rollback(connection, xid, is_prepared, **kw)
-        if slot is not None:
+            # Before the rollback: older versions call do_rollback() for it, which would
+            # count the loss again.
             _ended(slot)
+        rollback(connection, xid, is_prepared, **kw)
 
     dialect.do_commit_twophase = do_commit_twophase
     dialect.do_rollback_twophase = do_rollback_twophase
