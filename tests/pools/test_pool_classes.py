@@ -12,6 +12,7 @@ from typing import Any
 from typing import ClassVar
 
 import pytest
+import sqlalchemy
 from flask import Flask
 from hypothesis import given
 from hypothesis import settings
@@ -30,6 +31,19 @@ from flask_scopedsession.snapshot import PoolSnapshot
 
 #: Several users may share a connection of these.
 SHARED = (StaticPool, SingletonThreadPool)
+
+
+#: SQLAlchemy 2.0.0 itself fails in the finalizer of a shared connection whose
+#: record is gone, which Python prints and ignores.
+LATE_FINALIZER = (
+    [
+        pytest.mark.filterwarnings(
+            "ignore:.*_ConnectionRecord.checkout:pytest.PytestUnraisableExceptionWarning"
+        )
+    ]
+    if sqlalchemy.__version__ == "2.0.0"
+    else []
+)
 
 
 class Counted(sqlite3.Connection):
@@ -158,7 +172,13 @@ def a_story(base: Any, ready_made: bool) -> Iterator[Story]:
 
 @pytest.mark.parametrize("ready_made", [False, True])
 @pytest.mark.parametrize(
-    "base", [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+    "base",
+    [
+        QueuePool,
+        NullPool,
+        AssertionPool,
+        *(pytest.param(base, marks=LATE_FINALIZER) for base in SHARED),
+    ],
 )
 @settings(deadline=None, max_examples=60)
 @given(
