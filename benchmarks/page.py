@@ -24,8 +24,9 @@ _PAGE = """\
 {summary}
 
 Every figure of this page comes from [`{source}`](../{source}),
-which has the figures of each round. "What each part costs" is a measurement of its
-own.{warning}
+which has the figures of each round. They were measured on {day}, with commit
+{commit}; what has changed since is in the [changes](changes.md). "What each part
+costs" is a measurement of its own.{warning}
 
 ## Aims and results
 
@@ -198,6 +199,8 @@ def render(found: dict[str, t.Any], source: str) -> str:
     left_out = "\n".join(f"-   {note}" for note in found["left_out"])
     return _PAGE.format(
         summary=_summary(found),
+        day=found["made_at"][:10],
+        commit=machine["commit"],
         source=source,
         warning=_warning(found),
         aims=report.markdown(_aims(found)),
