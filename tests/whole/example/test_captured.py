@@ -23,6 +23,8 @@ VARIES = [
     (r"0x[0-9a-f]+", "ADDRESS"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*(?: \+0000| UTC)?", "TIME"),
     (r"\d+(?:\.\d+)? (?:ms|s|min|h)\b", "DURATION"),
+    # Which of two threads is named first depends on which began its statement first.
+    (r"(ThreadPoolExecutor)-\d+_\d+", r"\1-N"),
     # Not the line number of a place in a file: it has to be right.
     (r"(?<![\w.])(?<!\.py:)\d+(?:\.\d+)*", "N"),
     (r"\bN(?:, N)+", "N"),
