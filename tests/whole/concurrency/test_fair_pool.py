@@ -243,50 +243,55 @@ def test_many_threads() -> None:
 # -- waiters in a snapshot ---------------------------------------------------------
 
 
+class OneConnection:
+    """An application with a pool of one connection, and the threads waiting for it."""
+
+    def __init__(
+        self, make_app: Callable[..., Flask], url: str, **options: Any
+    ) -> None:
+        given = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60, **options}
+        self.db = ScopedSession()
+        self.app = make_app(
+            self.db,
+            SQLALCHEMY_DATABASE_URI=url,
+            SQLALCHEMY_ENGINE_OPTIONS={"poolclass": QueuePool, **given},
+        )
+        with self.app.app_context():
+            self.pool: Any = self.db.engine.pool
+
+    def visit(self) -> None:
+        with self.app.app_context(), self.db.engine.connect():
+            pass
+
+    def waiters(self) -> list[str]:
+        """Return the names of the waiting threads, as a snapshot shows them."""
+        with self.app.app_context():
+            (pool,) = self.db.snapshot().pools
+            return [waiter.thread for waiter in pool.waiters]
+
+
 def test_the_waiters_of_a_snapshot(
     make_app: Callable[..., Flask], sqlite_url: str
 ) -> None:
     """Exactly the waiting threads, longest first; none after they are served."""
-    db = ScopedSession()
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=sqlite_url,
-        SQLALCHEMY_ENGINE_OPTIONS={
-            "poolclass": QueuePool,
-            "pool_size": 1,
-            "max_overflow": 0,
-            "pool_timeout": 60,
-        },
-    )
-
-    def visit() -> None:
-        with app.app_context(), db.engine.connect():
-            pass
-
-    def names() -> list[str]:
-        with app.app_context():
-            (pool,) = db.snapshot().pools
-            return [waiter.thread for waiter in pool.waiters]
-
-    with app.app_context():
-        pool: Any = db.engine.pool
-        with db.engine.connect():
-            waiting = []
-            for name in ("first", "second"):
-                waiting.append(Working(visit, name))
-                wait_until(lambda: len(pool.queue.line) == len(waiting))
-            wait_until(lambda: names() == ["first", "second"], what="both are shown")
-        for each in waiting:
-            each.result()
-        assert names() == []
+    one = OneConnection(make_app, sqlite_url)
+    with one.app.app_context(), one.db.engine.connect():
+        waiting = []
+        for name in ("first", "second"):
+            waiting.append(Working(one.visit, name))
+            wait_until(lambda: len(one.pool.queue.line) == len(waiting))
+        wait_until(lambda: one.waiters() == ["first", "second"], what="both are shown")
+    for each in waiting:
+        each.result()
+    assert one.waiters() == []
 
 
 def test_a_connecting_thread_does_not_count_as_waiting(
     make_app: Callable[..., Flask], sqlite_url: str
 ) -> None:
     """Nor is a thread that got a slot and waits for the database."""
-    db = ScopedSession()
     connecting, go_on = threading.Event(), threading.Event()
+    connecting_again, go_on_again = threading.Event(), threading.Event()
 
     def connect() -> Any:
         if not connecting.is_set():
@@ -297,43 +302,20 @@ def test_a_connecting_thread_does_not_count_as_waiting(
         go_on_again.wait(20)
         return sqlite3.connect(":memory:", check_same_thread=False)
 
-    connecting_again, go_on_again = threading.Event(), threading.Event()
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=sqlite_url,
-        SQLALCHEMY_ENGINE_OPTIONS={
-            "poolclass": QueuePool,
-            "pool_size": 1,
-            "max_overflow": 0,
-            "pool_timeout": 60,
-            "creator": connect,
-        },
-    )
-
-    def visit() -> None:
-        with app.app_context(), db.engine.connect():
-            pass
-
-    def names() -> list[str]:
-        with app.app_context():
-            (pool,) = db.snapshot().pools
-            return [waiter.thread for waiter in pool.waiters]
-
-    with app.app_context():
-        pool: Any = db.engine.pool
-    first = Working(visit, "first")
+    one = OneConnection(make_app, sqlite_url, creator=connect)
+    first = Working(one.visit, "first")
     assert connecting.wait(10)
-    assert names() == []
-    second = Working(visit, "second")
-    wait_until(lambda: names() == ["second"], what="the second in line")
+    assert one.waiters() == []
+    second = Working(one.visit, "second")
+    wait_until(lambda: one.waiters() == ["second"], what="the second in line")
     go_on.set()
     assert connecting_again.wait(10)
-    assert names() == []
+    assert one.waiters() == []
     go_on_again.set()
     with pytest.raises(OSError, match="refused"):
         first.result()
     second.result()
-    assert pool.checkedout() == 0
+    assert one.pool.checkedout() == 0
 
 
 # -- greenlets -----------------------------------------------------------------------

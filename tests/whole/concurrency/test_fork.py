@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.subprocess
 
 HEAD = """
-import os, sys, traceback
+import ctypes, os, sys, traceback
 from flask import Flask
 from sqlalchemy import select, text
 from flask_scopedsession import ScopedSession
@@ -23,10 +23,10 @@ app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
 app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 2}
 db.init_app(app)
 
-def child(work):
-    "Run `work` in a fork; return what it wrote."
+def child(work, fork=os.fork):
+    "Run `work` in a fork; return what it returned, as text."
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:
@@ -48,6 +48,7 @@ def child(work):
     return found
 
 EXIT_NICELY = False
+fork_without_hooks = ctypes.PyDLL(None).fork
 """
 
 PID = 'text("SELECT pg_backend_pid()")'
@@ -196,26 +197,10 @@ def test_a_fork_that_runs_no_hook(fork):
     """As uWSGI does it: each checkout and each new session compares the process ID."""
     mine, childs, mine_again = fork(
         f"""
-        import ctypes
-        libc = ctypes.PyDLL(None)
         def backend():
             with app.app_context():
                 return db.session.scalar({PID})
-        def raw_fork():
-            "fork() without Python's hooks."
-            read, write = os.pipe()
-            pid = libc.fork()
-            if pid == 0:
-                try:
-                    os.write(write, str(backend()).encode())
-                finally:
-                    os._exit(0)
-            os.close(write)
-            with open(read) as answer:
-                found = answer.read()
-            os.waitpid(pid, 0)
-            return found
-        print(backend(), raw_fork(), backend())
+        print(backend(), child(backend, fork_without_hooks), backend())
         """
     )
     assert childs.isdigit()
@@ -226,27 +211,12 @@ def test_a_fork_that_runs_no_hook_and_core(fork):
     """The same without a session: the pool notices."""
     mine, childs, mine_again = fork(
         f"""
-        import ctypes
-        libc = ctypes.PyDLL(None)
         with app.app_context():
             engine = db.engine
         def backend():
             with engine.connect() as connection:
                 return connection.scalar({PID})
-        def raw_fork():
-            read, write = os.pipe()
-            pid = libc.fork()
-            if pid == 0:
-                try:
-                    os.write(write, str(backend()).encode())
-                finally:
-                    os._exit(0)
-            os.close(write)
-            with open(read) as answer:
-                found = answer.read()
-            os.waitpid(pid, 0)
-            return found
-        print(backend(), raw_fork(), backend())
+        print(backend(), child(backend, fork_without_hooks), backend())
         """
     )
     assert childs.isdigit()
@@ -258,8 +228,7 @@ def test_threads_that_begin_at_once_in_a_fork_that_runs_no_hook(fork, slow):
     """The first thread resets everything, and the others wait for it."""
     mine, *childs = fork(
         f"""
-        import ctypes, threading, time
-        libc = ctypes.PyDLL(None)
+        import threading, time
         def backend():
             with app.app_context():
                 return db.session.scalar({PID})
@@ -272,7 +241,7 @@ def test_threads_that_begin_at_once_in_a_fork_that_runs_no_hook(fork, slow):
         fast = getattr(slow, {slow!r})
         print(backend())
         sys.stdout.flush()
-        pid = libc.fork()
+        pid = fork_without_hooks()
         if pid == 0:
             setattr(slow, {slow!r}, slowly)
             together = threading.Barrier(3)
@@ -302,8 +271,6 @@ def test_the_parents_pool_is_never_the_childs(fork):
     """Not even for a thread that looked it up before the reset."""
     mine, childs = fork(
         f"""
-        import ctypes
-        libc = ctypes.PyDLL(None)
         def backend(pool):
             proxied = pool.connect()
             with proxied.cursor() as cursor:
@@ -312,16 +279,11 @@ def test_the_parents_pool_is_never_the_childs(fork):
             return found
         with app.app_context():
             pool = db.engine.pool
-        print(backend(pool))
-        sys.stdout.flush()
-        pid = libc.fork()
-        if pid == 0:
+        def childs_backend():
             with app.app_context():
                 db.session.scalar({PID})
-            print(backend(pool))
-            sys.stdout.flush()
-            os._exit(0)
-        os.waitpid(pid, 0)
+            return backend(pool)
+        print(backend(pool), child(childs_backend, fork_without_hooks))
         """
     )
     assert mine != childs
@@ -331,8 +293,6 @@ def test_a_fork_that_runs_no_hook_without_tracking(fork):
     """Without our pool class, each new session notices the fork."""
     mine, childs, mine_again = fork(
         f"""
-        import ctypes
-        libc = ctypes.PyDLL(None)
         app = Flask("untracked")
         app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
         app.config["SCOPEDSESSION_TRACKING"] = False
@@ -340,15 +300,7 @@ def test_a_fork_that_runs_no_hook_without_tracking(fork):
         def backend():
             with app.app_context():
                 return db.session.scalar({PID})
-        print(backend())
-        sys.stdout.flush()
-        pid = libc.fork()
-        if pid == 0:
-            print(backend())
-            sys.stdout.flush()
-            os._exit(0)
-        os.waitpid(pid, 0)
-        print(backend())
+        print(backend(), child(backend, fork_without_hooks), backend())
         """
     )
     assert mine == mine_again != childs
