@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import sqlalchemy
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
@@ -99,13 +98,6 @@ def test_every_captured_file_is_shown_and_made() -> None:
 
 
 # One scene a test, so that several processes can share the scenes.
-sqlalchemy_2_1 = pytest.mark.skipif(
-    not sqlalchemy.__version__.startswith("2.1"),
-    reason="the words of SQLAlchemy's errors are those of 2.1",
-)
-
-
-@sqlalchemy_2_1
 @pytest.mark.workers
 @pytest.mark.slow
 @pytest.mark.parametrize("play", capture.ON_SQLITE, ids=lambda play: play.__name__)
@@ -114,7 +106,6 @@ def test_on_sqlite(play: Any, on_sqlite: Any, root: Path) -> None:
     compare(play(on_sqlite), root)
 
 
-@sqlalchemy_2_1
 @pytest.mark.workers
 @pytest.mark.slow
 @pytest.mark.parametrize(
