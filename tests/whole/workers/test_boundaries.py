@@ -49,14 +49,15 @@ UNWRITING: dict[str, str | None] = {
 
 
 def may_unshare() -> bool:
-    """Whether this machine allows new namespaces and mounts."""
+    """Whether this process may create mount and PID namespaces, as ``unshare`` does."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "-mpf", "true"], check=False).returncode == 0
 
 
 in_namespaces = pytest.mark.skipif(
-    not may_unshare(), reason="needs root and Linux's namespaces"
+    not may_unshare(),
+    reason="needs root on Linux, with the right to create mount and PID namespaces",
 )
 
 #: An application that serves a request on command, and then asks the other workers.
@@ -387,7 +388,6 @@ def test_a_world_writable_tmpfs_as_in_kubernetes(
 
 
 @in_namespaces
-@pytest.mark.skipif(shutil.which("nsenter") is None, reason="needs nsenter")
 def test_a_service_with_a_tmp_of_its_own(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
