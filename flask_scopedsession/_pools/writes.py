@@ -111,10 +111,26 @@ def _is_temporary(table: t.Any, dialect: t.Any, temporary_schema: str | None) ->
 
 
 def _effect_of_text(statement: str, temporary_schema: str | None) -> Effect | None:
-    """Return what a statement does, by its first words."""
+    """Return what a text does, by the first words of its statements.
+
+    The driver counts the rows of only one of several statements, so it is not certain
+    that the others have written any. Nor is it what a savepoint among them has kept.
+    """
     text = statement.lstrip()
     is_with = text[:4].lower() == "with" or text[:1] in "(-/"
     text = _QUOTED.sub(_unquoted, text if is_with else text[:_LONGEST]).strip("\t\n ;")
+    if ";" not in text:
+        return _effect_of_one(text, temporary_schema)
+    effects = [_effect_of_one(one.strip(), temporary_schema) for one in text.split(";")]
+    found = {effect.action: effect for effect in effects if effect is not None}
+    if "end" in found or "back" in found:
+        return Effect("end", "")
+    found.pop("write", None)
+    return next(iter(found.values()), None)
+
+
+def _effect_of_one(text: str, temporary_schema: str | None) -> Effect | None:
+    """Return what one statement does, without its comments and strings."""
     if text[:4].lower() == "with":
         # The main verb is the first one outside of all parentheses.
         before = ""

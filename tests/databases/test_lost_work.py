@@ -790,6 +790,40 @@ def server_side_cursor_left_open(s):
     s.info["kept"].fetchmany(1)
 
 
+@case({}, POSTGRESQL)
+def several_statements_of_which_one_commits(s):
+    text_insert(s)
+    write = "INSERT INTO person (name) VALUES ('x');"
+    s.connection().exec_driver_sql(write + "COMMIT AND CHAIN")
+
+
+@case({}, POSTGRESQL)
+def several_statements_of_which_one_rolls_back(s):
+    s.execute(text("SAVEPOINT a"))
+    write = "INSERT INTO person (name) VALUES ('x');"
+    s.connection().exec_driver_sql(write + "ROLLBACK TO a")
+
+
+@case({}, POSTGRESQL)
+def several_statements_of_which_the_last_has_rows(s):
+    write = "UPDATE person SET name = 'x' WHERE id = 99;"
+    s.connection().exec_driver_sql(write + "SELECT 1")
+
+
+@case({}, POSTGRESQL)
+def several_statements_of_which_one_creates_a_temporary_table(s):
+    name = temporary().name
+    create = f"SELECT 1; CREATE TEMPORARY TABLE {name} (id INT)"
+    s.connection().exec_driver_sql(create)
+    s.execute(text(f"INSERT INTO {name} VALUES (1)"))
+
+
+@case(ONE, POSTGRESQL)
+def a_write_before_several_statements(s):
+    text_insert(s)
+    s.connection().exec_driver_sql("SELECT 1; SELECT ';'")
+
+
 @case(ONE, SQLITE)
 def replace(s):
     s.execute(text("REPLACE INTO person (id, name) VALUES (1, 'x')"))
