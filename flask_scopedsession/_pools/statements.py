@@ -14,6 +14,7 @@ from time import perf_counter
 
 from sqlalchemy import event
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.pool import StaticPool
 
 from .._scopes.teardown import refusal
@@ -34,7 +35,6 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
-    from sqlalchemy.pool import PoolProxiedConnection
 
 #: Statements whose effect is remembered, per engine, and their most characters. Texts
 #: of INSERT for many rows are long, and differ by the number of rows.
@@ -82,7 +82,7 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     if account.listens_only:
         _listen_to_pool(engine, account)
     _watch_statements(engine, account)
-    _watch_ends(engine, account)
+    _watch_ends(engine)
 
 
 def watch_writes(engine: Engine, account: PoolAccount) -> None:
@@ -116,7 +116,7 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
             effect = None if context is None else effects.of(context, statement)
             slot = None
             if context is not None and (effect is not None or uncommitted):
-                slot = _slot_of(context)
+                slot = _slot(context.root_connection.connection)
             if slot is not None:
                 before_statement(slot)
             original(cursor, statement, *parameters, context)
@@ -127,7 +127,7 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
 
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         watch(name)
-    _watch_ends(engine, account)
+    _watch_ends(engine)
 
 
 class _Effects:
@@ -172,16 +172,14 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
     event.listen(engine, "checkin", checked_in)
 
 
-def _slot_of(context: t.Any) -> Slot | None:
-    return _slot(context.root_connection.connection)
-
-
 def _slot(connection: t.Any) -> Slot | None:
     """Return what is known of a proxied connection, also if it was detached."""
+    if not isinstance(connection, PoolProxiedConnection):
+        return None  # the driver's own, where psycopg's "info" is something else
     try:
-        return t.cast("Slot | None", connection.info.get(SLOT))
-    except (AttributeError, NotImplementedError):
-        return None  # SQLAlchemy's stand-in on the first connect, or the driver's own
+        return connection.info.get(SLOT)
+    except NotImplementedError:
+        return None  # SQLAlchemy's stand-in, as an engine first connects
 
 
 def _watch_statements(engine: Engine, account: PoolAccount) -> None:
@@ -222,11 +220,12 @@ def _watched(
     def execute(
         cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
     ) -> None:
-        slot: Slot | None
-        try:
-            slot = context.root_connection.connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError):
-            slot = None  # outside the pool, or SQLAlchemy's stand-in at first
+        slot: Slot | None = None
+        if context is not None:
+            try:  # not _slot(), which costs a call; a context's connection is proxied
+                slot = context.root_connection.connection.info.get(SLOT)
+            except NotImplementedError:
+                slot = None  # SQLAlchemy's stand-in, as an engine first connects
         if slot is None:
             if takes_parameters:
                 original(cursor, statement, parameters, context)
@@ -268,10 +267,9 @@ def _watched(
     return execute
 
 
-def _watch_ends(engine: Engine, account: PoolAccount) -> None:
+def _watch_ends(engine: Engine) -> None:
     """Learn of the end of each transaction, and of what it committed or lost."""
     dialect: t.Any = engine.dialect
-    uncommitted = account.ledger.uncommitted
     # One connection for all threads, which are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     commit, rollback = dialect.do_commit, dialect.do_rollback
@@ -285,21 +283,15 @@ def _watch_ends(engine: Engine, account: PoolAccount) -> None:
             _ended(slot)
 
     def do_rollback(connection: t.Any) -> None:
-        slot: Slot | None
-        try:
-            slot = connection.info[SLOT]
-        except (AttributeError, KeyError, NotImplementedError, TypeError):
-            slot = None  # outside the pool, where psycopg's "info" is something else
+        slot = _slot(connection)
         if slot is not None:
             if slot.runner is not None and not is_shared:
                 abandon(slot, connection)
-            slot.has_begun = False
-            if slot in uncommitted:
+            if slot.writes is not None:
                 _note_loss(slot)
-                rollback(connection)
-                slot.forget_writes()
-                return
         rollback(connection)
+        if slot is not None:
+            _ended(slot)
 
     dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
     _watch_twophase(dialect)

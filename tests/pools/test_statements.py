@@ -156,3 +156,28 @@ def test_a_dialect_s_methods_without_a_context(
         dialect.do_execute_no_params(cursor, "SELECT id FROM item", *given, **named)
         assert cursor.fetchall() == [(1,), (2,), (3,)]
         raw.close()
+
+
+@pytest.mark.parametrize("tracking", [True, False])
+def test_a_statement_as_an_engine_first_connects(
+    make_app: MakeApp,
+    sqlite_url: str,
+    tracking: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Most dialects ask the server for its version, outside the pool."""
+    db: Any = ScopedSession()
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI=sqlite_url, SCOPEDSESSION_TRACKING=tracking
+    )
+    asked: list[Any] = []
+
+    def initialize(connection: Any) -> None:
+        connection.exec_driver_sql("SAVEPOINT a")
+        asked.append(connection.exec_driver_sql("SELECT 1").scalar())
+
+    with app.app_context():
+        monkeypatch.setattr(db.engine.dialect, "initialize", initialize)
+        with db.engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT 2").scalar() == 2
+    assert asked == [1]
