@@ -92,12 +92,12 @@ class TrackedPool(Pool):
                     account.note_pending()
             proxied: t.Any = self._connect_untracked()
             slot: Slot | None = proxied.info.get(SLOT)
-            if slot is not None and slot.scope is None:  # else it is in use already
+            if slot is not None and slot.scope is None:  # else several may share it
                 returned = slot.returned
                 if (
                     returned < since - account.idle_after
                     or returned < account.suspect_since
-                ) and slot.scope is None:  # else it is in use: several may share it
+                ):
                     proxied = self._usable(proxied, account)
                     slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
