@@ -10,12 +10,11 @@ import pytest
 from flask import copy_current_request_context
 from sqlalchemy import select
 from sqlalchemy import text
-from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.orm import Mapped
-from sqlalchemy.orm import mapped_column
 from sqlalchemy.pool import StaticPool
 from threads import in_thread
 from threads import Working
+from users import Base
+from users import User
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
@@ -25,16 +24,6 @@ from flask_scopedsession.errors import SharedSession
 pytest.importorskip("asgiref")
 
 SELECT = text("SELECT 1")
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 @pytest.fixture

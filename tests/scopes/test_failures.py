@@ -10,23 +10,12 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
-from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.orm import Mapped
-from sqlalchemy.orm import mapped_column
+from users import Base
+from users import User
 
 from flask_scopedsession import ScopedSession
 
 SELECT = text("SELECT 1")
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 class Killed(BaseException):

@@ -15,25 +15,14 @@ from flask import Response
 from flask import stream_with_context
 from sqlalchemy import select
 from sqlalchemy import text
-from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.orm import Mapped
-from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm.exc import DetachedInstanceError
 from threads import in_thread
+from users import Base
+from users import User
 from werkzeug.test import EnvironBuilder
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import SessionRemoved
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 @pytest.fixture

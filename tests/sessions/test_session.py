@@ -16,22 +16,14 @@ from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
+from users import Base
+from users import User
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
 from flask_scopedsession.errors import OutsideContext
 from flask_scopedsession.errors import SetupError
 from flask_scopedsession.errors import UnknownBind
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 @pytest.fixture
