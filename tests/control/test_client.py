@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from users import as_root
 
 from flask_scopedsession._control import client
 from flask_scopedsession._control import directory
@@ -30,8 +31,6 @@ from flask_scopedsession._control.protocol import pack
 from flask_scopedsession.snapshot import WorkerSnapshot
 
 DEPLOYMENT = "0123456789ab"
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from users import as_root
 
 from flask_scopedsession._control import directory
 from flask_scopedsession._control.directory import deployment_id
@@ -26,8 +27,6 @@ from flask_scopedsession.errors import UnsafeDirectory
 
 NAME = "shop:/srv/shop"
 STRANGER = 65534
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
 def mode(path: str | Path) -> int:

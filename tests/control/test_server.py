@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from users import as_root
 from waiting import wait_until
 
 from flask_scopedsession._control import client
@@ -37,8 +38,6 @@ from flask_scopedsession._control.server import Server
 from flask_scopedsession.errors import ControlError
 
 REPLY = b'{"protocol":1,"worker":"w"}'
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another")
 
 
 def nothing() -> None:

@@ -22,6 +22,7 @@ from inside import encode
 from inside import endpoint as endpoint_module
 from inside import SERVER
 from sqlalchemy import select
+from users import as_root
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
@@ -31,8 +32,6 @@ from flask_scopedsession.cli import COMMANDS
 from flask_scopedsession.errors import ConfigError
 
 MakeApp = Callable[..., Flask]
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from sqlalchemy import create_engine
 from sqlalchemy import make_url
 from sqlalchemy import NullPool
 from sqlalchemy import text
+from users import as_root
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
@@ -204,7 +205,7 @@ def test_every_file_with_its_mode_and_content(
 # Users
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@as_root
 def test_a_user_without_a_name(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:
@@ -224,7 +225,7 @@ def test_a_user_without_a_name(
     assert theirs.serve()["workers"] == [[seen["pid"], NAMELESS]]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@as_root
 def test_another_user_can_do_nothing(
     resident: Callable[..., Resident], short_tmp: Path
 ) -> None:

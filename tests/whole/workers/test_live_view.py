@@ -15,6 +15,7 @@ import pytest
 from commands import Result
 from gates import Gates
 from prefork import Prefork
+from users import as_root
 from waiting import wait_until
 
 pytestmark = [pytest.mark.workers, pytest.mark.slow]
@@ -280,7 +281,7 @@ def test_a_refused_directory_is_one_warning_and_the_app_serves(
     assert run_cli(["pool-status", "--check"]).code == 69
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts others' workers")
+@as_root
 def test_workers_of_another_user_are_seen_by_root_and_by_that_user_only(
     prefork: Start, run_cli: Cli, short_tmp: Path, gates: Gates, run_script: Cli
 ) -> None:
