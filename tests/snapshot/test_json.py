@@ -59,14 +59,17 @@ HISTOGRAM: Keys = {
     "max": (*NUMBER, None),
     "buckets": [int],
 }
-HOLDER: Keys = {
-    "connection": (int, None),
-    "backend_pid": (int, None),
-    "held_s": NUMBER,
+WHO: Keys = {
     "endpoint": (str, None),
     "method": (str, None),
     "rule": (str, None),
     "command": (str, None),
+}
+HOLDER: Keys = {
+    "connection": (int, None),
+    "backend_pid": (int, None),
+    "held_s": NUMBER,
+    **WHO,
     "thread": (str, None),
     "thread_alive": (bool, None),
     "request_over": (bool, None),
@@ -81,10 +84,7 @@ HOLDER: Keys = {
 }
 WAITER: Keys = {
     "waited_s": NUMBER,
-    "endpoint": (str, None),
-    "method": (str, None),
-    "rule": (str, None),
-    "command": (str, None),
+    **WHO,
     "thread": (str, None),
     "at": (str, None),
     "self_deadlock": bool,
@@ -95,12 +95,6 @@ TIMEOUT: Keys = {
     "waited_s": NUMBER,
     "endpoint": (str, None),
     "holders": [HOLDER],
-}
-WHO: Keys = {
-    "endpoint": (str, None),
-    "method": (str, None),
-    "rule": (str, None),
-    "command": (str, None),
 }
 VIEW: Keys = {
     **WHO,
@@ -169,10 +163,7 @@ SESSION: Keys = {
     "session": int,
     "name": str,
     "scope": str,
-    "endpoint": (str, None),
-    "method": (str, None),
-    "rule": (str, None),
-    "command": (str, None),
+    **WHO,
     "thread": (str, None),
     "thread_alive": (bool, None),
     "age_s": NUMBER,
