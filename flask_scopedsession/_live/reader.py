@@ -205,12 +205,12 @@ class Reader:
         runs, moved = slot.runner is not None, slot.moved
         in_transaction = _is_open(slot)
         over, alive = scope.over, scope.thread_alive
-        at, at_is = self._at(scope, stacks, alive and not over, slot.stack)
+        at, at_is = self._locate(scope, stacks, alive and not over, slot.stack)
         return Holder(
             connection=slot.number,
             backend_pid=slot.backend_pid,
             held_s=max(0.0, now - since),
-            thread=scope.thread.name,
+            thread=_thread_name(scope),
             thread_alive=alive,
             request_over=over,
             in_transaction=in_transaction,
@@ -224,7 +224,7 @@ class Reader:
             **responsible(scope)._asdict(),
         )
 
-    def _at(
+    def _locate(
         self,
         scope: Scope,
         stacks: Stacks,
@@ -242,12 +242,18 @@ class Reader:
         elif recorded is not None:
             at, kind = self._places.innermost(recorded), "checkout"
         else:
-            rule, app = scope.url_rule, self._app()
-            view = None
-            if rule is not None and app is not None:
-                view = app.view_functions.get(rule.endpoint)
-            at, kind = self._places.definition(view), "view"
+            at, kind = self._definition(scope), "view"
         return at, None if at is None else kind
+
+    def _definition(self, scope: Scope) -> str | None:
+        """Return where the scope's view is defined, if that can be found out."""
+        rule, app = scope.url_rule, self._app()
+        if rule is None or app is None:
+            return None
+        try:
+            return self._places.definition(app.view_functions.get(rule.endpoint))
+        except Exception:  # noqa: BLE001 - a view may be an object of any class
+            return None
 
     def _waiter(
         self, waiting: Waiting, stacks: Stacks, now: float, own: Mapping[int, Held]
@@ -257,8 +263,8 @@ class Reader:
         recorded = () if held is None else self._places.stack(held.slot.stack or ())
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
-            thread=scope.thread.name,
-            at=self._at(scope, stacks, scope.thread_alive and not scope.over)[0],
+            thread=_thread_name(scope),
+            at=self._locate(scope, stacks, scope.thread_alive and not scope.over)[0],
             self_deadlock=held is not None,
             holds_from=recorded[0] if recorded else None,
             **responsible(scope)._asdict(),
@@ -349,7 +355,7 @@ class Reader:
             session=_number(session),
             name=name,
             scope=self._ledger.kind if name else "none",
-            thread=scope.thread.name,
+            thread=_thread_name(scope),
             thread_alive=scope.thread_alive,
             age_s=max(0.0, now - scope.since),
             state=_session_state(session, bool(slots), bool(idle), waits),
@@ -384,6 +390,14 @@ def _stacks(scopes: Iterable[Scope]) -> Stacks:
             read[key] = stack_of(scope)
         found[id(scope)] = read[key]
     return found
+
+
+def _thread_name(scope: Scope) -> str | None:
+    """Return the name of a scope's thread; a class of the user's may compute it."""
+    try:
+        return str(scope.thread.name)
+    except Exception:  # noqa: BLE001
+        return None
 
 
 def _is_open(slot: Slot) -> bool | None:

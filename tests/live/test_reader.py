@@ -589,7 +589,12 @@ def test_requests_of_a_session(make: Make) -> None:
     assert found[-1].requests is None
 
 
-# Whatever is read about may be gone at any moment
+# Whatever is read about may be gone at any moment, or fail
+
+
+def in_context(app: Flask, work: Callable[[], str]) -> str:
+    with app.app_context():
+        return work()
 
 
 class AtLine:
@@ -727,6 +732,56 @@ def test_a_context_that_is_freed_without_a_teardown(make: Make) -> None:
     assert (holder.thread, holder.thread_alive) == ("leaking", False)
     assert holder.request_over
     kept.pop().close()
+
+
+class NamelessThread(threading.Thread):
+    """A thread of a class that computes its name, and fails."""
+
+    @property
+    def name(self) -> str:
+        raise LookupError
+
+    @name.setter
+    def name(self, _: str) -> None:
+        pass
+
+
+class Endless:
+    """A view that is its own wrapped function, so that unwrapping it never ends."""
+
+    def __init__(self, view: Callable[[], str]) -> None:
+        self.__wrapped__ = self
+        self._view = view
+
+    def __call__(self) -> str:
+        return self._view()
+
+
+def test_objects_of_the_application_that_fail(make: Make) -> None:
+    """What cannot be read of them is null, and all the rest is there."""
+    db, app = make.app(SCOPEDSESSION_STACKS=False)
+    kept = []
+
+    def leak() -> str:
+        kept.append(db.engine.connect())
+        db.session()
+        return str(db.snapshot().sessions[0].thread)
+
+    app.add_url_rule("/", "leak", Endless(leak))
+    assert app.test_client().get("/").text == "MainThread"
+    names = []
+    thread = NamelessThread(target=lambda: names.append(in_context(app, leak)))
+    thread.start()
+    thread.join()
+    assert names == ["None"]
+    with app.app_context():
+        viewed, threaded = db.snapshot().pools[0].holders
+    assert (viewed.endpoint, viewed.thread, viewed.at) == ("leak", "MainThread", None)
+    assert (threaded.endpoint, threaded.thread, threaded.at) == (None, None, None)
+    assert viewed.request_over
+    assert threaded.request_over
+    while kept:
+        kept.pop().close()
 
 
 @pytest.mark.subprocess
