@@ -306,7 +306,12 @@ def _worker_state(pools: tuple[PoolSnapshot, ...]) -> WorkerState:
 
 
 def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
-    """Keep the `keep` longest of everything, without SQL and stacks."""
+    """Keep the `keep` longest of everything, without SQL and stacks.
+
+    The pool in most trouble stays in any case.
+    """
+    worst = sorted(worker.pools, key=_trouble, reverse=True)
+    binds = {pool.bind for pool in worst[: max(1, keep)]}
     pools = tuple(
         replace(
             pool,
@@ -322,6 +327,7 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
             backend_pids=pool.backend_pids[:keep],
         )
         for pool in worker.pools
+        if pool.bind in binds
     )
     longest = max((len(p.holders) for p in worker.pools), default=0)
     return replace(
@@ -329,5 +335,12 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
         pools=pools,
         sessions=worker.sessions[:keep],
         lost_work=worker.lost_work[:keep],
-        truncated=worker.truncated or keep < max(longest, len(worker.sessions)),
+        recent_shared=worker.recent_shared if keep else (),
+        truncated=worker.truncated
+        or keep < max(len(worker.pools), longest, len(worker.sessions)),
     )
+
+
+def _trouble(pool: PoolSnapshot) -> tuple[int, ...]:
+    """Return a key by which pools in more trouble are greater."""
+    return pool.pending or 0, pool.timeouts_60s or 0, pool.held_long, pool.used

@@ -21,6 +21,7 @@ from inside import directory
 from inside import encode
 from inside import endpoint as endpoint_module
 from inside import SERVER
+from readings import a_shared_use
 from sqlalchemy import select
 from users import as_root
 from waiting import wait_until
@@ -30,6 +31,7 @@ from flask_scopedsession._live.reader import MOST
 from flask_scopedsession._live.survey import survey_directory
 from flask_scopedsession.cli import COMMANDS
 from flask_scopedsession.errors import ConfigError
+from flask_scopedsession.snapshot import ThreadPlace
 
 MakeApp = Callable[..., Flask]
 
@@ -400,6 +402,62 @@ def test_a_last_snapshot_has_no_sql_and_no_stacks_and_is_bounded(
     assert len(full["worker"]["pools"][0]["holders"]) == 100
     assert "secret" in json.dumps(full)
     assert short["worker"]["truncated"] is True
+
+
+def test_a_last_snapshot_of_many_binds_has_the_pools_in_trouble(
+    serving: MakeApp, db: ScopedSession[Any], short_tmp: Path
+) -> None:
+    """All of them would be too much, and commands do not read what is too much."""
+    names = [f"tenant_{number}" for number in range(60)]
+    app = serving(
+        SQLALCHEMY_BINDS={name: f"sqlite:///{short_tmp}/{name}.db" for name in names},
+        SCOPEDSESSION_HELD_LONG_AFTER=0.1,
+    )
+    live = db._application_of(app).live
+    with app.app_context():
+        long = db.get_engine("tenant_50").connect()
+        wait_until(lambda: live.last_snapshot("1-00000001", LIMIT))
+        short = db.get_engine("tenant_40").connect()
+        content = live.last_snapshot("1-00000001", LIMIT)
+        whole = json.loads(live.reply("1-00000001", 1 << 30))["worker"]
+        long.close()
+        short.close()
+    assert content is not None
+    assert len(content) <= LIMIT
+    worker = json.loads(content)["worker"]
+    binds = [pool["bind"] for pool in worker["pools"]]
+    assert {"tenant_40", "tenant_50"} < set(binds) < set(names)
+    assert binds == sorted(binds, key=names.index)
+    assert worker["truncated"] is True
+    assert [pool["bind"] for pool in whole["pools"]] == names
+    assert whole["truncated"] is False
+
+
+def test_a_reply_is_bounded_whatever_names_threads_have(
+    serving: MakeApp, db: ScopedSession[Any]
+) -> None:
+    """The pool that holds most is still told, without what makes it too long."""
+    app = serving()
+    application = db._application_of(app)
+    endless = "x" * LIMIT
+    shared = a_shared_use(threads=(ThreadPlace(endless),))
+
+    def hold() -> None:
+        with app.app_context():
+            db.session.execute(select(1))
+            application.ledger.shared.append(shared)
+            contents.append(application.live.reply("1-00000001", LIMIT))
+
+    contents: list[bytes] = []
+    thread = threading.Thread(target=hold, name=endless)
+    thread.start()
+    thread.join()
+    (content,) = contents
+    assert len(content) <= LIMIT
+    worker = json.loads(content)["worker"]
+    assert [pool["used"] for pool in worker["pools"]] == [1]
+    assert worker["recent_shared"] == []
+    assert worker["truncated"] is True
 
 
 @pytest.mark.parametrize("wanted", [True, False])
