@@ -74,9 +74,8 @@ def ask(
         try:
             owner = place.examine()
             _Inquiry(place.path, owner, timeout, deployment, own, host, answers).run()
-            if (
-                place.uid is None and owner != os.geteuid()
-            ):  # configured, and we are root
+            if place.uid is None and owner != os.geteuid():
+                # The directory was configured, and this process is root's.
                 error = _empty(place.path, owner)
         except FileNotFoundError:
             error = "does not exist" + place.obstacle()
