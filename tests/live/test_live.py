@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -586,6 +587,26 @@ def test_a_snapshot_has_at_most_250_sessions(make_app: Callable[..., Flask]) -> 
     assert worker.truncated
     message = worker.to_dict()
     assert min(_seconds_to_encode(message) for _ in range(20)) < sys.getswitchinterval()
+
+
+def test_a_snapshot_has_at_most_250_holders_of_a_pool(
+    make_app: MakeApp, db: ScopedSession[Any], sqlite_url: str
+) -> None:
+    """It says that it left some out, and still how many there are."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"max_overflow": -1},
+    )
+    with app.app_context(), ExitStack() as held:
+        for _ in range(MOST):
+            held.enter_context(db.engine.connect())
+        assert not db.snapshot().truncated
+        held.enter_context(db.engine.connect())
+        worker = db.snapshot()
+    assert worker.pools[0].used == MOST + 1
+    assert len(worker.pools[0].holders) == MOST
+    assert worker.truncated
 
 
 def _seconds_to_encode(message: object) -> float:

@@ -24,6 +24,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
+from sqlalchemy.orm import Session
 from threads import in_thread
 from threads import Working
 from waiting import wait_until
@@ -55,9 +56,11 @@ class Make:
         self._url = url
         self._pushed = pushed
 
-    def app(self, scopefunc: Any = None, **config: Any) -> tuple[Any, Flask]:
+    def app(
+        self, scopefunc: Any = None, session_options: Any = None, **config: Any
+    ) -> tuple[Any, Flask]:
         """Return the extension and an app."""
-        db: Any = ScopedSession(scopefunc=scopefunc)
+        db: Any = ScopedSession(scopefunc=scopefunc, session_options=session_options)
         config = {"SQLALCHEMY_DATABASE_URI": self._url, **config}
         app = self._make_app(db, flask_options={"root_path": str(HERE)}, **config)
         with app.app_context():
@@ -65,9 +68,9 @@ class Make:
             db.engine.dispose()
         return db, app
 
-    def __call__(self, scopefunc: Any = None, **config: Any) -> Any:
+    def __call__(self, *args: Any, **config: Any) -> Any:
         """Return the extension, within a context of its app."""
-        db, app = self.app(scopefunc, **config)
+        db, app = self.app(*args, **config)
         self._pushed.enter_context(app.app_context())
         return db
 
@@ -782,6 +785,35 @@ def test_objects_of_the_application_that_fail(make: Make) -> None:
     assert threaded.request_over
     while kept:
         kept.pop().close()
+
+
+class Changing(Session):
+    """A session that its own thread changes at the moment of each reading."""
+
+    failures = 0
+
+    @property
+    def is_active(self) -> bool:
+        raise AttributeError  # of a transaction that has just become None
+
+    @property
+    def new(self) -> Any:
+        self.failures += 1
+        if self.failures == 1:
+            raise RuntimeError
+        return super().new
+
+    @property
+    def deleted(self) -> Any:
+        raise RuntimeError
+
+
+def test_a_session_that_changes_during_the_reading(make: Make) -> None:
+    """It is counted again, and what cannot be counted is null."""
+    db = make(session_options={"class_": Changing})
+    db.session.add(Thing())
+    session = session_of(db)
+    assert (session.state, session.new, session.deleted) == ("begun", 1, None)
 
 
 @pytest.mark.subprocess
