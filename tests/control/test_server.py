@@ -278,8 +278,9 @@ def test_files_of_dead_workers_are_removed_again_and_again_but_never_live_ones(
     one = server.open(source)
     other = server.open(source)
     for number in range(3):
-        (home / f"{number}-00000001.lock").touch()
+        # The lock last: a sweep in between would take the socket for that of a start.
         (home / f"{number}-00000001.sock").touch()
+        (home / f"{number}-00000001.lock").touch()
         wait_until(lambda: len(names(home)) == 4, what="sweep")
     for endpoint in (one, other):
         assert asked(connect(endpoint)) == json.loads(REPLY)
