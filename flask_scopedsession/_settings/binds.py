@@ -74,7 +74,7 @@ def _named(values: Mapping[str, t.Any]) -> dict[str, tuple[str, t.Any]]:
         # Flask-SQLAlchemy's name for the default bind is None.
         name = DEFAULT_BIND if given is None else given
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"{BINDS}: the name of a bind must be a string.")
+            raise ConfigError(f"{BINDS}: a bind's name must be a non-empty string.")
         key = f"{BINDS}[{given!r}]"
         if name in found:
             raise ConfigError(

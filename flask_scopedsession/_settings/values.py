@@ -84,14 +84,12 @@ def integer(where: str, value: object, *, least: int) -> int:
 
 def seconds(where: str, value: object, *, least: float) -> float:
     """Return a number of seconds that may have been given as text."""
-    number = value
-    if isinstance(value, str):
-        with suppress(ValueError):
+    number = -1.0
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
             number = float(value)
-    known = isinstance(number, (int, float)) and not isinstance(number, bool)
-    exact = float(t.cast(float, number)) if known else -1.0
-    if least <= exact < float("inf"):  # false for "not a number" as well
-        return exact
+    if least <= number < float("inf"):  # false for "not a number" as well
+        return number
     raise ConfigError(f"{where} must be a number of seconds, at least {least:g}.")
 
 
