@@ -59,7 +59,7 @@ def _no_workers(page: Page, survey: Survey) -> None:
         if searched.error:
             several = searched.dir and len(places) > 1
             place = [f"{searched.dir}:"] if several else []
-            page.parts([*place, searched.error], indent=2)
+            page.parts([*place, *searched.error.split()], indent=2)
     page.line()
     page.line(
         "A worker answers after its first request, and only to its own user and root."

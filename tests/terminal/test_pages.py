@@ -258,6 +258,16 @@ def test_no_worker_in_several_places() -> None:
     ]
 
 
+def test_reason_fits_a_narrow_terminal(output: Any) -> None:
+    """A long reason is broken between words."""
+    output(40)
+    reason = "/run/shop belongs to uid 7, but is open to others (mode 0755)."
+    survey = a_survey(searched=(SearchedDirectory("/run/shop", reason),))
+    lines = STYLES.sub("", render_sessions(survey)).splitlines()
+    first = lines.index("  /run/shop belongs to uid 7, but is")
+    assert lines[first + 1] == "      open to others (mode 0755)."
+
+
 def test_no_session() -> None:
     """There is no table without rows."""
     assert render_sessions(a_survey(a_worker())).splitlines()[2:] == [
