@@ -37,7 +37,8 @@ class Page:
         stream = sys.stdout
         encoding = (getattr(stream, "encoding", None) or "ascii").lower()
         self._unicode = encoding.replace("-", "").startswith("utf")
-        terminal = stream.isatty()
+        # None: the caller has closed it, and wants only the exit code.
+        terminal = stream is not None and stream.isatty()
         self.width = shutil.get_terminal_size().columns if terminal else None
         self._console = Console(
             file=io.StringIO(),

@@ -21,6 +21,9 @@ if t.TYPE_CHECKING:
     from ..snapshot import Survey
 
 
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
 class Extension(t.Protocol):
     """What the commands use of ``app.extensions["scopedsession"]``."""
 
@@ -44,9 +47,13 @@ def inquirer(
     """Return what asks the workers; with a directory, the app is not loaded.
 
     :param timeout: Seconds to wait for each worker.
-    :raises click.UsageError: There is no such bind, or no application.
+    :raises click.UsageError: There is no such bind or no application, or the
+        directory has no name.
     """
     if control_dir is not None:
+        if not control_dir:
+            # It would be the working directory, and a shell variable may be unset.
+            raise click.UsageError("--control-dir is empty. Name a directory.")
         from .._live.survey import survey_directory
 
         def ask_directory() -> Survey:
@@ -88,7 +95,9 @@ def load_app(ctx: click.Context) -> Flask:
     except Exception as error:  # noqa: BLE001  # the factory is the user's
         # The text of an error that is not ours may contain a database URL.
         said = f": {error}" if isinstance(error, ScopedSessionError) else ""
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        # A line of the package would help nobody: name the line that called it.
+        frame = [f for f in frames if not f.filename.startswith(_PACKAGE)][-1]
         raise click.ClickException(
             f"The application could not be loaded: {type(error).__name__}{said}"
             f" (in {frame.filename}, line {frame.lineno})\n{_hint(ctx)}"

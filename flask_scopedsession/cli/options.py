@@ -177,7 +177,7 @@ status_options: Callable[[Callable[..., None]], Callable[..., None]] = _adding(
         JSON,
         click.option(
             "--watch",
-            type=click.FloatRange(min=0.1, max=86_400),
+            type=_Range(min=0.1, max=86_400),
             is_flag=False,
             flag_value=2.0,
             default=None,

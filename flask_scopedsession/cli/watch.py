@@ -72,7 +72,8 @@ def watch(ask: Ask, show: Show, seconds: float, *, as_json: bool) -> t.NoReturn:
     """
     first = _refresh(ask, strict=True)
     dumb = os.environ.get("TERM") in ("dumb", "unknown")
-    if as_json or dumb or not sys.stdout.isatty():
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if as_json or dumb or not terminal:
         _in_lines(first, ask, show, seconds, "" if as_json else "\n")
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     events.put(first)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import getsourcelines
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from sqlalchemy import text
 from flask_scopedsession import cli
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.__main__ import main
+from flask_scopedsession.cli import watch as watching
 from flask_scopedsession.snapshot import BusyMinute
 from flask_scopedsession.snapshot import SearchedDirectory
 from flask_scopedsession.snapshot import Survey
@@ -362,7 +364,9 @@ def test_unknown_pid(invoke: Invoke, surveyed: Any) -> None:
 @pytest.mark.parametrize("name", STATUS)
 @pytest.mark.parametrize("option", ["--timeout=0", "--timeout=-1", "--watch=0.05",
                                     "--watch=x", "--pid=x", "--warn=x=1",
-                                    "--crit=pending=x", "--timeout=1e9"])  # fmt: skip
+                                    "--crit=pending=x", "--timeout=1e9",
+                                    "--timeout=nan", "--watch=nan",
+                                    "--control-dir="])  # fmt: skip
 def test_usage(name: str, option: str, invoke: Invoke) -> None:
     """Invalid values are usage errors that name the option."""
     result = invoke(name, option)
@@ -529,6 +533,9 @@ def test_app_with_bad_configuration() -> None:
     result = CliRunner().invoke(group, ["pool-status"])
     assert result.exit_code == 1
     assert "ConfigError: SQLALCHEMY_DATABASE_URI is not set" in result.output
+    # The line is the one that called the package, not the one in it that raised.
+    line = getsourcelines(create_app)[1] + 2
+    assert f" (in {__file__}, line {line})\n" in result.output
 
 
 def test_app_without_the_extension(flask_app: Flask) -> None:
@@ -734,6 +741,37 @@ def test_closed_pipe() -> None:
         process.stdout.close()
         process.wait(10)
         assert process.stderr.read() == b""
+
+
+@pytest.mark.subprocess
+def test_no_standard_output() -> None:
+    """Where it is closed, as by ``>&-``, the exit code still tells."""
+    arguments = in_python(["pool-status", "--check"])
+    arguments["args"] = ["sh", "-c", 'exec "$@" >&-', "sh", *arguments["args"]]
+    done = subprocess.run(**arguments, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 69
+    assert done.stderr == b"critical: no worker has answered\n"
+
+
+def test_watch_without_standard_output(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on until Ctrl-C, as it does through a pipe."""
+
+    def watch(*args: Any, **options: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", None)
+            original(*args, **options)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    original = watching.watch
+    monkeypatch.setattr(watching, "watch", watch)
+    monkeypatch.setattr("time.sleep", interrupt)
+    result = invoke("pool-status", "--watch")
+    assert result.exit_code == 130
+    assert result.output == ""
 
 
 def on_terminal(args: list[str], enough: Callable[[str], bool], **env: str) -> str:
