@@ -220,6 +220,8 @@ def test_threads_that_wait_for_themselves() -> None:
     advice = of(busy(0.5, 10.0, **holds))
     assert advice.recommended is not None
     assert advice.recommended.max >= 5
+    # A thread counts once, although it both holds and waits.
+    assert sizes(busy(0.01, 10.0, **holds)).max == 5
     assert codes(advice) == ["self_deadlock"]
     assert "orders.index" in advice.warnings[0].text
 

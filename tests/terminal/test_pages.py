@@ -286,7 +286,9 @@ def test_healthy_workers_collapse() -> None:
     assert "\n40 workers ok\n" in text
     assert "48300" not in text
     assert "4194303  saturated" in text
-    assert "48300" in render_pools(mixed(), verbose=True)
+    text = render_pools(mixed(), verbose=True)
+    assert "workers ok" not in text
+    assert "48300  ok" in text
 
 
 def test_ten_healthy_workers_are_rows() -> None:
@@ -744,6 +746,14 @@ def test_the_longest_wait_includes_waiting_threads() -> None:
     pool = a_pool(used=15, pending=1, max_wait_s=6.0, hold_60s=NONE, pending_max_60s=1)
     page = render_pools(a_survey(a_worker(7, [pool])))
     assert "waited at most 3.9 ms, longest wait 6.0 s\n" in page
+
+
+def test_the_longest_wait_is_of_the_last_minute() -> None:
+    """A checkout that timed out before does not count."""
+    old = a_timeout(at_time="2026-11-22T09:10:26.123Z")
+    pool = a_pool(pending=1, max_wait_s=6.0, timeouts_60s=0, recent_timeouts=(old,))
+    page = render_pools(a_survey(a_worker(7, [pool])))
+    assert "longest wait 6.0 s, 95 % of holds" in page
 
 
 def test_nothing_of_a_calm_minute() -> None:
