@@ -153,3 +153,19 @@ def test_no_limit_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = [a_member(1, max=None, unlimited=True), a_member(2)]
     (limit,) = view(monkeypatch, [], *workers).limits
     assert (limit.workers, limit.may_open, limit.unlimited) == (2, None, True)
+
+
+def test_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never fewer than none, though others may use what is reserved."""
+    (limit,) = view(monkeypatch, [], a_member(1), in_use=99).limits
+    assert (limit.others, limit.left) == (99, 0)
+
+
+def test_without_names_only_clients_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parallel worker of the server has the role and the name of its client."""
+    activity = [
+        at_server(11, application_name=None),
+        at_server(12, application_name=None, kind="parallel worker"),
+    ]
+    found = view(monkeypatch, activity, a_member(1), own_name=None)
+    assert unclaimed(found) == {None: 1}
