@@ -849,7 +849,7 @@ if not hasattr(self, "_lock"):
             "pass",
         ),
         tests="""
-        whole/test_shutdown.py test_two_hundred_dropped_apps
+        whole/test_shutdown.py test_a_dropped_app_does_not_wait_for_the_next_check
         """,
     ),
     mutation(

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._control import server
 
 
 def descriptors():
@@ -114,6 +115,16 @@ def test_two_hundred_dropped_apps(short_tmp):
     keeper.dispose(kept)
 
 
+def test_a_dropped_app_does_not_wait_for_the_next_check(short_tmp, monkeypatch):
+    """The control thread removes its files at once, however seldom it checks."""
+    monkeypatch.setattr(server, "_TICK", 600)
+    db, app = make_and_use(short_tmp, 0)
+    wait_until(lambda: server.SERVER._loop._next_tick)  # the first check is over
+    del db, app
+    gc.collect()
+    wait_until(lambda: control_files(short_tmp / "run") == [], timeout=10)
+
+
 def test_an_engine_that_outlives_its_app(short_tmp):
     """An engine outlives its app, and its pool still keeps connections."""
     db, app = make_and_use(short_tmp, 0)
@@ -176,6 +187,7 @@ import os, signal, sys
 from flask import Flask
 from sqlalchemy import text
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._control import server
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 db = ScopedSession()
