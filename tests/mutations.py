@@ -346,6 +346,44 @@ def abandon(slot: Slot, connection: t.Any) -> None:
         """,
     ),
     mutation(
+        "streams: a later request's body is read inside the abandoned context",
+        Change(
+            "flask_scopedsession._scopes.streams:_Body.__next__",
+            "self._inside.run(next, self._iterator)",
+            "next(self._iterator)",
+        ),
+        tests="""
+        scopes/test_streams.py
+          test_a_generator_without_a_context_after_an_abandoned_stream
+          test_a_context_variable_of_the_view
+        """,
+    ),
+    mutation(
+        "streams: a later request's body is closed inside the abandoned context",
+        Change(
+            "flask_scopedsession._scopes.streams:_Body.close",
+            "self._inside.run(close)",
+            "close()",
+        ),
+        tests="""
+        scopes/test_streams.py
+          test_a_generator_without_a_context_after_an_abandoned_stream
+          test_a_context_variable_of_the_view
+        scopes/test_wsgi.py test_bodies
+        """,
+    ),
+    mutation(
+        "streams: a later request's body is expected to have close()",
+        Change(
+            "flask_scopedsession._scopes.streams:_Body.close",
+            "if close is not None:",
+            "if True:",
+        ),
+        tests="""
+        scopes/test_wsgi.py test_an_iterator_without_close_after_an_abandoned_stream
+        """,
+    ),
+    mutation(
         "streams: a later request's file is no longer the server's own",
         Change(
             "flask_scopedsession._scopes.streams:_runs_code",

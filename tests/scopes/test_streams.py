@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from contextlib import suppress
+from contextvars import ContextVar
 
 import pytest
 from flask import Response
@@ -22,6 +23,8 @@ from users import User
 from werkzeug.test import EnvironBuilder
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._scopes.context import REQUESTS_OWN_THEIR_CONTEXT
+from flask_scopedsession.errors import OutsideContext
 from flask_scopedsession.errors import SessionRemoved
 
 
@@ -225,6 +228,61 @@ def test_later_requests_on_the_thread_of_an_abandoned_stream(
     assert [r.getMessage().split(" ended ")[0] for r in caplog.records] == [
         "GET /lost -> lost"
     ]
+
+
+@pytest.mark.skipif(
+    REQUESTS_OWN_THEIR_CONTEXT, reason="Flask 3.2 leaves the abandoned context active"
+)
+def test_a_generator_without_a_context_after_an_abandoned_stream(db, shop):
+    """It is outside of a context, as on any other thread."""
+    late = []
+
+    @shop.get("/without")
+    def without():
+        def rows():
+            try:
+                with pytest.raises(OutsideContext):
+                    db.session()
+                yield "outside"
+            finally:
+                late.append(db.session.registry.has())
+
+        return Response(rows())
+
+    def visit():
+        abandoned = Request(shop, "/generator")
+        next(abandoned.parts)
+        request = Request(shop, "/without")
+        assert next(request.parts) == b"outside"
+        request.close()
+        abandoned.close()
+
+    in_thread(visit)
+    assert late == [False]
+    assert used(db, shop) == (0, 0)
+
+
+@pytest.mark.parametrize("abandoned", [False, True], ids=["", "after an abandoned one"])
+def test_a_context_variable_of_the_view(shop, abandoned):
+    """The generator sees it, and so does what runs at the end, as in plain Flask."""
+    variable = ContextVar("variable", default="unset")
+    late = []
+
+    @shop.get("/variable")
+    def sets():
+        variable.set("of the view")
+        response = Response(variable.get() for _ in range(2))
+        response.call_on_close(lambda: late.append(variable.get()))
+        return response
+
+    def visit():
+        first = Request(shop, "/generator" if abandoned else "/plain")
+        next(first.parts)
+        assert get(shop, "/variable") == b"of the view" * 2
+        first.close()
+
+    in_thread(visit)
+    assert late == ["of the view"]
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])

@@ -232,6 +232,33 @@ def test_a_body_without_close(make, flask_class):
     assert body == [b"1"]
 
 
+def test_an_iterator_without_close_after_an_abandoned_stream(make, flask_class):
+    """The same for an iterator, which is read in a context of its own."""
+
+    class Iterators(flask_class):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            inner = self.wsgi_app
+            self.wsgi_app = lambda environ, start: (
+                inner(environ, start)
+                if environ["PATH_INFO"] == "/stream"
+                else iter([b"".join(inner(environ, start))])
+            )
+
+    app = make(Iterators)
+
+    @app.get("/stream")
+    def stream():
+        return Response(stream_with_context(iter(["1", "2"])))
+
+    abandoned, _ = call(app, "/stream")
+    next(iter(abandoned))
+    body, _ = call(app)
+    assert list(body) == [b"1"]
+    getattr(body, "close", list)()  # as a server does, if there is one
+    abandoned.close()
+
+
 # How a request ended
 
 
