@@ -308,7 +308,13 @@ def test_a_fork_that_runs_no_hook_without_tracking(fork):
 
 @pytest.mark.parametrize(
     ("out", "tracking"),
-    [("session", True), ("session", False), ("raw", True), ("nothing", True)],
+    [
+        ("session", True),
+        ("session", False),
+        ("raw", True),
+        ("nothing", True),
+        ("nothing", False),
+    ],
 )
 @pytest.mark.parametrize("nicely", [True, False], ids=["sys.exit", "os._exit"])
 def test_nothing_inherited_is_ever_closed(fork, short_tmp, nicely, out, tracking):
