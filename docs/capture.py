@@ -208,6 +208,8 @@ def connections_died(stage: Stage, server: PostgreSQL) -> Captured:
         sleeping = scene.begin("GET", "/faults/sleep?seconds=1")
         working = scene.begin("POST", "/faults/lock?icao=EDDF&icao=KJFK&seconds=3")
         sleeping.getresponse().read()
+        # Both connections are open, and the second is in a transaction.
+        scene.until(lambda pool: pool["open"] == 2 and pool["held_long"] == 1)
         server.crash()
         server.start()
         with suppress(OSError):

@@ -75,18 +75,22 @@ class Scene:
                 raise TimeoutError(self._run("pool-status"))
 
     def logged(self, pattern: str) -> str:
-        """Wait until *pattern* matches in the server's log; return the last match."""
+        """Wait until *pattern* matches in the server's log; return the first match."""
         deadline = time.monotonic() + PATIENCE
         compiled = re.compile(pattern, re.MULTILINE)
         while not (found := compiled.findall(self.server.log.read_text())):
             if time.monotonic() > deadline:
                 raise TimeoutError(self.server.log.read_text())
             time.sleep(0.1)
-        return f"{found[-1]}\n"
+        return f"{found[0]}\n"
 
     def error(self, name: str) -> str:
-        """Return the last message of an error in the log, without SQLAlchemy's link."""
-        return self.logged(rf"^(?:[\w.]+\.)?{name}: .*(?:\n(?![\[(]|Traceback).+)*")
+        """Return the message of an error of SQLAlchemy's or ours, without a link.
+
+        The driver's error, of the same name, stands before it in the log.
+        """
+        owner = r"(?:sqlalchemy|flask_scopedsession)\."
+        return self.logged(rf"^{owner}[\w.]*{name}: .*(?:\n(?![\[(]|Traceback).+)*")
 
 
 def on_terminal(env: Mapping[str, str], *args: str) -> str:
