@@ -22,7 +22,7 @@ from .runner import say
 CASES = (("W1", ""), ("W2", ""), ("W5", "attribute"))
 ROWS = ("hand", "local", "flask-sqlalchemy", "ours", "ours-off")
 
-#: CPython specializes code for some hundred requests: fewer than these would count that.
+#: CPython specializes code in the first hundred requests, which must not be counted.
 _FEW, _MANY = 200, 600
 
 

@@ -294,12 +294,14 @@ class PoolAccount:
         slot.scope, slot.sender = None, _NOBODY
         slot.returned = self.last_return = now = perf_counter()
         meters = self.meters
-        if now >= meters.rotate_at or len(meters.held.samples) >= PENDING:
+        if now >= meters.rotate_at or len(self.holds) >= PENDING:
             # Now, so that it was in use in the intervals that are over, and its time
             # counts in the new one.
             meters.aggregate(now)
         self.used.discard(slot)
-        rule = scope.rule or scope.url_rule
+        rule = scope.rule
+        if rule is None and scope.request is not None:
+            rule = scope.url_rule
         self.holds.append((now - slot.since, rule, scope.method, scope.command))
         if slot.keeps_more:
             slot.statement = slot.execution_options = slot.stack = None

@@ -8,7 +8,6 @@ pool has no such method, the listener is used.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import typing as t
 from functools import cache
@@ -142,7 +141,7 @@ class TrackedPool(Pool):
         pool = t.cast(TrackedPool, super().recreate())
         pool.account = self.account
         pool.after_fork = self.after_fork
-        pool.pid = os.getpid()
+        pool.pid = getpid()
         if self.account is not None:
             self.account.generation += 1
         return pool
@@ -227,7 +226,7 @@ def attach(
     account.stacks = account.stacks or account.most <= _SMALL
     pool.account = account
     pool.after_fork = after_fork
-    pool.pid = os.getpid()
+    pool.pid = getpid()
     if not returns_are_seen(pool.base_class):
 
         def checked_in(_: object, entry: ConnectionPoolEntry) -> None:
