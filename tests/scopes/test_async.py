@@ -8,13 +8,13 @@ import threading
 
 import pytest
 from flask import copy_current_request_context
+from models import Base
+from models import User
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.pool import StaticPool
 from threads import in_thread
 from threads import Working
-from users import Base
-from users import User
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession

@@ -7,11 +7,11 @@ import re
 from importlib.metadata import version
 
 import pytest
+from models import Base
+from models import User
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
-from users import Base
-from users import User
 
 from flask_scopedsession import ScopedSession
 

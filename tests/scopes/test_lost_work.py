@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from flask import abort
+from models import Base
+from models import User
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import insert
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy import update
-from users import Base
-from users import User
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import LostWork

@@ -14,12 +14,12 @@ from contextvars import ContextVar
 import pytest
 from flask import Response
 from flask import stream_with_context
+from models import Base
+from models import User
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.orm.exc import DetachedInstanceError
 from threads import in_thread
-from users import Base
-from users import User
 from werkzeug.test import EnvironBuilder
 
 from flask_scopedsession import ScopedSession

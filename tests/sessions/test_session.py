@@ -6,6 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from models import Base
+from models import User
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import select
@@ -16,8 +18,6 @@ from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
-from users import Base
-from users import User
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
