@@ -65,13 +65,13 @@ class Prefork(Served):
             *(sys.executable, *python_args, "-m", "gunicorn"),
             *(str(word) for option in options.items() for word in option),
             *(["--preload"] if preload else []),
-            *(_own_options()),
+            *(own_options()),
             *(*args, app),
         ]
         super().__init__("gunicorn", scratch, command, count=count, env=env, cwd=cwd)
 
 
-def _own_options() -> list[str]:
+def own_options() -> list[str]:
     """Return the options that stop gunicorn from writing outside the test's folder."""
     known = {setting.name for setting in gunicorn.config.KNOWN_SETTINGS}
     return ["--no-control-socket"] if "control_socket_disable" in known else []

@@ -144,10 +144,18 @@ class Served:
         wait_until(self._is_ready, timeout=timeout, what=self._not_ready)
         return self
 
-    def _is_ready(self) -> bool:
+    def wait_listening(self: Self) -> Self:  # noqa: PYI019
+        """Wait until requests can be sent, and send none: no worker has served one."""
+        wait_until(self._is_listening, what=self._not_ready)
+        return self
+
+    def _is_listening(self) -> bool:
         self.check_running()
         self._url = self._url or self._find_url()
-        if self._url is None or len(self.worker_pids()) < self.count:
+        return self._url is not None
+
+    def _is_ready(self) -> bool:
+        if not self._is_listening() or len(self.worker_pids()) < self.count:
             return False
         with contextlib.suppress(OSError):
             status = self.get("/pid").status

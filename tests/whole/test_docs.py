@@ -3,39 +3,148 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+import urllib.request
 from configparser import ConfigParser
 from dataclasses import fields
 from dataclasses import is_dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import commands
 import pytest
 from inside import KEYS
+from prefork import own_options
+from serving import Served
 
 from flask_scopedsession import cli
 from flask_scopedsession import snapshot
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
+#: What the examples of a page need that the page does not show.
+PRELUDES = {
+    "config.md": "from flask import Flask; app = Flask('docs')",
+    "workers.md": "from flights import create_app, db; app = create_app()",
+    "troubleshooting.md": "from flights import create_app, db, Flight",
+    "../README.md": "",
+    "index.md": "",
+    "scope.md": "",
+}
 
-def python_blocks(page: str) -> str:
-    """Return the page's Python, with its line numbers."""
+#: What shows that they work, if the page does not say.
+SEQUELS = {
+    "config.md": """
+from flask_scopedsession import ScopedSession
+ScopedSession(app)
+""",
+    "troubleshooting.md": """
+app = create_app()
+with app.app_context():
+    db.create_all()
+work(app, 1)
+""",
+    "../README.md": """
+app = create_app()
+assert app.test_cli_runner().invoke(args=["create-tables"]).exit_code == 0
+client = app.test_client()
+assert client.post("/users/ed").status_code == 201
+assert client.get("/users").json == ["ed"]
+""",
+    "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
+}
+
+
+def blocks(page: str, *languages: str) -> list[tuple[str, str, str]]:
+    """Return each block of a page: its language, the lines above it, and its text.
+
+    The lines above keep the line numbers of the page in tracebacks.
+    """
     text = (DOCS / page).read_text(encoding="utf-8")
-    lines = []
-    inside = False
-    for line in text.splitlines():
-        if line.startswith("```"):
-            inside = line == "```python"
-            lines.append("")
-        else:
-            lines.append(line if inside else "")
-    return "\n".join(lines)
+    return [
+        (found[1], "\n" * text.count("\n", 0, found.start(2)), found[2])
+        for found in re.finditer(
+            r"^```(\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+        )
+        if found[1] in languages
+    ]
+
+
+@pytest.fixture
+def flights(short_tmp):
+    """The application of the page on the start, as a module of this folder."""
+    _, above, source = blocks("start.md", "python")[0]
+    (short_tmp / "flights.py").write_text(above + source, encoding="utf-8")
+    return short_tmp
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("page", ["start.md", "scope.md"])
-def test_examples_run(page, run_script, short_tmp):
+@pytest.mark.parametrize("page", PRELUDES)
+def test_examples_run(page, run_script, flights):
     """All examples of a page run, one after the other."""
-    run_script(python_blocks(page), cwd=short_tmp).check()
+    lines = [PRELUDES[page]]
+    for _, above, source in blocks(page, "python"):
+        lines += above.split("\n")[len(lines) :] + source.split("\n")[:-1]
+    source = "\n".join([*lines, SEQUELS.get(page, "")])
+    run_script(source, cwd=flights).check()
+
+
+@pytest.mark.workers
+@pytest.mark.slow
+def test_start_can_be_followed(flights):
+    """Each command of the page works, in this order, and prints what the page shows."""
+    servers: list[Served] = []
+    try:
+        for language, above, text in blocks("start.md", "python", "text")[1:]:
+            if language == "python":
+                commands.script(
+                    above + text, scratch=flights, beside=flights, cwd=flights
+                )
+                continue
+            for step in text.split("$ ")[1:]:
+                line, _, shown = step.partition("\n")
+                assert follow(shlex.split(line), servers, flights).startswith(shown), (
+                    line
+                )
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def follow(words, servers, folder):
+    """Run a command of a page, and return its output."""
+    if words[0] == "pip":
+        return ""
+    if words[0] == "curl":
+        url = servers[-1].url + urlsplit(words[-1]).path
+        data = words[2].encode() if words[1] == "-d" else None
+        with urllib.request.urlopen(url, data) as answer:
+            return answer.read().decode()
+    if words[-1] == "run" or words[0] == "gunicorn":
+        for server in servers:
+            server.stop()
+        options = " ".join(["--bind 127.0.0.1:0", *own_options()])
+        env = {"FLASK_RUN_PORT": "0", "GUNICORN_CMD_ARGS": options}
+        command = [sys.executable, "-m", *words]
+        servers.append(Served(words[0], folder, command, env=env, cwd=folder))
+        servers[-1].start()
+        servers[-1].wait_listening()
+        return ""
+    result = commands.run(["-m", *words], cwd=folder).check()
+    assert "No worker has answered" not in result.stdout
+    return result.stdout
+
+
+def test_the_example_is_installed_with_all_that_it_needs():
+    """The page names the packages of pyproject.toml, as an old pip knows no groups."""
+    root = DOCS.parent
+    metadata = (root / "pyproject.toml").read_text(encoding="utf-8")
+    group = metadata.split("\nexample = [")[1].split("]\n")[0].replace('"', "'")
+    page = (root / "example_app" / "README.md").read_text(encoding="utf-8")
+    line = next(x for x in page.splitlines() if x.startswith("    pip install"))
+    needed = [each.strip().strip("'") for each in group.split(",") if each.strip()]
+    assert shlex.split(line) == ["pip", "install", "--editable", ".", *needed]
 
 
 def test_every_key_is_documented():
