@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import typing as t
 from collections import Counter
+from threading import get_ident
 
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import CompileError
@@ -196,6 +197,10 @@ def _note_savepoint(slot: Slot, action: Action, name: str) -> None:
             del marks[at:]
             break
     if action == "back":
+        # A session that ends may roll back to its savepoint, and no further.
+        lost = slot.account.ledger.ending.get(get_ident())
+        if lost is not None and left is not None and slot.writes:
+            lost.update(slot.writes - left)
         slot.writes = Counter(left)
         if left is not None:
             marks.append((name, left))  # it is still there

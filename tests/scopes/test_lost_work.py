@@ -59,6 +59,11 @@ LOSING = {
     "bulk update": lambda db: db.session.bulk_update_mappings(
         User, [{"id": 1, "name": "x"}]
     ),
+    "in an open savepoint": lambda db: (
+        db.session.begin_nested(),
+        db.session.add(User(name="x")),
+        db.session.flush(),
+    ),
     "after a commit": lambda db: (
         db.session.commit(),
         db.session.execute(update(User).values(name="x")),
@@ -114,6 +119,33 @@ def test_no_false_alarm(db, make, caplog, work):
 
 
 ANSWERS = (SILENT["status"],)
+
+
+@pytest.mark.parametrize("begin", [None, "DEFERRED"])
+def test_a_session_within_a_transaction_of_a_test(db, make, caplog, begin):
+    """What a scope rolls back to its savepoint is lost, and nothing else is."""
+    app = make(SCOPEDSESSION_SQLITE_BEGIN=begin)
+    with app.app_context():
+        engine, maker = db.engine, db.sessionmaker
+    with engine.connect() as connection, connection.begin() as transaction:
+        if begin is None:
+            connection.exec_driver_sql("BEGIN")
+        maker.configure(bind=connection, join_transaction_mode="create_savepoint")
+        for number in range(2):
+            with app.app_context():
+                db.session.add(User(name=f"kept {number}"))
+                db.session.commit()
+                db.session.add(User(name="rolled back"))
+                db.session.flush()
+                db.session.rollback()
+        assert caplog.records == []
+        visit(app, lambda: db.session.execute(insert(User), [{"name": "x"}]) and None)
+        assert "(1 User)" in caplog.records.pop().getMessage()
+        with app.app_context():
+            names = db.session.scalars(select(User.name)).all()
+        transaction.rollback()
+    assert names == ["ed", "kept 0", "kept 1"]
+    assert caplog.records == []
 
 
 def test_an_error_is_no_lost_work(db, make, caplog):
