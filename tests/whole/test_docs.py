@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import urllib.request
 from configparser import ConfigParser
@@ -134,6 +135,115 @@ def follow(words, servers, folder):
     result = commands.run(["-m", *words], cwd=folder).check()
     assert "No worker has answered" not in result.stdout
     return result.stdout
+
+
+#: What the recipes of the page on testing promise, beyond the page's own tests.
+PROMISED = """
+import pytest
+from flights import db
+from flights import Flight
+from flask.globals import app_ctx
+from flask_scopedsession.errors import LostWork
+
+
+@pytest.mark.parametrize("time", range(2))
+def test_nothing_is_left_of_the_test_before(app, time):
+    client = app.test_client()
+    assert client.get("/flights").json == []
+    db.session.remove()
+    with app.app_context():
+        db.session.add(Flight(number="A"))
+        db.session.commit()
+        db.session.add(Flight(number="never"))
+        db.session.flush()
+        db.session.rollback()
+    client.post("/flights", data={"number": "B"})
+    assert client.get("/flights").json == ["A", "B"]
+
+
+kept = []
+
+def leak():
+    kept.append(db.engine.connect())
+    return ""
+
+
+def forget():
+    db.session.add(Flight(number="lost"))
+    db.session.flush()
+    return ""
+
+
+def send(app, view):
+    app._got_first_request = False  # or no view may be added
+    app.add_url_rule(f"/{view.__name__}", view_func=view)
+    app.test_client().get(f"/{view.__name__}")
+
+
+def test_a_leak_is_found(app):
+    from test_connections import test_view_gives_its_connection_back as recipe
+
+    send(app, leak)
+    with pytest.raises(AssertionError, match="leak"):
+        recipe(app)
+    kept.pop().close()
+
+
+def test_lost_work(app):
+    if app_ctx:
+        return  # the session ends with pytest-flask's context
+    with pytest.raises(LostWork):
+        send(app, forget)
+"""
+
+
+def write_recipes(folder, url=None):
+    """Write the page's files once for each of its conftest.py; return the folders."""
+    sources = [text for _, _, text in blocks("testing.md", "python")]
+    named = [(text.split("\n")[0].removeprefix("# "), text) for text in sources]
+    folders = []
+    for conftest in (text for name, text in named if name == "conftest.py"):
+        if url is not None:
+            conftest = re.sub(r'f"sqlite:.*?"', repr(url), conftest)
+        folders.append(folder / f"recipe{len(folders)}")
+        folders[-1].mkdir()
+        shutil.copy(folder / "flights.py", folders[-1])
+        for name, text in (*named, ("test_promised.py", PROMISED)):
+            source = conftest if name == "conftest.py" else text
+            (folders[-1] / name).write_text(source, encoding="utf-8")
+    return folders
+
+
+def run_pytest(folder, options):
+    """Run the tests of a folder with these options."""
+    args = [
+        "-W",
+        "error",
+        "-m",
+        "pytest",
+        "-q",
+        "--rootdir=.",
+        "-p",
+        "no:cacheprovider",
+    ]
+    return commands.run([*args, *options], cwd=folder)
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["-p", "no:flask"]], ids=["beside", "without"])
+def test_recipes_for_tests(flights, options):
+    """The page's tests pass beside pytest-flask and without, with either fixture."""
+    each_test, rollback = write_recipes(flights)
+    run_pytest(each_test, options).check()
+    run_pytest(rollback, options).check()
+
+
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_the_recipe_for_a_rollback_on_postgresql(flights, pg_url):
+    _, rollback = write_recipes(flights, pg_url)
+    run_pytest(rollback, []).check()
 
 
 def test_the_example_is_installed_with_all_that_it_needs():
