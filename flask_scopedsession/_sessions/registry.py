@@ -27,7 +27,8 @@ from .factory import Factory
 
 OUTSIDE = (
     "was used outside an application context. Wrap the call in"
-    " 'with app.app_context():'."
+    " 'with app.app_context():'. In a script, 'app' is what the factory returns. Pass a"
+    " thread or job 'current_app._get_current_object()' as its 'app'."
 )
 
 _numbers = itertools.count(1)

@@ -89,13 +89,21 @@ def used(db, app):
 
 
 def test_a_plain_thread_has_no_context(db, make):
-    """A clear error, never somebody else's session."""
+    """A clear error, which says where the app comes from; never another's session."""
     app = make(db)
     with app.app_context():
         db.session()
-        for use in (db.session, lambda: db.session.execute(SELECT), db.get_session):
-            with pytest.raises(OutsideContext, match=r"with app\.app_context\(\)"):
+        for use in (
+            db.session,
+            lambda: db.session.execute(SELECT),
+            db.get_session,
+            lambda: db.engine,
+        ):
+            with pytest.raises(
+                OutsideContext, match=r"with app\.app_context\(\)"
+            ) as info:
                 in_thread(use)
+            assert "current_app._get_current_object()" in str(info.value)
 
 
 def test_a_plain_pool_has_no_context(db, make):
