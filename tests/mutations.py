@@ -4,8 +4,8 @@
 
 Runs, for each entry of :data:`MUTATIONS` whose name contains one of the words, the
 tests that promise to notice, against a copy of the package without that protection.
-No test of the suite; run it by hand with the Python that the tests are run with. The
-results are the last column of ``docs/robustness.md``.
+This file is not a test: pytest does not collect it. Run it by hand, with the same
+Python as the tests. The results are the last column of ``docs/robustness.md``.
 
 A protection is found by the qualified name of the function it is in, and by a few words
 of its source. ``whole/test_mutations.py`` checks that every one of them is still there.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from flask_scopedsession._application import of as application_of
 from flask_scopedsession._control import directory
 from flask_scopedsession._control import endpoint
+from flask_scopedsession._control import server
 from flask_scopedsession._control.client import ask
 from flask_scopedsession._control.directory import Place
 from flask_scopedsession._control.protocol import encode
@@ -39,6 +40,7 @@ from flask_scopedsession._terminal.charts import Refresh
 from flask_scopedsession._terminal.page import fold
 from flask_scopedsession._terminal.pools import render_pools
 from flask_scopedsession._terminal.sessions import render_sessions
+from flask_scopedsession.snapshot._json import Reading
 from flask_scopedsession.snapshot._servers import ConnectionLimit
 from flask_scopedsession.snapshot._servers import LockWait
 from flask_scopedsession.snapshot._servers import ServerConnection
@@ -55,6 +57,7 @@ __all__ = [
     "LockWait",
     "PingResult",
     "Place",
+    "Reading",
     "Refresh",
     "Responsible",
     "Scope",
@@ -81,6 +84,7 @@ __all__ = [
     "render_sessions",
     "returns_are_seen",
     "safe_url",
+    "server",
     "some",
     "teardown",
     "tracked_pool",

@@ -9,18 +9,17 @@ import sys
 import urllib.request
 from configparser import ConfigParser
 from dataclasses import fields
-from dataclasses import is_dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import commands
 import pytest
 from inside import KEYS
+from inside import Reading
 from prefork import own_options
 from serving import Served
 
 from flask_scopedsession import cli
-from flask_scopedsession import snapshot
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
@@ -285,13 +284,27 @@ def test_every_option_is_documented(command):
     assert not missing
 
 
+def readings(base=Reading):
+    """Return all kinds of readings that are part of a document."""
+    found = base.__subclasses__()
+    return [*found, *(each for kind in found for each in readings(kind))]
+
+
 def test_every_field_of_the_json_is_documented():
-    """The page on the commands names every field of every reading."""
-    text = (DOCS / "cli.md").read_text(encoding="utf-8").split("\n## JSON\n")[1]
-    readings = [each for each in vars(snapshot).values() if is_dataclass(each)]
-    names = {field.name for reading in readings for field in fields(reading)}
-    assert len(names) > 100
-    assert names - set(re.findall(r"\w+", text)) == set()
+    """The page on the commands names every field of every reading, and no other."""
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    names = {field.name for reading in readings() for field in fields(reading)}
+    assert {"request_over", "recommended", "unclaimed"} < names
+    assert (
+        names - set(re.findall(r"\w+", text.split("\n## `flask pool-advise`\n")[1]))
+        == set()
+    )
+    schemas = [text for _, _, text in blocks("cli.md", "text") if "schema" in text]
+    assert len(schemas) == 2
+    written = {name for text in schemas for name in re.findall(r"\b[a-z]+_\w+", text)}
+    assert written - names == {"flask_scopedsession"}
+    for text in schemas:
+        assert all(text.count(a) == text.count(b) for a, b in ("{}", "[]", "()"))
 
 
 def test_tests_that_the_page_on_security_names_exist():

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from inside import server
 from sqlalchemy import create_engine
 from sqlalchemy import event
 from sqlalchemy import text
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._control import server
 
 
 def descriptors():
@@ -187,7 +187,6 @@ import os, signal, sys
 from flask import Flask
 from sqlalchemy import text
 from flask_scopedsession import ScopedSession
-from flask_scopedsession._control import server
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 db = ScopedSession()
