@@ -563,6 +563,18 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
         """,
     ),
     mutation(
+        "lost work: what a scope rolls back to its savepoint is not counted",
+        Change(
+            "flask_scopedsession._pools.writes:_note_savepoint",
+            "lost.update(slot.writes - left)",
+            "pass",
+        ),
+        tests="""
+        scopes/test_lost_work.py test_lost_work_is_reported
+          test_a_session_within_a_transaction_of_a_test
+        """,
+    ),
+    mutation(
         "lost work: a view that handled its error is reported",
         Change(
             "flask_scopedsession._scopes.teardown:end_scope",
