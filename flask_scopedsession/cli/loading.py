@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 import typing as t
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import click
 from flask.cli import NoAppException
 from flask.cli import ScriptInfo
 
+from .._format import some
 from ..errors import ScopedSessionError
 
 if t.TYPE_CHECKING:
@@ -20,6 +22,12 @@ if t.TYPE_CHECKING:
 
     from ..snapshot import Survey
 
+
+#: Seconds to wait for each worker whose directory is suggested.
+_PATIENCE = 0.5
+
+#: The modules whose frames are above the application's own in a traceback.
+_LOADING = (__name__, "flask.cli")
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
@@ -83,25 +91,43 @@ def refuse_unknown(bind: str | None, known: t.Collection[str]) -> None:
 
 
 def load_app(ctx: click.Context) -> Flask:
-    """Load the application; an error is one line, and a hint how to go on."""
+    """Load the application; an error says why it failed, and how to go on.
+
+    It has the traceback that other commands of Flask show, but no password.
+    """
     try:
         return ctx.ensure_object(ScriptInfo).load_app()
     except NoAppException as error:
         # Flask adds the traceback of an import that failed.
-        problem = error.format_message().partition("\n")[0].rstrip(":")
-        raise click.UsageError(f"{problem}\n{_hint(ctx)}") from None
+        said = _without_passwords(error.format_message()).rstrip()
+        raise click.UsageError(f"{said}\n\n{_hint(ctx)}") from None
     except click.ClickException:
         raise
-    except Exception as error:  # noqa: BLE001  # the factory is the user's
-        # The text of an error that is not ours may contain a database URL.
-        said = f": {error}" if isinstance(error, ScopedSessionError) else ""
+    except ScopedSessionError as error:
         frames = traceback.extract_tb(error.__traceback__)
         # A line of the package would help nobody: name the line that called it.
         frame = [f for f in frames if not f.filename.startswith(_PACKAGE)][-1]
         raise click.ClickException(
-            f"The application could not be loaded: {type(error).__name__}{said}"
+            f"The application could not be loaded: {type(error).__name__}: {error}"
             f" (in {frame.filename}, line {frame.lineno})\n{_hint(ctx)}"
         ) from None
+    except Exception as error:  # noqa: BLE001  # the application is the user's
+        began = error.__traceback__
+        while began and began.tb_frame.f_globals.get("__name__") in _LOADING:
+            began = began.tb_next
+        said = "".join(traceback.format_exception(type(error), error, began))
+        raise click.ClickException(
+            "The application could not be loaded:\n\n"
+            f"{_without_passwords(said)}\n{_hint(ctx)}"
+        ) from None
+
+
+def _without_passwords(text: str) -> str:
+    """Mask the passwords in a traceback: of URLs and connection strings."""
+    text = re.sub(r"://.*@", "://***@", text)
+    return re.sub(
+        r"""(?i)(passw\w*['"]?\s*[=:]\s*)('.*?'|".*?"|[^\s,&;)]+)""", r"\1***", text
+    )
 
 
 def _hint(ctx: click.Context) -> str:
@@ -109,21 +135,25 @@ def _hint(ctx: click.Context) -> str:
     if ctx.command.name == "db-ping":
         return "db-ping needs the application's configuration."
     from .._control.directory import base_path
+    from .._live.survey import survey_directory
 
     found: list[str] = []
     where = ""
     try:
         base = base_path()
         where = f", below {base}"
-        found = sorted(entry.path for entry in os.scandir(base) if entry.is_dir())
+        for path in sorted(entry.path for entry in os.scandir(base) if entry.is_dir()):
+            survey = survey_directory(path, _PATIENCE)
+            pids = [str(worker.pid) for worker in survey.live]
+            pids += [str(silent.pid) for silent in survey.silent]
+            if pids:  # the directory's own name is a hash
+                name = f"{survey.app}, " if survey.app else ""
+                found.append(f"\n  {path}  ({name}pid {some(pids)})")
     except (OSError, ScopedSessionError):
         pass  # no worker of this user has ever run here
-    if found:
-        where = f", such as {' or '.join(found[:3])}"
-    return (
-        f"To ask the workers without it: {ctx.command_path} --control-dir DIR"
-        f" (SCOPEDSESSION_CONTROL_DIR{where})"
-    )
+    place = ", such as" if found else f" (SCOPEDSESSION_CONTROL_DIR{where})"
+    how = f"To ask the workers without it: {ctx.command_path} --control-dir DIR"
+    return how + place + "".join(found)
 
 
 def extension_of(app: Flask) -> Extension:

@@ -499,20 +499,28 @@ def failing(error: Exception) -> Any:
     return FlaskGroup(create_app=create_app, add_default_commands=False)
 
 
-RAISED = r"""Error: The application could not be loaded: RuntimeError \(in .*\.py, line \d+\)
-To ask the workers without it: root {name} --control-dir DIR \(SCOPEDSESSION_CONTROL_DIR, such as (/\S+)\)
-"""  # noqa: E501
+RAISED = r"""Error: The application could not be loaded:
+
+Traceback \(most recent call last\):
+  File "{file}", line \d+, in create_app
+    raise error
+RuntimeError: no connection to postgresql://\*\*\*@h/d
+
+To ask the workers without it: root {name} --control-dir DIR, such as
+  (/\S+)  \(tests_app, pid {pid}\)
+"""
 
 
 @pytest.mark.parametrize("name", STATUS)
 def test_app_that_raises(name: str, flask_app: Flask, db: ScopedSession) -> None:
-    """One line with the class and the place, and a hint; no traceback."""
-    group = failing(RuntimeError("postgresql://u:swordfish@h/d"))
+    """The traceback without what leads to the app, and a hint; no password."""
+    group = failing(RuntimeError("no connection to postgresql://u:swordfish@h/d"))
     group.add_command(getattr(cli, name.replace("-", "_")))
     with serving(flask_app, db):
         result = CliRunner().invoke(group, [name])
         assert result.exit_code == 1
-        said = re.fullmatch(RAISED.format(name=name), result.output)
+        expected = RAISED.format(name=name, file=__file__, pid=os.getpid())
+        said = re.fullmatch(expected, result.output)
         assert said is not None, result.output
         # And the hint works.
         result = CliRunner().invoke(group, [name, "--control-dir", said[1]])
@@ -561,14 +569,57 @@ def test_no_app(run_cli: RunCli, short_tmp: Path) -> None:
 
 
 @pytest.mark.subprocess
-def test_app_that_cannot_be_imported(run_cli: RunCli, short_tmp: Path) -> None:
-    """The error names the module, without a traceback."""
-    (short_tmp / "broken_app.py").write_text("import no_such_thing\n", encoding="utf-8")
-    result = run_cli(["pool-status"], app="broken_app", cwd=short_tmp)
-    assert result.code == 2
-    assert "While importing 'broken_app'" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "--control-dir" in result.stderr
+@pytest.mark.parametrize(
+    ("source", "code", "first", "last"),
+    [
+        ("import gone", 2, "While importing 'broken_app', an ImportError was raised:",
+         "ModuleNotFoundError: No module named 'gone'"),
+        ("1 / 0", 1, "The application could not be loaded:",
+         "ZeroDivisionError: division by zero"),
+        ("1 +", 1, "The application could not be loaded:",
+         "SyntaxError: invalid syntax"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["pool-status", "db-ping"])
+def test_app_that_cannot_be_imported(
+    run_cli: RunCli,
+    short_tmp: Path,
+    source: str,
+    code: int,
+    first: str,
+    last: str,
+    command: str,
+) -> None:
+    """As with Flask's own commands: the error, and the line of the application."""
+    path = short_tmp / "broken_app.py"
+    path.write_text(f"{source}\n", encoding="utf-8")
+    result = run_cli([command], app="broken_app", cwd=short_tmp)
+    assert result.code == code
+    assert f"Error: {first}\n" in result.stderr
+    assert f'File "{path}", line 1' in result.stderr
+    assert f"\n    {source}\n" in result.stderr
+    assert f"\n{last}\n" in result.stderr
+    assert ("--control-dir" in result.stderr) is (command == "pool-status")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "postgresql://u:swordfish@h/d",
+        "postgresql://u:sword@swordfish/fish@h/d",
+        "connection to 'host=h password=swordfish' failed",
+        "{'password': 'swordfish', 'host': 'h'}",
+        "mysql://h/d?passwd=swordfish&x=1",
+    ],
+)
+def test_no_password_in_a_traceback(said: str) -> None:
+    """What a driver says is the application's to show, but for passwords."""
+    group = failing(RuntimeError(f"{said} by a driver"))
+    group.add_command(cli.pool_status)
+    result = CliRunner().invoke(group, ["pool-status"])
+    assert "swordfish" not in result.output
+    assert "***" in result.output
+    assert " by a driver\n" in result.output
 
 
 @pytest.mark.subprocess
