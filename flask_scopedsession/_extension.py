@@ -317,12 +317,14 @@ class ScopedSession(t.Generic[S]):
         :param bind: ``None`` for the default bind.
         :param timeout: Seconds to wait for the answer.
         :return: Seconds from connecting to the answer.
-        :raises PingError: The database did not answer; the message says why.
+        :raises PingError: The database did not answer, or its SQLite file is missing
+            (it is not created); the message says why.
         """
         application = self._current("ping()")
         name = bind or DEFAULT_BIND
         engine = self._engine(application, name)
-        return ping(name, engine, application.accounts.get(name), timeout)
+        settings, account = application.settings, application.accounts.get(name)
+        return ping(settings.binds[name], engine, account, timeout)
 
     def dispose(self, app: Flask | None = None) -> None:
         """Close an app's engines and control socket.

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import typing as t
 from collections.abc import Callable
+from collections.abc import Mapping
+from urllib.parse import unquote
+from urllib.parse import urlsplit
 
 from .._pools.tracked_pool import TrackedPool
+from .._settings.urls import in_memory
+from .._settings.urls import is_sqlite
+from .._settings.urls import is_sqlite_uri
+from .._settings.urls import safe_url
 from .._settings.values import seconds
 from ..errors import PingError
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy import URL
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
     from .._pools.account import PoolAccount
+    from .._settings.binds import BindSettings
     from ..snapshot import DatabaseURL
 
     Work = Callable[[DBAPIConnection, float], "T"]
@@ -49,18 +59,25 @@ class PingResult(t.NamedTuple):
     """Why there is no answer."""
 
 
-def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) -> float:
+def ping(
+    bind: BindSettings, engine: Engine, account: PoolAccount | None, wait: float
+) -> float:
     """Make one connection outside the pool, test it, and close it.
 
-    The engine's driver arguments and events apply.
+    The engine's driver arguments and events apply. A SQLite file is not created.
 
-    :param name: The bind, for the message of an error.
     :param wait: Seconds to wait for the answer.
     :return: Seconds from connecting to the answer.
     :raises PingError: No answer; the message says why, without the URL.
     :raises ConfigError: `wait` is not a number of seconds.
     """
     wait = seconds("ping(timeout=...)", wait, least=0.001)
+    if _would_create_file(engine.url, bind.options):
+        path = safe_url(engine.url).database
+        raise PingError(
+            f"bind {bind.name!r}: there is no SQLite file {path}. Check the path, or"
+            " create it with db.create_all() or a migration."
+        )
 
     def work(connection: DBAPIConnection, began: float) -> float:
         engine.dialect.do_ping(connection)
@@ -70,7 +87,28 @@ def ping(name: str, engine: Engine, account: PoolAccount | None, wait: float) ->
         return visit(engine, account, work, wait)()
     except PingError as error:
         reason = str(error)
-    raise PingError(f"bind {name!r}: {reason}")
+    raise PingError(f"bind {bind.name!r}: {reason}")
+
+
+def _would_create_file(url: URL, options: Mapping[str, t.Any]) -> bool:
+    """Whether connecting would create an empty SQLite database."""
+    if not is_sqlite(url) or in_memory(url) or url.host or "vfs" in url.query:
+        return False
+    if options.get("creator") or options.get("pool"):
+        return False  # what these open is theirs to say
+    path = t.cast(str, url.database)
+    if is_sqlite_uri(url) and path.startswith("file:"):
+        path = unquote(urlsplit(path).path)
+    # Without a folder, SQLite creates nothing, and says so.
+    if not os.path.isabs(path) or not os.path.isdir(os.path.dirname(path)):
+        return False
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass  # it may be there
+    return False
 
 
 def visit(

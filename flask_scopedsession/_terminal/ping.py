@@ -18,9 +18,9 @@ def render_pings(results: Sequence[PingResult]) -> str:
             [each.bind, duration(each.latency_s), each.version or "-", str(each.url)]
             for each in results
         ],
-        spare=["DATABASE"],
+        below="DATABASE",
     )
     for each in results:
         if each.error is not None:
-            page.line(each.error, "red")
+            page.parts(each.error.split(), style="red")
     return str(page)

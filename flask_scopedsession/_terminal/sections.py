@@ -83,7 +83,7 @@ def _no_workers(page: Page, survey: Survey) -> None:
             ]
             for pool in survey.configured
         ]
-        page.table(_CONFIGURED, rows, spare=["DATABASE"])
+        page.table(_CONFIGURED, rows, below="DATABASE")
 
 
 def absent_workers(page: Page, survey: Survey) -> None:

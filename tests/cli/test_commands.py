@@ -439,6 +439,14 @@ def test_check_and_watch(invoke: Invoke) -> None:
 # db-ping
 
 
+@pytest.fixture
+def databases(short_tmp: Path) -> None:
+    """Make the application's databases; SQLite's may be empty files."""
+    for name in ("app.db", "audit.db"):
+        (short_tmp / name).touch()
+
+
+@pytest.mark.usefixtures("databases")
 def test_db_ping(invoke: Invoke) -> None:
     """Every bind has a row with latency and version."""
     result = invoke("db-ping")
@@ -449,6 +457,7 @@ def test_db_ping(invoke: Invoke) -> None:
         assert re.match(rf"{name} +[\d.]+ m?s  3\.\d+\.\d+ +sqlite:///", line)
 
 
+@pytest.mark.usefixtures("databases")
 def test_db_ping_json(invoke: Invoke) -> None:
     """Every key is present, even if its value is unknown."""
     document = json.loads(invoke("db-ping", "--json", "--bind", "audit").output)
@@ -478,6 +487,19 @@ def test_db_ping_fails(make_app: MakeApp, db: ScopedSession) -> None:
     assert here["error"] is None
     assert gone["latency_s"] is None
     assert gone["version"] is None
+
+
+def test_db_ping_creates_no_database(invoke: Invoke, short_tmp: Path) -> None:
+    """A SQLite file that is missing is an error that names it."""
+    (short_tmp / "audit.db").touch()
+    result = invoke("db-ping")
+    assert result.exit_code == 4
+    assert re.search(r"^audit +[\d.]+ m?s ", result.output, re.MULTILINE)
+    assert result.output.endswith(
+        f"bind 'default': there is no SQLite file {short_tmp}/app.db. Check the path,"
+        " or create it with db.create_all() or a migration.\n"
+    )
+    assert not (short_tmp / "app.db").exists()
 
 
 def test_db_ping_postgresql(make_app: MakeApp, db: ScopedSession, pg_url: str) -> None:

@@ -84,6 +84,14 @@ def test_options_reach_the_engine(make_app: MakeApp, db: ScopedSession) -> None:
     assert all(isinstance(pool, QueuePool) for pool in pools)
 
 
+@pytest.fixture
+def databases(short_tmp: Path) -> None:
+    """Make SQLite's files, which a ping does not."""
+    for name in ("a.db", "app.db", "audit.db"):
+        (short_tmp / name).touch()
+
+
+@pytest.mark.usefixtures("databases")
 def test_all_off_leaves_the_pool_class(make_app: MakeApp, db: ScopedSession) -> None:
     """Then the pool is the very class that SQLAlchemy chooses."""
     app = make_app(
@@ -495,6 +503,7 @@ OPTIONS: list[Callable[[], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.usefixtures("databases")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("used", [False, True])
 def test_ping_is_outside_pool_and_ledger(
@@ -517,6 +526,7 @@ def test_ping_is_outside_pool_and_ledger(
         assert counts(db) == before
 
 
+@pytest.mark.usefixtures("databases")
 def test_ping_when_the_pool_is_exhausted(make_app: MakeApp, db: ScopedSession) -> None:
     """It does not wait for the pool."""
     app = make_app(
@@ -529,6 +539,7 @@ def test_ping_when_the_pool_is_exhausted(make_app: MakeApp, db: ScopedSession) -
         assert db.ping(timeout=2) < 2
 
 
+@pytest.mark.usefixtures("databases")
 def test_ping_connects_as_the_engine_does(make_app: MakeApp, db: ScopedSession) -> None:
     """With its arguments, and through listeners that rotate credentials."""
     app = make_app(
@@ -555,6 +566,7 @@ def test_ping_connects_as_the_engine_does(make_app: MakeApp, db: ScopedSession) 
             connection.execute("SELECT 1")
 
 
+@pytest.mark.usefixtures("databases")
 def test_ping_of_a_bind(make_app: MakeApp, db: ScopedSession) -> None:
     """By its name; an unknown one is an error that lists the known."""
     app = make_app(db, SQLALCHEMY_BINDS={"audit": "sqlite:///audit.db"})
@@ -576,6 +588,84 @@ def test_ping_fails(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> No
     assert info.value.__context__ is None
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("sqlite:///app.db", "app.db"),
+        ("sqlite:///{}/a b.db", "a b.db"),
+        ("sqlite:///file:app.db?uri=true", "app.db"),
+        ("sqlite:///file:{}/a%20b.db?mode=rwc&uri=true", "a b.db"),
+        ("sqlite:///file://localhost{}/app.db?uri=true", "app.db"),
+    ],
+)
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("tracking", [False, True])
+def test_ping_creates_no_file(
+    make_app: MakeApp,
+    db: ScopedSession,
+    short_tmp: Path,
+    url: str,
+    name: str,
+    link: bool,
+    tracking: bool,
+) -> None:
+    """A file that is missing is an error, a link to nothing as well."""
+    file = short_tmp / name
+    if link:
+        file.symlink_to(short_tmp / "elsewhere.db")
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=url.format(short_tmp),
+        SCOPEDSESSION_TRACKING=tracking,
+    )
+    before = set(short_tmp.iterdir())
+    with app.app_context():
+        with pytest.raises(PingError, match="bind 'default': there is no SQLite file "):
+            db.ping()
+        assert set(short_tmp.iterdir()) == before
+        file.resolve().touch()
+        assert db.ping() > 0
+
+
+@pytest.mark.parametrize("tracking", [False, True])
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("sqlite://", {}),
+        ("sqlite:///file:x?mode=memory&cache=shared&uri=true", {}),
+        ("sqlite:///file::memory:?uri=true", {}),
+        pytest.param(
+            "sqlite:///file:/x?vfs=memdb&uri=true",
+            {},
+            marks=pytest.mark.skipif(
+                sqlite3.sqlite_version_info < (3, 36), reason="needs SQLite 3.36"
+            ),
+        ),
+        ("sqlite:///app.db", {"creator": lambda: sqlite3.connect(":memory:")}),
+        ("sqlite:///app.db", {"pool": QueuePool(lambda: sqlite3.connect(":memory:"))}),
+    ],
+)
+def test_ping_of_what_needs_no_file(
+    make_app: MakeApp,
+    db: ScopedSession,
+    short_tmp: Path,
+    url: str,
+    options: dict[str, Any],
+    tracking: bool,
+) -> None:
+    """The URL's path is not what is opened."""
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=url,
+        SQLALCHEMY_ENGINE_OPTIONS=options,
+        SCOPEDSESSION_TRACKING=tracking,
+    )
+    with app.app_context():
+        assert db.ping() > 0
+    assert list(short_tmp.glob("*.db")) == []
+
+
+@pytest.mark.usefixtures("databases")
 def test_ping_timeout(make_app: MakeApp, db: ScopedSession) -> None:
     """Whether or not the driver can time out."""
     app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///app.db")

@@ -682,6 +682,19 @@ def test_pings() -> None:
     ]
 
 
+@pytest.mark.parametrize("columns", [30, 60, 80])
+def test_where_a_database_is_fits_any_terminal(output: Any, columns: int) -> None:
+    """It is what tells one database from the other, so it moves below its row."""
+    output(columns)
+    url = DatabaseURL("postgresql+psycopg", "db.internal.example.com", 5432, "orders")
+    ping = PingResult("default", url, 0.0042, "16.4", None)
+    text = STYLES.sub("", render_pings([ping]))
+    assert str(url) in text
+    configured = ConfiguredPool("default", "QueuePool", url, 5, 15, False, 30.0)
+    text = STYLES.sub("", render_pools(a_survey(configured=(configured,))))
+    assert str(url) in text
+
+
 # Words
 
 
