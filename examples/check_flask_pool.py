@@ -27,8 +27,8 @@ STATES = {
     0: OK,
     3: WARNING,
     4: CRITICAL,
-    5: WARNING,  # some workers did not answer, the others are healthy
-    69: CRITICAL,  # no live worker
+    5: WARNING,  # some workers did not answer (CRITICAL if none did)
+    69: CRITICAL,  # no worker
     77: UNKNOWN,  # no permission
 }
 
@@ -52,7 +52,7 @@ def main() -> int:
     except Unknown as problem:
         print(harmless(f"POOL UNKNOWN - {problem}"))
         return UNKNOWN
-    state = STATES[code]
+    state = STATES[code] if live(survey) or code != 5 else CRITICAL
     reasons = [line for line in errors if line.startswith(REASONS)]
     said = reasons[0] if reasons else summary(survey)
     print(harmless(f"POOL {NAMES[state]} - {said}") + " | " + performance(survey))

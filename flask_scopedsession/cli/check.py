@@ -12,9 +12,9 @@ EXIT_OK = 0
 EXIT_WARNING = 3
 #: A critical threshold was reached, or a pool is wedged.
 EXIT_CRITICAL = 4
-#: Some workers did not answer; the others were checked.
+#: Some or all workers did not answer; the others were checked.
 EXIT_PARTIAL = 5
-#: No worker answered (``EX_UNAVAILABLE`` of sysexits).
+#: There is no worker to ask (``EX_UNAVAILABLE`` of sysexits).
 EXIT_UNAVAILABLE = 69
 #: The workers belong to another user (``EX_NOPERM``).
 EXIT_NO_PERMISSION = 77
@@ -79,7 +79,7 @@ def check(survey: Survey, warn: Thresholds, crit: Thresholds) -> Verdict:
     if denied:
         first = [f"critical: {reason}" for reason in denied]
         return Verdict(EXIT_NO_PERMISSION, (*first, *reasons))
-    if not survey.live:
+    if not survey.live and not silent:
         return Verdict(EXIT_UNAVAILABLE, ("critical: no worker has answered", *reasons))
     if critical:
         return Verdict(EXIT_CRITICAL, reasons)

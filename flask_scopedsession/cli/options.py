@@ -195,8 +195,8 @@ status_options: Callable[[Callable[..., None]], Callable[..., None]] = _adding(
             "--check",
             "checking",
             is_flag=True,
-            help="Exit with 0 if all is well, 3 warning, 4 critical, 5 if some workers"
-            " did not answer, 69 without a live worker, 77 without permission.",
+            help="Exit with 0 if all is well, 3 warning, 4 critical, 5 if some or all"
+            " workers did not answer, 69 without a worker, 77 without permission.",
         ),
         click.option(
             "--warn",

@@ -62,16 +62,24 @@ def test_no_permission_for_every_socket() -> None:
     "survey",
     [
         a_survey(),
-        a_survey(silent=(a_silent(1, "stopped"),)),
         a_survey(a_last_worker(1, "gone", pools=[a_full_pool()])),
         a_survey(searched=(SearchedDirectory("/x", "does not exist"),)),
     ],
 )
 def test_no_live_worker(survey: Survey) -> None:
-    """69: neither last snapshots nor silent workers count as live."""
+    """69: last snapshots do not count as live."""
     found = verdict(survey)
     assert found.code == 69
     assert found.reasons[0] == "critical: no worker has answered"
+
+
+def test_all_workers_are_silent() -> None:
+    """5: they are there, which is more than nobody."""
+    gone = a_last_worker(3, "gone", pools=[a_full_pool()])
+    silent = (a_silent(1, "stopped"), a_silent(2, "unresponsive"))
+    reasons = ("silent: pid 1: stopped", "silent: pid 2: unresponsive")
+    assert verdict(a_survey(silent=silent)) == (5, reasons)
+    assert verdict(a_survey(gone, silent=silent)) == (5, reasons)
 
 
 def test_critical_comes_before_silence_and_warnings() -> None:

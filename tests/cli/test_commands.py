@@ -403,7 +403,8 @@ DENIED = (SearchedDirectory("/run/theirs", "belongs to uid 7, not to uid 8", Tru
         ([a_worker(pools=[a_pool(held_long=1)])], {}, ["--crit", "held_long=1"], 4),
         ([a_worker(pools=[a_full_pool()])], {}, [], 4),
         ([a_worker()], {"silent": (a_silent(9, "stopped"),)}, [], 5),
-        ([], {"silent": (a_silent(9, "stopped"),)}, [], 69),
+        ([], {"silent": (a_silent(9, "stopped"),)}, [], 5),
+        ([a_last_worker(9, "gone")], {}, [], 69),
         ([], {"searched": DENIED}, [], 77),
     ],
 )

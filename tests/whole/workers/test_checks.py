@@ -118,14 +118,19 @@ def test_critical(held: Prefork, run_cli: Cli, plugin: Plugin) -> None:
 
 
 def test_silent(prefork: Start, plugin: Plugin) -> None:
-    """If the others are fine, it is a warning that names the worker."""
+    """If the others are fine, it is a warning that names the worker; else critical."""
     group = prefork(count=2)
-    pid, _ = group.visit_all("/ok")
+    pid, other = group.visit_all("/ok")
     os.kill(pid, signal.SIGSTOP)
     found = plugin("--timeout", "1")
     assert found.code == 1
     assert found.stdout.startswith(f"POOL WARNING - silent: pid {pid}: stopped | ")
     assert "| workers=1;;;0 silent=1;;;0 " in found.stdout
+    os.kill(other, signal.SIGSTOP)
+    found = plugin("--timeout", "1")
+    assert found.code == 2
+    assert found.stdout.startswith("POOL CRITICAL - silent: pid ")
+    assert "| workers=0;;;0 silent=2;;;0" in found.stdout
 
 
 def test_none(plugin: Plugin) -> None:
