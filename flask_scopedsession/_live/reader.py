@@ -314,7 +314,7 @@ class Reader:
         }
 
     def sessions(self) -> tuple[SessionSnapshot, ...]:
-        """Read every open session, oldest first."""
+        """Read every open session, oldest first; one more than :data:`MOST` at most."""
         if not self._accounts:
             return ()  # tracking is off
         waiting = [
@@ -327,7 +327,7 @@ class Reader:
         by_context = self._ledger.kind == OfContext.name
         now = perf_counter()
         found = []
-        for scope, name, session in self._sessions()[:MOST]:
+        for scope, name, session in self._sessions()[: MOST + 1]:
             # A connection is checked out for a context: of a session that belongs to
             # none, only the thread is known.
             known = by_context and name != ""

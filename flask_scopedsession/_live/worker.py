@@ -228,10 +228,11 @@ class LiveView:
             source="live",
             snapshot_at=timestamp(now),
             pools=pools,
-            sessions=sessions,
+            sessions=sessions[:MOST],
             lost_work=self.reader.lost_work(),
             recent_shared=self.reader.recent_shared(),
-            truncated=len(sessions) >= MOST or any(p.used > MOST for p in pools),
+            truncated=len(sessions) > MOST
+            or any(max(p.used, p.pending or 0) > MOST for p in pools),
             host=socket.gethostname(),
         )
 
@@ -284,7 +285,7 @@ class LiveView:
             timeout,
             self.problem(),
         )
-        configured = () if found.workers else self.reader.configured()
+        configured = () if found.live else self.reader.configured()
         return replace(found, configured=configured)
 
 
@@ -329,7 +330,7 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
         for pool in worker.pools
         if pool.bind in binds
     )
-    longest = max((len(p.holders) for p in worker.pools), default=0)
+    listed = [len(each) for p in worker.pools for each in (p.holders, p.waiters)]
     return replace(
         worker,
         pools=pools,
@@ -337,7 +338,7 @@ def _shortened(worker: WorkerSnapshot, keep: int) -> WorkerSnapshot:
         lost_work=worker.lost_work[:keep],
         recent_shared=worker.recent_shared if keep else (),
         truncated=worker.truncated
-        or keep < max(len(worker.pools), longest, len(worker.sessions)),
+        or keep < max(len(worker.pools), len(worker.sessions), *listed),
     )
 
 

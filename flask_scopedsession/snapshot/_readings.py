@@ -401,7 +401,7 @@ class WorkerSnapshot(Reading):
     recent_shared: tuple[SharedUse, ...] = ()
     """The last five sessions that two threads used at the same time."""
     truncated: bool = False
-    """Whether some pools, holders or sessions were left out."""
+    """Whether some pools, holders, waiters or sessions were left out."""
     uid: int | None = None
     """The ID of the user who runs it; null in ``db.snapshot()``."""
     host: str = ""

@@ -577,13 +577,17 @@ def test_a_snapshot_has_at_most_250_sessions(make_app: Callable[..., Flask]) -> 
     sessions = []
     with app.app_context():
         for _ in range(MOST + 1):
+            whole = db.snapshot() if len(sessions) == MOST else None
             app.app_context().push()
             sessions.append(db.session())
         worker = db.snapshot()
         for _ in range(MOST + 1):
             db.session.remove()
             app_ctx._get_current_object().pop()
-    assert len(worker.sessions) == MOST == 250
+    assert whole is not None
+    assert len(whole.sessions) == MOST == 250
+    assert not whole.truncated
+    assert len(worker.sessions) == MOST
     assert worker.truncated
     message = worker.to_dict()
     assert min(_seconds_to_encode(message) for _ in range(20)) < sys.getswitchinterval()
@@ -607,6 +611,55 @@ def test_a_snapshot_has_at_most_250_holders_of_a_pool(
     assert worker.pools[0].used == MOST + 1
     assert len(worker.pools[0].holders) == MOST
     assert worker.truncated
+
+
+def test_a_snapshot_says_that_it_left_waiters_out(
+    make_app: MakeApp,
+    db: ScopedSession[Any],
+    sqlite_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0},
+    )
+
+    def wait() -> None:
+        with app.app_context():
+            db.session.execute(select(1))
+
+    monkeypatch.setattr("flask_scopedsession._live.reader.MOST", 2)
+    threads = []
+    with app.app_context(), db.engine.connect():
+        for waiting in (1, 2, 3):
+            threads.append(threading.Thread(target=wait))
+            threads[-1].start()
+            wait_until(lambda: db.snapshot().pools[0].pending == waiting)  # noqa: B023
+            assert db.snapshot().truncated is (waiting > 2)
+    for thread in threads:
+        thread.join()
+
+
+def test_configured_pools_beside_a_worker_that_is_gone(
+    serving: MakeApp, db: ScopedSession[Any], home: Path
+) -> None:
+    """No worker has answered, whatever one has left behind."""
+    app = serving(SCOPEDSESSION_HELD_LONG_AFTER=0.1)
+    id = f"{os.getpid()}-00000001"
+    with app.app_context():
+        with db.engine.connect():
+            live = db._application_of(app).live
+            wait_until(lambda: live.last_snapshot(id, LIMIT))
+            content = live.last_snapshot(id, LIMIT)
+        assert content is not None
+        home.mkdir(0o700)
+        directory.write_last(str(home), id, content)
+        survey = db.workers()
+        assert [worker.state for worker in survey.workers] == ["gone"]
+        assert [pool.bind for pool in survey.configured] == ["default"]
+        db.serve_control()
+        assert db.workers().configured == ()
 
 
 def _seconds_to_encode(message: object) -> float:
