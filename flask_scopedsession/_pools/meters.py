@@ -175,7 +175,7 @@ class HoldMeter(Meter):
             who: tuple[str | None, ...] = (
                 (None, method, None, command)
                 if rule is None
-                else (rule.endpoint, method, rule.rule, None)
+                else (str(rule.endpoint), method, rule.rule, None)
             )
             use = uses.get(who) or use_of(uses, who)
             use.times += 1

@@ -207,7 +207,8 @@ def responsible(scope: Scope) -> Responsible:
     rule = scope.url_rule
     if rule is None:
         return Responsible(None, scope.method, None, scope.command)
-    return Responsible(rule.endpoint, scope.method, rule.rule, scope.command)
+    # Werkzeug takes any hashable for an endpoint, such as a tuple.
+    return Responsible(str(rule.endpoint), scope.method, rule.rule, scope.command)
 
 
 def described(scope: Scope) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -28,11 +29,13 @@ from sqlalchemy.orm import Session
 from threads import in_thread
 from threads import Working
 from waiting import wait_until
+from werkzeug.routing import Rule
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._live import reader as _reader
 from flask_scopedsession.snapshot import Holder
 from flask_scopedsession.snapshot import SessionSnapshot
+from flask_scopedsession.snapshot import WorkerSnapshot
 
 MakeApp = Callable[..., Flask]
 
@@ -180,6 +183,32 @@ def test_a_holder_whose_request_is_over(make: Make, stacks: bool) -> None:
         line = leak.__code__.co_firstlineno
         assert (holder.at, holder.at_is) == (f"test_reader.py:{line} leak", "view")
         assert holder.stack is None
+    kept.pop().close()
+
+
+def test_an_endpoint_that_is_no_text(make: Make) -> None:
+    """Werkzeug takes any hashable; the JSON has text, and the same one everywhere."""
+    db, app = make.app(SCOPEDSESSION_LOST_WORK="warn")
+    kept = []
+
+    def leak() -> str:
+        db.session.execute(insert(Thing))
+        kept.append(db.engine.connect())
+        return ""
+
+    endpoint = ("shop", 7)
+    app.url_map.add(Rule("/", endpoint=endpoint))  # type: ignore[arg-type]
+    app.view_functions[endpoint] = leak  # type: ignore[index]
+    assert app.test_client().get("/").status_code == 200
+    with app.app_context():
+        document = json.dumps(db.snapshot().to_dict())
+    worker = WorkerSnapshot.from_dict(json.loads(document))
+    (pool,) = worker.pools
+    for one in (*pool.holders, *worker.lost_work):
+        assert one.endpoint == "('shop', 7)"
+    views = {view.endpoint: view.checkouts_total for view in pool.views}
+    assert views == {None: 1, "('shop', 7)": 2}
+    assert len(worker.lost_work) == 1
     kept.pop().close()
 
 
