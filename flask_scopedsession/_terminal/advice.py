@@ -109,10 +109,17 @@ def _variable(bind: str) -> str:
 
 def _server(page: Page, total: ServerTotal, silent: int) -> None:
     """Compare what all workers may open on one server with what it accepts."""
-    now = "any number" if total.now is None else f"at most {total.now}"
-    advised = "any number" if total.advised is None else str(total.advised)
-    workers = f"{count(total.workers, 'worker')} may open {now} connections,"
-    parts = [f"{total.server}:", workers, f"and {advised} as advised."]
+    now = "any number of connections"
+    if total.now is not None:
+        now = f"at most {count(total.now, 'connection')}"
+    end = "," if total.has_advice else "."
+    parts = [
+        f"{total.server}:",
+        f"{count(total.workers, 'worker')} may open {now}{end}",
+    ]
+    if total.has_advice:
+        advised = "any number" if total.advised is None else str(total.advised)
+        parts.append(f"and {advised} as advised.")
     if total.limit is not None:
         parts.append(f"The server accepts {total.limit}.")
     page.parts(parts, style="bold")

@@ -470,6 +470,28 @@ def test_a_whole_page() -> None:
         assert line in lines, line
 
 
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max": 15}, "at most 15 connections."),
+        ({"size": 1, "max": 1}, "at most 1 connection."),
+        ({"max": None, "unlimited": True}, "any number of connections."),
+    ],
+)
+def test_nothing_is_as_advised_without_advice(
+    limits: dict[str, Any], said: str
+) -> None:
+    """Only what the workers may open now, and what the server accepts."""
+    survey = a_survey(a_worker(1, [busy(checkouts_total=5, **limits)]))
+    shown = page(survey, limit=100)
+    assert "No recommendation: " in shown
+    assert (
+        f"\npostgresql://db.internal:5432: 1 worker may open {said}"
+        " The server accepts 100.\n"
+    ) in shown
+    assert "advised" not in shown
+
+
 def test_how_to_find_the_limit() -> None:
     survey = a_survey(a_worker(1, [busy()]))
     assert "'SHOW max_connections' shows the limit" in page(survey)
