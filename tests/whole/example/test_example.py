@@ -672,6 +672,14 @@ def test_faults_flag(
     assert (make_example().test_client().get("/faults/").status_code == 200) is on
 
 
+def test_the_faults_page_names_a_command_that_is_there(faulty: Flask) -> None:
+    """That of ``make serve``, whose environment nobody has activated."""
+    command = ".venv/bin/flask --app example_app pool-status"
+    assert f"<code>{command}</code>" in faulty.test_client().get("/faults/").text
+    readme = Path(faults.__file__).with_name("README.md")
+    assert f"    {command}\n" in readme.read_text(encoding="utf-8")
+
+
 def test_kept_connection(faulty: Flask) -> None:
     """After the request, the connection is still checked out, and its view is known."""
     assert faulty.test_client().post("/faults/keep-connection").json["kept"] == 1
