@@ -155,7 +155,7 @@ class Endpoint:
         return reply
 
     def tick(self, now: float, own: t.Collection[str]) -> None:
-        """Do the housekeeping, and write the last snapshot if there is trouble.
+        """Do the housekeeping, and write the last snapshot while there is trouble.
 
         :param now: :func:`time.monotonic`, in seconds.
         :param own: The ids of this process's endpoints.
@@ -174,6 +174,11 @@ class Endpoint:
             if content is not None:
                 self._next_snapshot = now + _SNAPSHOT_EVERY
                 directory.write_last(self.path, self.id, content)
+            elif self._next_snapshot:
+                # The trouble is over. After a kill, the snapshot would name connections
+                # that had been returned long before.
+                self._next_snapshot = 0.0
+                directory.remove([self._file("json")])
 
     def close(self) -> None:
         """Stop listening; remove the files, unless they are a parent process's."""

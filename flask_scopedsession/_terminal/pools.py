@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Sequence
 
 from .._format import count
 from .._format import duration
@@ -48,6 +49,18 @@ _COLUMNS = (
     *(">MAXWAIT", ">HOLD95", ">TIMEOUTS"),
 )
 
+#: The headings of holders and waiters: of workers that are gone, and of the others.
+_TITLES = {
+    True: (
+        "Last held by workers that are gone; these connections are closed",
+        "Last waiting in workers that are gone",
+    ),
+    False: (
+        "Held connections, longest first",
+        "Waiting for a connection, longest first",
+    ),
+}
+
 #: A holder or waiter, with its worker and pool.
 Entry = tuple[WorkerSnapshot, PoolSnapshot, "Holder | Waiter"]
 
@@ -84,26 +97,25 @@ def render_pools(
     if verbose:
         measurements(page, survey)
     last_minute(page, survey, advice=advice)
-    pools = [(worker, pool) for worker in survey.workers for pool in worker.pools]
-    _entries(
-        page,
-        "Held connections, longest first",
-        [(w, p, h) for w, p in pools if verbose or _crowded(w, p) for h in p.holders],
-        verbose,
-    )
-    _entries(
-        page,
-        "Waiting for a connection, longest first",
-        [(w, p, waiter) for w, p in pools for waiter in p.waiters],
-        verbose,
-    )
+    for is_gone, titles in _TITLES.items():
+        pools = [
+            (worker, pool)
+            for worker in survey.workers
+            if (worker.state == "gone") is is_gone
+            for pool in worker.pools
+        ]
+        _holders_and_waiters(page, pools, titles, verbose)
     _problems(page, survey)
     return str(page)
 
 
 def _in_trouble(worker: WorkerSnapshot) -> bool:
     return any(
-        p.pending or p.held_long or p.timeouts_60s or p.invalidated_60s
+        p.pending
+        or p.held_long
+        or p.timeouts_60s
+        or p.invalidated_60s
+        or any(map(_is_leaked, p.holders))
         for p in worker.pools
     )
 
@@ -189,21 +201,44 @@ def _totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
 # -- holders and waiters -------------------------------------------------------
 
 
-def _crowded(worker: WorkerSnapshot, pool: PoolSnapshot) -> bool:
-    """Whether the holders of a pool are shown without ``--verbose``."""
-    return bool(
-        pool.pending or pool.held_long or _is_full(pool) or worker.source == "last"
-    )
+def _is_leaked(holder: Holder) -> bool:
+    return bool(holder.request_over) or holder.thread_alive is False
+
+
+def _is_listed(worker: WorkerSnapshot, pool: PoolSnapshot, holder: Holder) -> bool:
+    """Whether a holder is shown without ``--verbose``: a leak always is."""
+    crowded = pool.pending or pool.held_long or _is_full(pool)
+    return bool(crowded) or worker.source == "last" or _is_leaked(holder)
+
+
+def _holders_and_waiters(
+    page: Page,
+    pools: Sequence[tuple[WorkerSnapshot, PoolSnapshot]],
+    titles: tuple[str, str],
+    verbose: bool,
+) -> None:
+    listed: list[Entry] = [
+        (worker, pool, holder)
+        for worker, pool in pools
+        for holder in pool.holders
+        if verbose or _is_listed(worker, pool, holder)
+    ]
+    _entries(page, titles[0], listed, verbose)
+    rest = sum(len(pool.holders) for _, pool in pools) - len(listed)
+    if listed and rest:
+        are, them = ("is", "it") if rest == 1 else ("are", "them")
+        page.line(f"  {rest} more {are} in use; --verbose lists {them}")
+    waiters: list[Entry] = [(w, p, waiter) for w, p in pools for waiter in p.waiters]
+    _entries(page, titles[1], waiters, verbose)
 
 
 def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
     """Add holders or waiters: grouped by view and line, or each if `verbose`."""
-    # Dead workers no longer hold connections: they come last, in groups of their own.
-    found.sort(key=lambda each: (_is_gone(each), -_seconds(each[2])))
+    found.sort(key=lambda each: -_seconds(each[2]))
     groups: dict[Hashable, list[Entry]] = {}
     for index, each in enumerate(found):
         one = each[2]
-        kind = (each[1].bind, _is_gone(each), label(one), one.at, *_details(one))
+        kind = (each[1].bind, label(one), one.at, *_details(one))
         groups.setdefault(index if verbose else kind, []).append(each)
     if groups:
         page.title(title)
@@ -224,10 +259,6 @@ def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
             _numbers(page, one)
     if len(groups) > len(shown):
         page.line(f"  and {len(groups) - len(shown)} more; --verbose lists them")
-
-
-def _is_gone(entry: Entry) -> bool:
-    return entry[0].state == "gone"
 
 
 def _seconds(one: Holder | Waiter) -> float:

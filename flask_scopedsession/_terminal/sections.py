@@ -30,8 +30,11 @@ def start(survey: Survey) -> tuple[Page, bool]:
     page = Page()
     _header(page, survey)
     found = bool(survey.workers or survey.silent)
-    if not found:
+    # Last snapshots are no answer. With --pid, the workers that answered are left out.
+    if not found or (survey.configured and not survey.silent):
         _no_workers(page, survey)
+        if found:
+            page.line()
     return page, found
 
 
@@ -106,8 +109,19 @@ def absent_workers(page: Page, survey: Survey) -> None:
             said = reason  # another process wrote it
         parts = [f"{count(len(pids), 'worker')} {said}:", f"pid {some(pids)}"]
         page.parts(parts, style="red")
+        if reason == "gone":
+            _how_to_clear(page, survey)
         if reason == "unresponsive":
             page.line("  'py-spy dump --pid PID' shows what such a worker is doing.")
+
+
+def _how_to_clear(page: Page, survey: Survey) -> None:
+    """Say for how long dead workers are shown, and which files make them appear."""
+    names = [f"{worker.id}.json" for worker in survey.workers if worker.state == "gone"]
+    places = [each.dir for each in survey.searched if each.dir and not each.error]
+    its, is_ = ("its", "is") if len(names) == 1 else ("their", "are")
+    until = f"Shown for an hour after {its} end, or until {some(names)} {is_} removed"
+    page.parts([*until.split(), f"from {' or '.join(places)}"], indent=2)
 
 
 def ago(survey: Survey, time: str) -> str:

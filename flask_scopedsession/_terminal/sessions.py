@@ -41,14 +41,16 @@ def render_sessions(
         _charts(page, survey, history)
     sessions = [(w, s) for w in survey.workers for s in w.sessions]
     sessions.sort(key=lambda item: (_rank(item[1]), item[1].age_s))
-    if sessions:
-        page.table(
-            _COLUMNS,
-            [_row(worker, session, verbose) for worker, session in sessions],
-            styles=_STYLES,
-            spare=["IDENTITY", "NEW", "DEL", "CONN", "IDLE-TX"],
-            below="SCOPE",
+    ended = [each for each in sessions if each[0].state == "gone"]
+    sessions = [each for each in sessions if each[0].state != "gone"]
+    if ended:
+        page.line(
+            "Last open in workers that are gone; these sessions have ended", "bold"
         )
+        _table(page, ended, verbose)
+        page.line()
+    if sessions:
+        _table(page, sessions, verbose)
     else:
         page.line("No session is open.")
     page.line()
@@ -73,12 +75,27 @@ def _charts(page: Page, survey: Survey, history: History) -> None:
         page.line()
 
 
+def _table(
+    page: Page, found: Sequence[tuple[WorkerSnapshot, SessionSnapshot]], verbose: bool
+) -> None:
+    page.table(
+        _COLUMNS,
+        [_row(worker, session, verbose) for worker, session in found],
+        styles=_STYLES,
+        spare=["IDENTITY", "NEW", "DEL", "CONN", "IDLE-TX"],
+        below="SCOPE",
+    )
+
+
 def _rank(session: SessionSnapshot) -> tuple[bool, int]:
     return session.thread_alive is False, _STATES.index(session.state)
 
 
 def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> list[str]:
     scope = route_label(session)
+    if session.requests is not None and session.requests > 1:
+        among = "one of" if session.method is not None else "shared by"
+        scope += f", {among} {session.requests} requests"
     if verbose and session.thread and session.thread not in scope:
         scope += f" (thread {session.thread})"
     if session.thread_alive is False:
@@ -91,7 +108,7 @@ def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> lis
         session.name or "-",
         duration(session.age_s),
         session.state,
-        ",".join(map(str, session.connections)) or "-",
+        ",".join(f"#{each}" for each in session.connections) or "-",
         number(session.new),
         number(session.deleted),
         number(session.identity),
@@ -105,11 +122,13 @@ def _lasting_contexts(
     """Add how many sessions are shared by requests, and how to end that."""
     workers = [worker for worker, session in sessions if (session.requests or 0) > 1]
     if workers:
-        has = "has" if len(workers) == 1 else "have"
+        has, were, are = "have each", "their application contexts were", "are"
+        if len(workers) == 1:
+            has, were, are = "has", "its application context was", "is"
         page.parts(
             [
-                f"{count(len(workers), 'session')} {has} served several requests each:",
-                "their application context was pushed before the requests and is",
+                f"{count(len(workers), 'session')} {has} served several requests:",
+                f"{were} pushed before them and {are}",
                 "never popped. Remove 'app.app_context().push()', and wrap only the",
                 "code that needs a context in 'with app.app_context():'",
                 f"· {pids_of(workers)}",

@@ -71,7 +71,8 @@ AGE      how long the session has been open
 STATE    idle; begun: in a transaction, but without a connection yet;
          holding: running a statement; idle in transaction; needs
          rollback: a statement failed
-CONN     numbers of the connections that the session holds
+CONN     connections that the session holds: #3 is connection 3 of
+         'pool-status --verbose'
 NEW, DEL objects that the next flush inserts and deletes
 IDENTITY objects in the identity map
 IDLE-TX  how long the session has been idle in its transaction

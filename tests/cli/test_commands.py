@@ -352,6 +352,15 @@ def test_pid(invoke: Invoke, surveyed: Any) -> None:
     assert [worker["pid"] for worker in document["silent"]] == [3]
 
 
+@pytest.mark.parametrize("name", STATUS)
+def test_pid_of_a_worker_that_is_gone(name: str, invoke: Invoke, surveyed: Any) -> None:
+    """It is shown, and does not mean that no other has answered."""
+    surveyed(a_worker(1), a_last_worker(2, "gone"))
+    output = invoke(name, "--pid", "2").output
+    assert "1 worker is gone (killed): pid 2 " in output
+    assert "No worker has answered" not in output
+
+
 def test_unknown_pid(invoke: Invoke, surveyed: Any) -> None:
     """The live workers are listed; for --check, there is no live worker."""
     surveyed(a_worker(1), a_worker(2))

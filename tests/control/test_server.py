@@ -428,6 +428,23 @@ def test_without_trouble_no_last_snapshot_is_written(
         endpoint.close()
 
 
+def test_a_last_snapshot_lasts_no_longer_than_the_trouble(
+    source: Source, home: Path
+) -> None:
+    """After half a minute, it would name connections that were returned."""
+    trouble: list[bytes | None] = [b"{}", None, None, b"{}"]
+    endpoint = Endpoint(source._replace(last_snapshot=lambda *_: trouble.pop(0)))
+    path = home / f"{endpoint.id}.json"
+    seen = []
+    try:
+        for now in (1.0, 30.0, 31.0, 33.0, 35.0):
+            endpoint.tick(now, (endpoint.id,))
+            seen.append(path.exists())
+    finally:
+        endpoint.close()
+    assert seen == [True, True, False, False, True]
+
+
 # Clients
 
 

@@ -268,6 +268,13 @@ def test_reason_fits_a_narrow_terminal(output: Any) -> None:
     assert lines[first + 1] == "      open to others (mode 0755)."
 
 
+def test_connections_are_numbers_and_not_a_number() -> None:
+    """A bare 3 would read like three connections."""
+    some = a_session(connections=(3, 12)), a_session(connections=())
+    page = render_sessions(a_survey(a_worker(sessions=some)))
+    assert re.findall(r"idle in transaction +(\S+)", page) == ["#3,#12", "-"]
+
+
 def test_no_session() -> None:
     """There is no table without rows."""
     assert render_sessions(a_survey(a_worker())).splitlines()[2:] == [
@@ -448,18 +455,101 @@ def test_many_groups() -> None:
     assert "view12" in render_pools(survey, verbose=True)
 
 
-def test_holders_of_workers_that_are_gone() -> None:
-    """They are listed last, and not counted with live holders."""
+@pytest.mark.parametrize("leak", [{"request_over": True}, {"thread_alive": False}])
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (0, ""),
+        (1, "  1 more is in use; --verbose lists it\n"),
+        (14, "  14 more are in use; --verbose lists them\n"),
+    ],
+)
+def test_a_leak_is_listed_at_once(leak: dict[str, Any], others: int, said: str) -> None:
+    """Whatever else is going on; and how many connections are not listed."""
+    ordinary = tuple(a_holder(9.0, endpoint="ordinary") for _ in range(others))
+    pool = a_pool(used=1 + others, max=99, holders=(*ordinary, a_holder(0.1, **leak)))
+    text = render_pools(a_survey(a_worker(7, [pool])))
+    _, _, below = text.partition("\nHeld connections, longest first\n")
+    first, _, rest = below.partition("\n")
+    assert first.startswith("  1× orders.show shop/views.py:88 show, held 100 ms,")
+    assert rest == said
+    text = render_pools(a_survey(a_worker(7, [pool])), verbose=True)
+    assert text.count("1× ordinary") == others
+    assert "more" not in text
+
+
+def test_a_worker_with_a_leak_is_not_healthy() -> None:
+    """Nor counted with those that are."""
+    leaky = a_worker(7, [a_pool(holders=(a_holder(0.1, request_over=True),))])
+    text = render_pools(a_survey(*healthy(20), leaky))
+    assert "\n20 workers ok\n" in text
+    assert re.search(r"^ *7  ok", text, re.MULTILINE)
+
+
+def test_workers_that_are_gone_stand_apart() -> None:
+    """Their connections are closed: never among the live ones, and in no total."""
     pools = [a_pool(held_long=1, holders=(a_holder(5.0),), waiters=(a_waiter(),))]
     old = [a_pool(held_long=1, holders=(a_holder(9.0),), waiters=(a_waiter(),))]
     survey = a_survey(a_last_worker(8, "gone", pools=old), a_worker(7, pools))
     text = render_pools(survey)
-    assert "2×" not in text
-    for title in ("Held connections", "Waiting for a connection"):
-        _, _, below = text.partition(title)
-        first, second = below.splitlines()[1:3]
-        assert first.endswith("· pid 7")
-        assert second.endswith("· pid 8 (gone)")
+    assert "1 used, 2 idle · 1 worker" in text
+    found = re.findall(r"^[A-Z].*|^  1× \S+|\bpid \d+.*", text, re.MULTILINE)
+    start = found.index(
+        "Last held by workers that are gone; these connections are closed"
+    )
+    assert found[start:] == [
+        "Last held by workers that are gone; these connections are closed",
+        *("  1× orders.show", "pid 8 (gone)"),
+        "Last waiting in workers that are gone",
+        *("  1× orders.index", "pid 8 (gone)"),
+        "Held connections, longest first",
+        *("  1× orders.show", "pid 7"),
+        "Waiting for a connection, longest first",
+        *("  1× orders.index", "pid 7"),
+        "pid 8 (as of 3 min ago)",
+    ]
+
+
+def test_how_a_worker_that_is_gone_is_forgotten() -> None:
+    """For how long it is shown, and which file is the reason."""
+    place = "/tmp/flask-scopedsession-0/0123456789ab"
+    one = a_last_worker(8, "gone")
+    for text in (render_pools(a_survey(one)), render_sessions(a_survey(one))):
+        assert text.endswith(
+            "1 worker is gone (killed): pid 8 (as of 3 min ago)\n"
+            "  Shown for an hour after its end, or until 8-abcdef01.json is removed"
+            f" from {place}\n"
+        )
+    text = render_pools(a_survey(one, a_last_worker(9, "gone")))
+    assert (
+        "their end, or until 8-abcdef01.json, 9-abcdef01.json are removed from"
+    ) in text
+    assert "hour" not in render_pools(a_survey(a_last_worker(9, "stopped")))
+
+
+def test_sessions_of_workers_that_are_gone() -> None:
+    """They have ended, and are in a table of their own, above the open ones."""
+    gone = a_last_worker(8, "gone", sessions=(a_session(3, requests=7),))
+    live = a_worker(7, sessions=(a_session(),))
+    lines = render_sessions(a_survey(gone, live)).splitlines()
+    assert lines[2] == "Last open in workers that are gone; these sessions have ended"
+    assert [line.split()[0] for line in lines[3:] if line] == [
+        *("PID", "8", "PID", "7", "1", "1", "Shown")
+    ]
+    assert "1 session open in 1 worker" in lines
+    lines = render_sessions(a_survey(gone)).splitlines()
+    assert "No session is open." in lines
+
+
+def test_only_workers_that_are_gone() -> None:
+    """No worker has answered: what to do is said as well."""
+    survey = a_survey(
+        a_last_worker(8, "gone"),
+        configured=(ConfiguredPool("spare", "QueuePool", AUDIT, 5, 15, False, 30.0),),
+    )
+    for text in (render_pools(survey), render_sessions(survey)):
+        assert text.index("No worker has answered") < text.index("is gone (killed)")
+        assert re.search(r"^spare +QueuePool", text, re.MULTILINE)
 
 
 def test_verbose_holders() -> None:
@@ -851,15 +941,23 @@ def test_sessions_that_serve_request_after_request() -> None:
     ]
     page = render_sessions(a_survey(*workers))
     assert (
-        "\n2 sessions have served several requests each: their application context was"
-        " pushed before the requests and is never popped. Remove"
+        "\n2 sessions have each served several requests: their application contexts"
+        " were pushed before them and are never popped. Remove"
         " 'app.app_context().push()', and wrap only the code that needs a context in"
         " 'with app.app_context():' · pid 1, 2\n"
     ) in page
     page = render_sessions(a_survey(a_worker(sessions=(a_session(requests=2),))))
-    assert "\n1 session has served several requests each:" in page
+    assert (
+        "\n1 session has served several requests: its application context was pushed"
+        " before them and is never popped. Remove"
+    ) in page
+    assert " GET /orders/<int:id> → orders.show, one of 2 requests " in page
+    outside = a_session(requests=2, endpoint=None, method=None, rule=None)
+    page = render_sessions(a_survey(a_worker(sessions=(outside,))))
+    assert " thread Thread-1, shared by 2 requests " in page
     page = render_sessions(a_survey(a_worker(sessions=(a_session(requests=1),))))
     assert "served several" not in page
+    assert "requests" not in page
 
 
 def test_shared_sessions() -> None:

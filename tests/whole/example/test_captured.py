@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 #: What differs from one run or machine to the next, and its replacement.
 VARIES = [
     (r"0x[0-9a-f]+", "ADDRESS"),
+    (r"\b\d+-[0-9a-f]{8}\.json", "SNAPSHOT"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*(?: \+0000| UTC)?", "TIME"),
     (r"\d+(?:\.\d+)? (?:ms|s|min|h)\b", "DURATION"),
     # Which of two threads is named first depends on which began its statement first.
