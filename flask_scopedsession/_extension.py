@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import typing as t
 import weakref
@@ -23,6 +22,7 @@ from ._control.server import SERVER
 from ._databases.ping import ping
 from ._pools.engine import dispose_all
 from ._scopes.context import current_context
+from ._runtime.logs import log
 from ._scopes.kinds import Kind
 from ._scopes.kinds import OfContext
 from ._scopes.kinds import OfKey
@@ -60,7 +60,6 @@ if t.TYPE_CHECKING:
 else:
     S = t.TypeVar("S", bound=Session)
 
-log = logging.getLogger("flask_scopedsession")
 
 BindTarget = t.Union["type[t.Any]", "Table"]
 

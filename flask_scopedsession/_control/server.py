@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import io
-import logging
 import os
 import select
 import socket
@@ -21,6 +20,7 @@ from collections import deque
 from contextlib import suppress
 
 from .._runtime import fork
+from .._runtime.logs import log
 from .._runtime.native import allocate_lock
 from .._runtime.native import native_thread_id
 from .._runtime.native import NativeThread
@@ -35,8 +35,6 @@ from .protocol import PROTOCOL
 from .protocol import REQUEST
 from .protocol import REQUEST_LIMIT
 from .protocol import unpack
-
-log = logging.getLogger("flask_scopedsession")
 
 #: Clients served at a time. More wait in the kernel's queue.
 _MOST_CLIENTS = 64

@@ -6,7 +6,6 @@ bring half of the package along, and most processes neither answer nor ask.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -26,6 +25,7 @@ from .._control.endpoint import unsupported
 from .._control.protocol import encode
 from .._control.protocol import PROTOCOL
 from .._control.server import SERVER
+from .._runtime.logs import log
 from .._runtime.native import allocate_lock
 from ..errors import ControlError
 
@@ -41,8 +41,6 @@ if t.TYPE_CHECKING:
     from ..snapshot._readings import Role
     from ..snapshot._readings import WorkerState
     from .reader import Reader
-
-log = logging.getLogger("flask_scopedsession")
 
 
 class LiveView:

@@ -11,7 +11,6 @@ attribute or changes one item of a set, dict or deque. Readers aggregate.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 import typing as t
 import weakref
@@ -21,6 +20,7 @@ from threading import get_ident
 from time import perf_counter
 from types import SimpleNamespace
 
+from .._runtime.logs import log
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
 from .._scopes.scope import Scope
@@ -34,8 +34,6 @@ if t.TYPE_CHECKING:
     from .._runtime.stacks import RawStack
     from .._settings.config import BindSettings
     from ..snapshot import Holder
-
-log = logging.getLogger("flask_scopedsession")
 
 #: Where a pool entry's ``info`` keeps the :class:`Slot`.
 SLOT = "flask_scopedsession"

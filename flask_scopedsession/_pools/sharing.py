@@ -7,11 +7,11 @@ are reported.
 
 from __future__ import annotations
 
-import logging
 import threading
 import typing as t
 from threading import get_ident
 
+from .._runtime.logs import log
 from .._runtime.native import current_greenlet
 from .._runtime.places import Places
 from .._runtime.stacks import own_stack
@@ -25,8 +25,6 @@ from ..errors import SharedSession
 if t.TYPE_CHECKING:
     from ..snapshot import ThreadPlace
     from .account import Slot
-
-log = logging.getLogger("flask_scopedsession")
 
 
 def note_sharing(slot: Slot) -> None:

@@ -7,7 +7,6 @@ pool has no such method, the listener is used.
 
 from __future__ import annotations
 
-import logging
 import sys
 import typing as t
 from functools import cache
@@ -24,6 +23,7 @@ from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 
 from .._format import count
+from .._runtime.logs import log
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
 from .._scopes.scope import SCOPE
@@ -39,8 +39,6 @@ from .fair_queue import FairPool
 if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.pool import PoolProxiedConnection
-
-log = logging.getLogger("flask_scopedsession")
 
 #: Seconds between two log records about timeouts of the same pool.
 _LOG_EVERY = 10.0

@@ -10,13 +10,12 @@ the process ID, and calls it.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import typing as t
 import weakref
 
-log = logging.getLogger("flask_scopedsession")
+from .logs import log
 
 
 class ForkAware(t.Protocol):

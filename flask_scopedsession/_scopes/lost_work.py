@@ -8,13 +8,13 @@ that a transaction is open. What was never flushed is known to the session.
 
 from __future__ import annotations
 
-import logging
 import typing as t
 from collections import Counter
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from .._runtime.logs import log
 from .._runtime.places import Places
 from .._runtime.stacks import own_stack
 from ..errors import LostWork
@@ -23,9 +23,6 @@ from .scope import described
 from .scope import Responsible
 from .scope import responsible
 from .scope import Scope
-
-log = logging.getLogger("flask_scopedsession")
-
 
 # Private: whether nothing is new, deleted or modified. Without it, public collections
 # are built to tell.

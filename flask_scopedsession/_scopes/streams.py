@@ -8,7 +8,6 @@ an application that pushes a context at import does so for the whole process.
 from __future__ import annotations
 
 import contextvars
-import logging
 import sys
 import typing as t
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 
 from flask.ctx import AppContext
 
+from .._runtime.logs import log
 from .context import current_context
 from .context import current_request_context
 from .context import REQUESTS_OWN_THEIR_CONTEXT
@@ -24,8 +24,6 @@ from .ledger import Ledger
 
 if t.TYPE_CHECKING:
     from flask import Flask
-
-log = logging.getLogger("flask_scopedsession")
 
 #: On a context: its request is answered. What is left of it is a streamed body.
 ANSWERED = "_scopedsession_answered"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import typing as t
 from collections import Counter
@@ -12,6 +11,7 @@ from threading import get_ident
 from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.orm import Session
 
+from .._runtime.logs import log
 from ..errors import SessionRemoved
 from .context import Context
 from .ledger import Ledger
@@ -24,8 +24,6 @@ from .scope import Scope
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
-
-log = logging.getLogger("flask_scopedsession")
 
 # Private: what every use of a connection by a session goes through. Without it, a use
 # that names an engine itself is not refused after the session's end.
