@@ -49,7 +49,8 @@ KINDS = ("sock", "json", "tmp", "new", "lock")
 
 _NAME = re.compile(rf"([0-9]{{1,10}}-[0-9a-f]{{8}})\.({'|'.join(KINDS)})")
 _BASE = re.compile("flask-scopedsession-(0|[1-9][0-9]{0,9})")
-_REMEDY = "Set SCOPEDSESSION_CONTROL_DIR to a directory of the worker's own user."
+_OTHERWISE = "set SCOPEDSESSION_CONTROL_DIR to a directory of the worker's own user"
+_REMEDY = f"S{_OTHERWISE[1:]}."
 
 # Absent on Windows. O_NONBLOCK, because opening a named pipe waits for its other end.
 _SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -178,7 +179,7 @@ def check(path: str, uid: int) -> None:
         problem = f"{owner}, but is open to others (mode {mode:04o}). chmod it to 0700."
     else:
         return
-    raise UnsafeDirectory(f"{path} {problem} Or: {_REMEDY}")
+    raise UnsafeDirectory(f"{path} {problem} Or {_OTHERWISE}.")
 
 
 def _make(level: str) -> None:
@@ -213,7 +214,7 @@ def _check_parent(path: str, uid: int) -> None:
         return
     raise UnsafeDirectory(
         f"{path} {_belongs(path)} and can be written by others, who could replace"
-        f" what is in it. chmod it to 0755. Or: {_REMEDY}"
+        f" what is in it. chmod it to 0755. Or {_OTHERWISE}."
     )
 
 
