@@ -15,14 +15,15 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
+from werkzeug.local import LocalProxy
 
 from ._application import Application
 from ._application import EXTENSION
 from ._control.server import SERVER
 from ._databases.ping import ping
 from ._pools.engine import dispose_all
-from ._scopes.context import current_context
 from ._runtime.logs import log
+from ._scopes.context import current_context
 from ._scopes.kinds import Kind
 from ._scopes.kinds import OfContext
 from ._scopes.kinds import OfKey
@@ -36,6 +37,7 @@ from ._sessions.registry import Sessions
 from ._sessions.routing import Models
 from ._settings.config import DEFAULT_BIND
 from ._settings.config import read_settings
+from ._settings.options import session_options as parsed_session_options
 from ._settings.values import kind
 from ._settings.values import mapping
 from ._settings.values import seconds
@@ -97,14 +99,9 @@ class ScopedSession(t.Generic[S]):
     ) -> None:
         self._models = Models(model_class, {} if binds is None else binds)
         self._engine_options = mapping("engine_options", engine_options)
-        self._session_options = mapping("session_options", session_options)
-        for taken in ("bind", "binds"):
-            if taken in self._session_options:
-                raise ConfigError(
-                    f"session_options may not hold {taken!r}. Use the configuration"
-                    " and ScopedSession(binds=...)."
-                )
-        class_ = self._session_options.pop("class_", Session)
+        options = mapping("session_options", session_options)
+        class_ = options.pop("class_", Session)
+        self._session_options = parsed_session_options("session_options", options)
         if not (isinstance(class_, type) and issubclass(class_, Session)):
             raise ConfigError(
                 "session_options['class_'] must be a subclass of"
@@ -127,11 +124,11 @@ class ScopedSession(t.Generic[S]):
     def init_app(self, app: Flask) -> None:
         """Read an application's configuration and build its engines.
 
+        :param app: The application, or ``current_app`` where there is one.
         :raises ConfigError: A key is missing or wrong; the message says which.
         :raises SetupError: The application has been initialised before.
         """
-        if not isinstance(t.cast(object, app), Flask):
-            raise SetupError(f"init_app() needs a Flask application, not {kind(app)}.")
+        app = _flask(app)
         if EXTENSION in app.extensions:
             mine = app.extensions[EXTENSION] is self
             raise SetupError(
@@ -164,7 +161,7 @@ class ScopedSession(t.Generic[S]):
         self._apps.add(app)
         application.end_scopes_with_contexts(app)
         for note in settings.notes:
-            log.info("%s", note)
+            log.warning("%s", note)
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
 
@@ -344,6 +341,25 @@ class ScopedSession(t.Generic[S]):
         return (
             f"<{type(self).__name__} {names}>" if names else f"<{type(self).__name__}>"
         )
+
+
+def _flask(app: t.Any) -> Flask:
+    """Return an application that may have been given as ``current_app``."""
+    if isinstance(app, Flask):  # current_app, too, where there is one
+        return t.cast(Flask, getattr(app, "_get_current_object", lambda: app)())
+    if type(app) is LocalProxy:
+        raise OutsideContext(
+            "init_app(current_app) was called outside an application context. Pass the"
+            " application itself, or wrap the call in 'with app.app_context():'."
+        )
+    name = getattr(app, "__name__", "")
+    what = f"the class {name}" if isinstance(app, type) else kind(app)
+    hint = ""
+    if hasattr(app, "metadata"):
+        hint = f" Did you mean ScopedSession(model_class={name})?"
+    elif callable(app) and name:
+        hint = f" Did you mean {name}()?"
+    raise SetupError(f"init_app() needs a Flask application, not {what}.{hint}")
 
 
 def _kind(scopefunc: t.Any) -> Kind:

@@ -201,7 +201,7 @@ def _servers(
     """Return the worst case of each server, whose limit all its databases share."""
     grouped: dict[str, list[Advice]] = {}
     for one in advice:
-        if not one.url.drivername.startswith("sqlite"):  # has no server
+        if one.url.host or not one.url.drivername.startswith("sqlite"):  # has a server
             grouped.setdefault(_server(one.url), []).append(one)
     return tuple(
         _server_total(server, members, silent, limit)

@@ -14,6 +14,7 @@ from time import perf_counter
 
 from .._pools.account import PoolAccount
 from .._pools.naming import family_of
+from .._settings.urls import is_sqlite
 from .._settings.urls import safe_url
 from ..errors import PingError
 from ..snapshot import Holder
@@ -113,7 +114,7 @@ def _begin(
         def refuse() -> Facts:
             raise PingError(
                 "no server: SQLite has none"
-                if name == "sqlite"
+                if is_sqlite(engine.url)
                 else f"not asked: {name} is neither PostgreSQL nor MySQL nor MariaDB"
             )
 

@@ -27,6 +27,7 @@ from .._control.protocol import PROTOCOL
 from .._control.server import SERVER
 from .._runtime.logs import log
 from .._runtime.native import allocate_lock
+from .._settings.values import is_on
 from ..errors import ControlError
 
 if t.TYPE_CHECKING:
@@ -108,7 +109,7 @@ class LiveView:
         return unsupported()
 
     def _first_request(self, sender: Flask, **_: t.Any) -> None:
-        if self._settings.control is None and sender.testing:
+        if self._settings.control is None and is_on(sender.config, "TESTING"):
             return
         # Where the server forks without Python's hooks (uWSGI), a request that used no
         # session has not noticed the fork.

@@ -91,10 +91,7 @@ def _default_pool_class(url: URL) -> t.Any:
 
 
 def _create(bind: BindSettings, url: URL, options: Mapping[str, t.Any]) -> Engine:
-    made = attempt(
-        lambda: sa.create_engine(url, **options),
-        *(ImportError, TypeError, ValueError, sa_exc.ArgumentError),
-    )
+    made = attempt(lambda: sa.create_engine(url, **options), Exception)
     if isinstance(made, ImportError):
         missing = f" ({made.name!r} is not installed)" if made.name else ""
         raise ConfigError(
@@ -118,7 +115,9 @@ def _option_problem(bind: BindSettings, error: Exception) -> str:
         # There is always an echo, which was checked.
         given = sorted(bind.options.keys() - {"echo"})
         refused = f"{'one of ' if given[1:] else ''}{', '.join(given) or 'the URL'}"
-        return f"{bind.key}: create_engine() refused {refused}. {where}"
+        expected = (TypeError, ValueError, sa_exc.ArgumentError)
+        why = "" if isinstance(error, expected) else f" ({type(error).__name__})"
+        return f"{bind.key}: create_engine() refused {refused}{why}. {where}"
     pool = re.search(r"/(\w+)/", using)
     return (
         f"{bind.key}: create_engine() does not accept {', '.join(unknown)} for"

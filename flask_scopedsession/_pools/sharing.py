@@ -20,6 +20,7 @@ from .._runtime.stacks import stack_of_thread
 from .._scopes.scope import described
 from .._scopes.scope import Responsible
 from .._scopes.scope import responsible
+from .._settings.values import is_on
 from ..errors import SharedSession
 
 if t.TYPE_CHECKING:
@@ -65,7 +66,7 @@ def abandon(slot: Slot, connection: t.Any) -> None:
 
 def _is_debug(slot: Slot) -> bool:
     app = slot.account.ledger.app()
-    return app is not None and app.debug
+    return app is not None and is_on(app.config, "DEBUG")
 
 
 def _report(slot: Slot, runner: int, *, refused: bool) -> SharedSession:

@@ -17,7 +17,12 @@ from sqlalchemy.orm import Session
 from .._runtime.logs import log
 from .._runtime.places import Places
 from .._runtime.stacks import own_stack
+from .._settings.keys import LOST_WORK
+from .._settings.keys import read_key
+from .._settings.values import is_on
+from ..errors import ConfigError
 from ..errors import LostWork
+from ..errors import ScopedSessionError
 from .ledger import Ledger
 from .scope import described
 from .scope import Responsible
@@ -48,13 +53,24 @@ def unflushed(session: Session) -> Counter[str]:
     return found
 
 
-def report(ledger: Ledger, scope: Scope, lost: Counter[str]) -> LostWork | None:
+def report(
+    ledger: Ledger, scope: Scope, lost: Counter[str]
+) -> ScopedSessionError | None:
     """Count and log what a scope has lost.
 
     :return: The error to raise, if the application wants one: in debug mode and tests
-        only, which is looked at now, since ``TESTING`` may be set after ``init_app()``.
+        only. Both are looked at now, since they may be set after ``init_app()``.
     """
     app = ledger.app()
+    policy, raises = ledger.lost_work, False
+    if app is not None:
+        try:
+            policy = read_key(app.config, LOST_WORK)
+            raises = is_on(app.config, "DEBUG") or is_on(app.config, "TESTING")
+        except ConfigError as error:
+            return error
+    if policy == "ignore":
+        return None
     names = ledger.model_names()
     # A model may be there by its own name, and by its table's.
     by_name: Counter[str] = Counter()
@@ -74,7 +90,7 @@ def report(ledger: Ledger, scope: Scope, lost: Counter[str]) -> LostWork | None:
         f" rolled back ({changes}). Call db.session.commit(), or db.session.rollback()"
         " if that was meant."
     )
-    if ledger.lost_work == "raise" and app is not None and (app.debug or app.testing):
+    if policy == "raise" and raises:
         return LostWork(message)
     about = (*who, place)
     if not any(about) or ledger.first_report(("lost work", *about)):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from flask.ctx import AppContext
 
 from .._runtime.logs import log
+from .._settings.values import is_on
 from .context import current_context
 from .context import current_request_context
 from .context import REQUESTS_OWN_THEIR_CONTEXT
@@ -94,7 +95,8 @@ def requests_served(context: t.Any) -> int | None:
 def _note_shared(ledger: Ledger, context: t.Any) -> None:
     """Count a request that shares a context; report the second, outside of tests."""
     served = context.__dict__[SERVED] = context.__dict__.get(SERVED, 0) + 1
-    if served == 2 and not context.app.testing and ledger.first_report("served"):
+    tests = served != 2 or is_on(context.app.config, "TESTING")
+    if not tests and ledger.first_report("served"):
         log.warning(
             "A second request is served inside an application context that was active"
             " before it began. All such requests share one db.session, and it is not"

@@ -15,6 +15,7 @@ from .keys import BINDS
 from .keys import ENGINE_OPTIONS
 from .keys import URI
 from .options import engine_options
+from .options import without_defaults
 from .urls import driver_of
 from .urls import is_sqlite
 from .urls import parse_url
@@ -61,7 +62,7 @@ def read_binds(
         inherits = main is None or driver_of(url) == driver_of(main[1])
         shared = values[ENGINE_OPTIONS] if inherits else {}
         options = {"echo": values["SQLALCHEMY_ECHO"], **basic, **shared, **own}
-        binds[name] = _bind(values, name, key, url, options)
+        binds[name] = _bind(values, name, key, url, without_defaults(options))
     return binds
 
 

@@ -12,15 +12,17 @@ from types import MappingProxyType
 from .binds import BindSettings
 from .binds import DEFAULT_BIND
 from .binds import read_binds
+from .keys import CONTROL
+from .keys import LOST_WORK
 from .keys import read_keys
+from .keys import SESSION_OPTIONS
+from .keys import unread_keys
 from .values import boolean
 from .values import chosen
 
 __all__ = ["DEFAULT_BIND", "BindSettings", "Settings", "read_settings"]
 
 LostWorkPolicy = t.Literal["warn", "raise", "ignore"]
-
-_OF_FLASK_SQLALCHEMY = ("SQLALCHEMY_RECORD_QUERIES", "SQLALCHEMY_TRACK_MODIFICATIONS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Settings:
     stacks: bool
     show_sql: bool
     notes: tuple[str, ...] = ()
-    """Sentences to log once, such as on a key that belongs to another extension."""
+    """Sentences to log once, on keys that do nothing here."""
 
 
 def read_settings(
@@ -62,32 +64,24 @@ def read_settings(
     :param environ: The process environment; ``SCOPEDSESSION_CONTROL=0`` in it wins.
     :raises ConfigError: A key is missing or wrong; the message says which.
     """
+    notes = unread_keys(config)
     values = read_keys(config)
-    environ = os.environ if environ is None else environ
+    switch = chosen(os.environ if environ is None else environ, CONTROL)
     name = values["SCOPEDSESSION_NAME"]
     return Settings(
         name=default_name if name is None else name,
         connection_name=name,
         binds=MappingProxyType(read_binds(values, engine_options)),
-        session_options=MappingProxyType(values["SQLALCHEMY_SESSION_OPTIONS"]),
+        session_options=MappingProxyType(values[SESSION_OPTIONS]),
         tracking=values["SCOPEDSESSION_TRACKING"],
-        control=values["SCOPEDSESSION_CONTROL"]
-        if _flag(environ, "SCOPEDSESSION_CONTROL", True)
+        control=values[CONTROL]
+        if switch is None or boolean(CONTROL, switch)
         else False,
         control_dir=values["SCOPEDSESSION_CONTROL_DIR"],
         snapshot_file=values["SCOPEDSESSION_SNAPSHOT_FILE"],
         held_long_after=values["SCOPEDSESSION_HELD_LONG_AFTER"],
-        lost_work=values["SCOPEDSESSION_LOST_WORK"],
+        lost_work=values[LOST_WORK],
         stacks=values["SCOPEDSESSION_STACKS"],
         show_sql=values["SCOPEDSESSION_SHOW_SQL"],
-        notes=tuple(
-            f"{key} belongs to Flask-SQLAlchemy, and does nothing here."
-            for key in _OF_FLASK_SQLALCHEMY
-            if _flag(config, key, False)
-        ),
+        notes=notes,
     )
-
-
-def _flag(config: Mapping[str, t.Any], key: str, default: bool) -> bool:
-    value = chosen(config, key)
-    return default if value is None else boolean(key, value)

@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from functools import partial
 
 from ..errors import ConfigError
+from .options import ENGINE_OPTION_NAMES
 from .options import engine_options
+from .options import SESSION_FLAGS
 from .options import session_options
 from .values import boolean
 from .values import choice
 from .values import chosen
 from .values import echo
+from .values import file_name
+from .values import is_on
 from .values import kind
 from .values import mapping
 from .values import optional_seconds
@@ -29,6 +33,28 @@ PREFIX = "SCOPEDSESSION_"
 URI = "SQLALCHEMY_DATABASE_URI"
 BINDS = "SQLALCHEMY_BINDS"
 ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
+SESSION_OPTIONS = "SQLALCHEMY_SESSION_OPTIONS"
+CONTROL = "SCOPEDSESSION_CONTROL"
+LOST_WORK = "SCOPEDSESSION_LOST_WORK"
+
+#: Other extensions' keys begin so, too.
+_SHARED_PREFIX = "SQLALCHEMY_"
+_WANTED_IF_TRUE = (
+    "SQLALCHEMY_COMMIT_ON_TEARDOWN",
+    "SQLALCHEMY_RECORD_QUERIES",
+    "SQLALCHEMY_TRACK_MODIFICATIONS",
+)
+_NOT_OURS = {
+    "SQLALCHEMY_COMMIT_ON_TEARDOWN": "does nothing: no request is committed when it"
+    " ends. Call db.session.commit() in the views that write.",
+    "SQLALCHEMY_ENGINES": "belongs to Flask-SQLAlchemy-Lite, and does nothing here."
+    f" Set {URI} and {BINDS} instead.",
+    "SQLALCHEMY_NATIVE_UNICODE": "does nothing: SQLAlchemy 2 has no such option, since"
+    " every driver takes Unicode. Remove it.",
+    "SQLALCHEMY_RECORD_QUERIES": "belongs to Flask-SQLAlchemy, and does nothing here.",
+    "SQLALCHEMY_TRACK_MODIFICATIONS": "belongs to Flask-SQLAlchemy, and does nothing"
+    " here.",
+}
 
 
 class Key(t.NamedTuple):
@@ -59,39 +85,71 @@ class Key(t.NamedTuple):
 def read_keys(config: Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the value of every key of the table: parsed, or its default.
 
-    :raises ConfigError: A value is wrong, or a key is unknown; the message names it.
+    :raises ConfigError: A value is wrong; the message names the key.
     """
-    _refuse_unknown(config)
-    debug = _is_debug(config)
-    found = {}
-    for name, key in KEYS.items():
-        value = chosen(config, name)
-        if value is not None or (key.takes_none and config.get(name, "") is None):
-            found[name] = key.parse(name, value)
-        elif debug and key.in_debug is not None:
-            found[name] = key.in_debug
-        else:
-            found[name] = key.default
-    return found
+    debug = is_on(config, "DEBUG")
+    is_on(config, "TESTING")  # refuses a text that is no truth value
+    return {name: read_key(config, name, debug) for name in KEYS}
 
 
-def _refuse_unknown(config: Mapping[str, t.Any]) -> None:
+def read_key(config: Mapping[str, t.Any], name: str, debug: bool = False) -> t.Any:
+    """Return the value of one key: parsed, or its default.
+
+    :raises ConfigError: The value is wrong.
+    """
+    key, value = KEYS[name], chosen(config, name)
+    if value is not None or (key.takes_none and config.get(name, "") is None):
+        return key.parse(name, value)
+    return key.in_debug if debug and key.in_debug is not None else key.default
+
+
+def unread_keys(config: Mapping[str, t.Any]) -> tuple[str, ...]:
+    """Return a sentence on each key that looks like one of ours and does nothing.
+
+    :raises ConfigError: It is a misspelt one.
+    """
+    sentences = []
     for name in map(str, config):
-        if name.startswith(PREFIX) and name not in KEYS:
-            import difflib
-
-            ours = {
-                key.removeprefix(PREFIX): key for key in KEYS if key.startswith(PREFIX)
-            }
-            near = difflib.get_close_matches(name.removeprefix(PREFIX), ours, 1)
-            hint = f" Did you mean {ours[near[0]]}?" if near else ""
-            raise ConfigError(f"{name} is not a key of this version.{hint}")
+        if name in KEYS:
+            continue
+        if name.startswith(PREFIX):
+            raise _unknown(name, _near(name, PREFIX, 0.6))
+        if name.startswith(_SHARED_PREFIX):
+            sentences.append(_unread(config, name))
+    return tuple(filter(None, sentences))
 
 
-def _is_debug(config: Mapping[str, t.Any]) -> bool:
-    """Whether the app is in debug mode. From the environment, ``"False"`` is text."""
-    value = chosen(config, "DEBUG")
-    return boolean("DEBUG", value) if isinstance(value, str) else bool(value)
+def _unread(config: Mapping[str, t.Any], name: str) -> str:
+    value = chosen(config, name)
+    if value is None or (name in _WANTED_IF_TRUE and not is_on(config, name)):
+        return ""
+    option = name.removeprefix(_SHARED_PREFIX).lower()
+    why = _NOT_OURS.get(name)
+    if why is None and option in ENGINE_OPTION_NAMES:
+        why = f"does nothing. Set {ENGINE_OPTIONS}[{option!r}] instead."
+    if why is None and option in SESSION_FLAGS:
+        why = f"does nothing. Set {SESSION_OPTIONS}[{option!r}] instead."
+    if why is None:
+        near = _near(name, _SHARED_PREFIX, 0.8)
+        # One like SQLALCHEMY_DATABASE_URI_TEST is the application's own.
+        if near and not re.search(rf"_{near.removeprefix(_SHARED_PREFIX)}(_|$)", name):
+            raise _unknown(name, near)
+        why = "is not a key of this version, and does nothing here."
+    return f"{name} {why}"
+
+
+def _near(name: str, prefix: str, cutoff: float) -> str | None:
+    import difflib
+
+    ours = {key.removeprefix(prefix): key for key in KEYS if key.startswith(prefix)}
+    rest = name.removeprefix(prefix).upper()
+    near = difflib.get_close_matches(rest, ours, 1, cutoff)
+    return ours[near[0]] if near else None
+
+
+def _unknown(name: str, near: str | None) -> ConfigError:
+    hint = f" Did you mean {near}?" if near else ""
+    return ConfigError(f"{name} is not a key of this version.{hint}")
 
 
 # -- parsers of a single key ---------------------------------------------------
@@ -109,9 +167,11 @@ def _binds(where: str, value: object) -> object:
 
 def _path(where: str, value: object) -> str:
     path = text(where, os.fsdecode(value) if isinstance(value, os.PathLike) else value)
-    if "\0" in path:
-        raise ConfigError(f"{where} may not contain a NUL character.")
-    return path
+    return file_name(where, path)
+
+
+def _name(where: str, value: object) -> str:
+    return file_name(where, text(where, value))
 
 
 def _pragmas(where: str, value: object) -> dict[str, str]:
@@ -145,7 +205,7 @@ KEYS: Mapping[str, Key] = {
         *(engine_options, {}, "`dict`"),
         "options for `create_engine()`",
     ),
-    "SQLALCHEMY_SESSION_OPTIONS": Key(
+    SESSION_OPTIONS: Key(
         *(session_options, {}, "`dict`"),
         "options for the sessionmaker",
     ),
@@ -154,7 +214,7 @@ KEYS: Mapping[str, Key] = {
         "log each SQL statement",
     ),
     "SCOPEDSESSION_NAME": Key(
-        *(text, None, "`str`"),
+        *(_name, None, "`str`"),
         "which deployment this is",
         shown="the application's name and the real path of its folder",
     ),
@@ -162,7 +222,7 @@ KEYS: Mapping[str, Key] = {
         *(boolean, True, "`bool`"),
         "keep account of connections and sessions",
     ),
-    "SCOPEDSESSION_CONTROL": Key(
+    CONTROL: Key(
         *(boolean, None, "`bool`"),
         "answer the status commands",
         shown="`True`, but not while `TESTING`",
@@ -180,7 +240,7 @@ KEYS: Mapping[str, Key] = {
         *(partial(seconds, least=0.1), 15.0, "`float`, seconds, at least 0.1"),
         "report a connection that is checked out for longer",
     ),
-    "SCOPEDSESSION_LOST_WORK": Key(
+    LOST_WORK: Key(
         *(choice("warn", "raise", "ignore"), "warn", "`str`"),
         "what happens if a scope ends well but with uncommitted changes",
         shown='`"warn"`',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Callable
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 from sqlalchemy import pool as sa_pool
@@ -14,9 +15,12 @@ from ..errors import ConfigError
 from .values import boolean
 from .values import echo
 from .values import integer
+from .values import kind
 from .values import mapping
 from .values import optional_seconds
-from .values import text
+from .values import seconds
+
+_Parser = Callable[[str, t.Any], t.Any]
 
 
 def engine_options(where: str, value: object) -> dict[str, t.Any]:
@@ -29,8 +33,24 @@ def engine_options(where: str, value: object) -> dict[str, t.Any]:
     """
     options = mapping(where, value)
     for name in options.keys() & _ENGINE_OPTIONS.keys():
-        options[name] = _ENGINE_OPTIONS[name](f"{where}: {name}", options[name])
+        given = options[name]
+        if isinstance(given, str) and not given.strip():
+            del options[name]
+        elif given is not None:
+            options[name] = _ENGINE_OPTIONS[name](f"{where}: {name}", given)
     return options
+
+
+def without_defaults(options: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return engine options without those that are ``None``: SQLAlchemy's default.
+
+    Left where ``None`` is a value, such as a ``pool_timeout`` that never ends.
+    """
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None or name in _TAKES_NONE or name not in _ENGINE_OPTIONS
+    }
 
 
 def session_options(where: str, value: object) -> dict[str, t.Any]:
@@ -42,7 +62,7 @@ def session_options(where: str, value: object) -> dict[str, t.Any]:
     for name, instead in _SET_ELSEWHERE.items():
         if name in options:
             raise ConfigError(f"{where} may not hold {name!r}. Use {instead}.")
-    for name in _SESSION_FLAGS:
+    for name in SESSION_FLAGS:
         if isinstance(options.get(name), (str, int)):
             options[name] = boolean(f"{where}: {name}", options[name])
     return options
@@ -57,8 +77,8 @@ def _pool_class(where: str, value: object) -> t.Any:
     )
 
 
-def _pool(where: str, value: object) -> Pool | None:
-    if value is None or isinstance(value, Pool):
+def _pool(where: str, value: object) -> Pool:
+    if isinstance(value, Pool):
         return value
     raise ConfigError(
         f"{where} must be a pool, made by you; for a class use 'poolclass'."
@@ -66,30 +86,97 @@ def _pool(where: str, value: object) -> Pool | None:
 
 
 def _creator(where: str, value: object) -> t.Any:
-    if value is None or callable(value):
+    if callable(value):
         return value
     raise ConfigError(f"{where} must be a function that returns a DBAPI connection.")
 
 
-_ENGINE_OPTIONS: Mapping[str, Callable[[str, t.Any], t.Any]] = {
-    "connect_args": mapping,
+def _isolation_level(where: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise ConfigError(f"{where} must be a string, not {kind(value)}.")
+
+
+def _recycle(where: str, value: object) -> float:
+    found = seconds(where, value, least=-1)
+    return int(found) if found.is_integer() else found
+
+
+def _boolean_text(where: str, value: object) -> object:
+    return boolean(where, value) if isinstance(value, str) else value
+
+
+def _reset_on_return(where: str, value: object) -> object:
+    with suppress(ConfigError):
+        return boolean(where, value)
+    return value  # a word of SQLAlchemy's
+
+
+def _with(*booleans: str, **others: _Parser) -> _Parser:
+    """Return a parser of a dict with options of its own."""
+    parsers = {**dict.fromkeys(booleans, _boolean_text), **others}
+
+    def parse(where: str, value: object) -> dict[str, t.Any]:
+        found = mapping(where, value)
+        for name in found.keys() & parsers.keys():
+            found[name] = parsers[name](f"{where}[{name!r}]", found[name])
+        return found
+
+    return parse
+
+
+_ENGINE_OPTIONS: Mapping[str, _Parser] = {
+    # All names are of booleans, with every driver that has them.
+    "connect_args": _with(
+        *("ansi", "as_dict", "autocommit", "buffered", "check_same_thread", "compress"),
+        *("defer_connect", "events", "externalauth", "local_infile", "raw", "readonly"),
+        *("ssl_disabled", "ssl_verify_cert", "ssl_verify_identity", "tcp_keepalive"),
+        *("uri", "use_pure", "use_unicode"),
+    ),
     "creator": _creator,
     "echo": echo,
     "echo_pool": echo,
-    "execution_options": mapping,
-    "hide_parameters": boolean,
-    "isolation_level": text,
+    "execution_options": _with(
+        *("no_parameters", "postgresql_deferrable", "postgresql_readonly"),
+        *("preserve_rowcount", "stream_results"),
+        isolation_level=_isolation_level,
+    ),
+    "insertmanyvalues_page_size": partial(integer, least=1),
+    "isolation_level": _isolation_level,
+    "label_length": partial(integer, least=0),
+    "max_identifier_length": partial(integer, least=1),
     "max_overflow": partial(integer, least=-1),
     "pool": _pool,
-    "pool_pre_ping": boolean,
-    "pool_recycle": partial(integer, least=-1),
+    "pool_recycle": _recycle,
+    "pool_reset_on_return": _reset_on_return,
     "pool_size": partial(integer, least=0),
     "pool_timeout": optional_seconds,
-    "pool_use_lifo": boolean,
     "poolclass": _pool_class,
     "query_cache_size": partial(integer, least=0),
+    "thick_mode": _boolean_text,
+    **dict.fromkeys(
+        (
+            *("enable_from_linting", "future", "hide_parameters"),
+            *("implicit_returning", "pool_pre_ping", "pool_use_lifo"),
+            *("server_side_cursors", "skip_autocommit_rollback"),
+            *("supports_native_boolean", "use_insertmanyvalues"),
+            # MySQL, Oracle, PostgreSQL, SQLite
+            *("is_mariadb", "auto_convert_lobs", "coerce_to_decimal"),
+            *("enable_offset_fetch", "optimize_limits", "use_ansi"),
+            *("use_binds_for_limits", "use_nchar_for_unicode"),
+            *("native_inet_types", "use_native_hstore", "native_datetime"),
+            # SQL Server
+            *("deprecate_large_types", "enable_pooling", "fast_executemany"),
+            *("ignore_no_transaction_on_rollback", "legacy_schema_aliasing"),
+            *("supports_comments", "use_scope_identity", "use_setinputsizes"),
+        ),
+        boolean,
+    ),
 }
-_SESSION_FLAGS = (
+ENGINE_OPTION_NAMES = frozenset(_ENGINE_OPTIONS)
+#: ``None`` is no default here: never time out, never reset.
+_TAKES_NONE = ("pool_timeout", "pool_reset_on_return")
+SESSION_FLAGS = (
     *("autobegin", "autoflush", "close_resets_only", "enable_baked_queries"),
     *("expire_on_commit", "twophase"),
 )

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import NoSuchModuleError
 
 from ..errors import ConfigError
+from .values import file_name
 from .values import kind
 
 if t.TYPE_CHECKING:
@@ -30,6 +31,18 @@ _SYNC_DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "sqlite": "sqlite",
 }
+#: For the message about a misspelt one.
+_DRIVERS = {
+    "mariadb": ("pymysql", "mysqldb", "mariadbconnector", "mysqlconnector"),
+    "mssql": ("pyodbc", "pymssql"),
+    "mysql": ("pymysql", "mysqldb", "mysqlconnector"),
+    "oracle": ("oracledb", "cx_oracle"),
+    "postgresql": ("psycopg", "psycopg2", "pg8000"),
+    "sqlite": ("pysqlite", "pysqlcipher"),
+}
+#: Drivers of SQLite's library, whose databases are files or in memory. Other dialects
+#: of the same family talk to a server.
+_SQLITE_DRIVERS = ("pysqlite", "pysqlcipher", "pysqlite_numeric", "pysqlite_dollar")
 _TEXT_PARTS = ("username", "password", "host", "database")
 _PARTS = frozenset((*_TEXT_PARTS, "drivername", "port", "query"))
 
@@ -45,6 +58,9 @@ def parse_url(key: str, value: object) -> URL:
         url = _from_text(key, value)
     elif isinstance(value, URL):
         url = value
+        # It may come from make_url(). In a dict, each part is where it was meant to be.
+        if url.password is not None and _shows_password(url):
+            raise _unparsed(key)
     else:
         raise ConfigError(f"{key} must be a str, a URL or a dict, not {kind(value)}.")
     _check_dialect(key, url)
@@ -58,22 +74,27 @@ def _from_text(key: str, value: str) -> URL:
     # Raised outside of an except block: SQLAlchemy's error may quote the password.
     with suppress(ArgumentError, ValueError):
         url = make_url(value.strip())
-    if url is None or _splits_password(value, url):
-        raise ConfigError(
-            f"{key} could not be parsed as a database URL. It looks like"
-            " dialect+driver://user:password@host:port/database; special characters"
-            " in the password must be percent-encoded, or the parts given as a dict."
-        )
+    # The query of one whose password was split, which SQLAlchemy may have left out.
+    in_query = re.search(r"@.*\?[^=&]*@", value)
+    if url is None or in_query or _shows_password(url):
+        raise _unparsed(key)
     return url
 
 
-def _splits_password(value: str, url: URL) -> bool:
+def _unparsed(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} could not be parsed as a database URL. It looks like"
+        " dialect+driver://user:password@host:port/database; special characters"
+        " in the password must be percent-encoded, or the parts given as a dict."
+    )
+
+
+def _shows_password(url: URL) -> bool:
     """Whether SQLAlchemy took a part of the password for something else.
 
     It ends the password at the first ``@``, and the host at the next ``/`` or ``?``.
     """
-    in_query = re.search(r"\?[^=&]*@", value)
-    return "@" in (url.host or "") or bool(in_query) or _may_hold_password(url)
+    return "@" in (url.host or "") or _may_hold_password(url)
 
 
 def _may_hold_password(url: URL) -> bool:
@@ -118,9 +139,11 @@ def _check_dialect(key: str, url: URL) -> None:
         pass
     if dialect is None:
         instead = " Use 'postgresql'." if name.partition("+")[0] == "postgres" else ""
+        near = _near_dialect(name)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"{key} names the dialect {name!r}, which SQLAlchemy does not know."
-            f"{instead or ' Check the spelling, or install what provides it.'}"
+            f"{instead or f'{hint} Check the spelling, or install what provides it.'}"
         )
     if dialect.is_async:
         backend = url.get_backend_name()
@@ -129,11 +152,27 @@ def _check_dialect(key: str, url: URL) -> None:
             f"{key} names the async driver {name!r}. This extension serves"
             f" synchronous sessions; use a synchronous driver, such as {instead}."
         )
-    if is_sqlite(url) and (url.host or url.port is not None):
-        raise ConfigError(
-            f"{key} names a host, which SQLite does not have. A path follows three"
-            " slashes, as in sqlite:///app.db, or four if it is absolute."
-        )
+    if is_sqlite(url):
+        if url.host or url.port is not None:
+            raise ConfigError(
+                f"{key} names a host, which SQLite does not have. A path follows three"
+                " slashes, as in sqlite:///app.db, or four if it is absolute."
+            )
+        file_name(key, url.database or "")
+
+
+def _near_dialect(name: str) -> str | None:
+    import difflib
+    from importlib.metadata import entry_points
+
+    installed = entry_points(group="sqlalchemy.dialects").names
+    backend, _, driver = name.lower().partition("+")
+    known = {*_DRIVERS, *(each.partition(".")[0] for each in installed)}
+    for found in difflib.get_close_matches(backend, known, 1, 0.7):
+        drivers = difflib.get_close_matches(driver, _DRIVERS.get(found, ()), 1)
+        if drivers or found != name.partition("+")[0]:
+            return "+".join((found, *drivers))
+    return None
 
 
 def driver_of(url: URL) -> tuple[str, str]:
@@ -145,8 +184,9 @@ def driver_of(url: URL) -> tuple[str, str]:
 
 
 def is_sqlite(url: URL) -> bool:
-    """Whether the database is SQLite, with any driver."""
-    return url.get_backend_name() == "sqlite"
+    """Whether the database is a file of SQLite's, or in memory."""
+    of_family = url.get_backend_name() == "sqlite"
+    return of_family and driver_of(url)[1] in _SQLITE_DRIVERS
 
 
 def is_sqlite_uri(url: URL) -> bool:

@@ -6,6 +6,7 @@ never in the message, because it may hold a password.
 
 from __future__ import annotations
 
+import os
 import typing as t
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -50,6 +51,12 @@ def boolean(where: str, value: object) -> bool:
     raise ConfigError(f"{where} must be true or false.")
 
 
+def is_on(config: Mapping[str, t.Any], key: str) -> bool:
+    """Whether one of Flask's own flags is set: from the environment, it is text."""
+    value = chosen(config, key)
+    return boolean(key, value) if isinstance(value, str) else bool(value)
+
+
 def echo(where: str, value: object) -> bool | t.Literal["debug"]:
     """Return a truth value or ``"debug"``."""
     if value == "debug":
@@ -77,6 +84,8 @@ def integer(where: str, value: object, *, least: int) -> int:
     if isinstance(value, str):
         with suppress(ValueError):
             number = int(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and number >= least:
         return number
     raise ConfigError(f"{where} must be a whole number, at least {least}.")
@@ -84,11 +93,11 @@ def integer(where: str, value: object, *, least: int) -> int:
 
 def seconds(where: str, value: object, *, least: float) -> float:
     """Return a number of seconds that may have been given as text."""
-    number = -1.0
+    number = float("nan")
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = float(value)
-    if least <= number < float("inf"):  # false for "not a number" as well
+    if least <= number < float("inf"):  # false for "not a number"
         return number
     raise ConfigError(f"{where} must be a number of seconds, at least {least:g}.")
 
@@ -105,6 +114,16 @@ def text(where: str, value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     raise ConfigError(f"{where} must be a string, not {kind(value)}.")
+
+
+def file_name(where: str, value: str) -> str:
+    """Return text that can name a file."""
+    if "\0" in value:
+        raise ConfigError(f"{where} may not contain a NUL character.")
+    # Bytes of the environment that are not UTF-8 arrive as surrogates, and go back.
+    if isinstance(attempt(lambda: os.fsencode(value), UnicodeError), UnicodeError):
+        raise ConfigError(f"{where} has characters that cannot be encoded.")
+    return value
 
 
 def mapping(where: str, value: object) -> dict[str, t.Any]:

@@ -392,6 +392,8 @@ def test_the_worst_case_is_of_the_server() -> None:
     assert total.advised == 3 * 2 * sizes(busy()).max
     local = a_worker(1, [busy(url=AUDIT)])
     assert advise(a_survey(local), Aims(), lambda _: 1).servers == ()
+    served = DatabaseURL("sqlite+libsql", "db.internal", None, "app")
+    assert total_of(busy(url=served), limit=None).server == "sqlite://db.internal"
 
 
 def test_the_total_includes_the_other_binds() -> None:

@@ -136,6 +136,12 @@ def test_not_in_tests(serving: MakeApp, home: Path) -> None:
     assert home.exists()
 
 
+def test_not_in_tests_by_text(serving: MakeApp, home: Path) -> None:
+    """From the environment, ``TESTING`` is text: ``"False"`` is not true."""
+    visit(serving(TESTING="False"))
+    assert home.exists()
+
+
 def test_in_tests_if_asked_for(serving: MakeApp, home: Path) -> None:
     visit(serving(TESTING=True, SCOPEDSESSION_CONTROL=True))
     assert home.exists()

@@ -19,6 +19,8 @@ from sqlalchemy import create_engine
 from sqlalchemy import Engine
 from sqlalchemy import event
 from sqlalchemy import text
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import QueuePool
@@ -216,6 +218,37 @@ def test_folder_that_cannot_be_created(
     assert message.startswith("SQLALCHEMY_DATABASE_URI: the folder of the SQLite file")
     assert str(short_tmp / "file") in message
     assert "cannot be created" in message
+
+
+class ServedDialect(SQLiteDialect_pysqlite):
+    """As libSQL's: SQLite's SQL, sent to a server."""
+
+    driver = "served"
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: Any) -> Any:
+        return ([":memory:"], {})
+
+
+def test_sqlite_dialect_of_a_server(
+    make_app: MakeApp, db: ScopedSession, short_tmp: Path
+) -> None:
+    """It is left alone: no path is changed, and no pool chosen."""
+    registry.register("sqlite.served", __name__, "ServedDialect")
+    host, path = "sqlite+served://db.example:8080/?secure=true", "sqlite+served:///a.db"
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=host,
+        SQLALCHEMY_BINDS={"path": path, "memory": "sqlite+served://"},
+        SCOPEDSESSION_SQLITE_BEGIN="IMMEDIATE",
+    )
+    with app.app_context():
+        assert str(db.engine.url) == host
+        assert str(db.engines["path"].url) == path
+        assert isinstance(db.engines["memory"].pool, SingletonThreadPool)
+        assert rows(db.engine, "SELECT 1") == [1]
+        assert db.snapshot().pools[0].url.host == "db.example"
+        db.dispose()
 
 
 # SQLite in memory

@@ -271,6 +271,24 @@ def test_raise_only_warns_in_production(db, make, caplog):
         app.test_client().get("/work")
 
 
+def test_policy_set_after_init_app(db, make, caplog):
+    """It is read when a scope ends, as the tests of a factory's app set it late."""
+    app = make(DEBUG="False")
+    app.config["SCOPEDSESSION_LOST_WORK"] = "ignore"
+    assert visit(app, lambda: db.session.add(User(name="x"))) == 200
+    assert caplog.records == []
+    app.config["SCOPEDSESSION_LOST_WORK"] = "shout"
+    with pytest.raises(Exception, match="SCOPEDSESSION_LOST_WORK must be|teardown"):
+        app.test_client().get("/work")
+    app.config["SCOPEDSESSION_LOST_WORK"] = "raise"
+    with pytest.raises(Exception, match=r"ended without commit|teardown"):
+        app.test_client().get("/work")
+    # From the environment, a flag is text.
+    app.config["TESTING"] = "False"
+    assert app.test_client().get("/work").status_code == 200
+    assert "GET /work -> work ended without commit()" in caplog.text
+
+
 def test_ignore(db, make, caplog):
     visit(
         make(SCOPEDSESSION_LOST_WORK="ignore"), lambda: db.session.add(User(name="x"))

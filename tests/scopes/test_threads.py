@@ -167,7 +167,7 @@ def test_a_statement_during_another_threads_in_debug_mode(of_context, make, gate
     """The second thread gets an error that names both threads and their lines."""
     db = of_context
     app = make(db)
-    app.debug = True
+    app.config["DEBUG"] = "true"  # as text, from the environment
     with app.app_context():
         gate.install(db.engine)
         other = in_another_thread(lambda: db.session.scalar(SLOW))

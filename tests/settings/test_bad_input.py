@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import sys
 import traceback
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flask import current_app
 from flask import Flask
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
@@ -103,6 +103,21 @@ def test_engine_option_refused_by_value(make_app: MakeApp) -> None:
     assert "create_engine() refused pool_reset_on_return. Check" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("module", "zz"), ("plugins", None), ("pool_events", SECRET)]
+)
+def test_engine_option_of_wrong_kind(
+    make_app: MakeApp, name: str, value: object
+) -> None:
+    """Whatever error SQLAlchemy or the dialect stumbles over."""
+    message = refused(
+        make_app,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_ENGINE_OPTIONS={name: value},
+    )
+    assert re.search(rf"create_engine\(\) refused {name}( \(\w+\))?\. Check", message)
+
+
 def test_url_refused_by_value(make_app: MakeApp) -> None:
     """Without any option, the URL is what was refused."""
     message = refused(
@@ -146,6 +161,7 @@ class Base(DeclarativeBase):
         ({"scopefunc": "request"}, "scopefunc must be"),
         ({"session_options": {"class_": dict}}, r"session_options\['class_'\] must"),
         ({"session_options": {"bind": None}}, "session_options may not hold 'bind'"),
+        ({"session_options": {"autoflush": "x"}}, "session_options: autoflush must"),
     ],
 )
 def test_constructor(arguments: dict[str, Any], expected: str) -> None:
@@ -171,6 +187,40 @@ def test_bind_of_models_is_unknown(make_app: MakeApp) -> None:
 
 
 # Set-up
+
+
+def test_current_app(make_app: MakeApp) -> None:
+    """The application that it stands for is initialised."""
+    db, app = ScopedSession(), Flask("behind")
+    app.config.update(TESTING=True, SQLALCHEMY_DATABASE_URI="sqlite://")
+    with app.app_context():
+        db.init_app(current_app)  # type: ignore[arg-type]
+        assert db.session.scalar(select(1)) == 1
+    assert app.extensions["scopedsession"] is db
+    assert repr(db) == "<ScopedSession behind>"
+    db.dispose(app)
+    with pytest.raises(OutsideContext, match=r"init_app\(current_app\) was called"):
+        ScopedSession().init_app(current_app)  # type: ignore[arg-type]
+
+
+def create_app() -> Flask:
+    return Flask("made")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Base, "not the class Base. Did you mean ScopedSession(model_class=Base)?"),
+        (create_app, "not a function. Did you mean create_app()?"),
+        (Flask, "not the class Flask. Did you mean Flask()?"),
+        ("app", "not a str."),
+    ],
+)
+def test_no_application(given: Any, says: str) -> None:
+    """What was meant is offered."""
+    with pytest.raises(SetupError) as info:
+        ScopedSession(given)
+    assert str(info.value) == f"init_app() needs a Flask application, {says}"
 
 
 def test_init_app_twice(make_app: MakeApp, db: ScopedSession) -> None:
@@ -313,7 +363,6 @@ def test_note_on_foreign_keys(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, value: object
 ) -> None:
     """Keys of Flask-SQLAlchemy do no harm, with one note each."""
-    caplog.set_level(logging.INFO, "flask_scopedsession")
     make_app(SQLALCHEMY_TRACK_MODIFICATIONS=value, SQLALCHEMY_RECORD_QUERIES=False)
     (record,) = caplog.records
     assert record.getMessage() == (
