@@ -17,6 +17,7 @@ from ._pools.account import PoolAccount
 from ._pools.engine import dispose_all
 from ._pools.engine import make_engine
 from ._runtime import fork
+from ._runtime.logs import log
 from ._scopes.context import current_context
 from ._scopes.kinds import OfContext
 from ._scopes.ledger import Ledger
@@ -34,7 +35,14 @@ from ._sessions.factory import AppSessionmaker
 from ._sessions.factory import refuse_wrong_options
 from ._sessions.registry import Registry
 from ._sessions.routing import Models
+from ._settings.binds import changed_bind
 from ._settings.config import DEFAULT_BIND
+from ._settings.keys import changed_keys
+from ._settings.keys import LOST_WORK
+from ._settings.keys import remember
+from ._settings.keys import URI
+from ._settings.values import is_on
+from .errors import ConfigError
 from .errors import SetupError
 
 if t.TYPE_CHECKING:
@@ -63,6 +71,13 @@ def _keep_for_ever() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
 
 
+class _CheckedSessionmaker:
+    """Stands for ``Application.sessionmaker`` until the instance has a value."""
+
+    def __get__(self, instance: Application, owner: object) -> AppSessionmaker:
+        return instance.checked_sessionmaker()
+
+
 class Application:
     """One application's settings, engines, sessions and scopes."""
 
@@ -83,6 +98,7 @@ class Application:
         :raises ConfigError: The engine or the session refuses an option.
         """
         self.settings = settings
+        self._configured = remember(app.config)
         self.pid = os.getpid()
         """The process that this belongs to. Another is a fork that was not noticed."""
         self._begun = self.pid
@@ -118,7 +134,7 @@ class Application:
         self.accounts = accounts if settings.tracking else {}
         """By bind; empty if tracking is off."""
         self.ledger.accounts.extend(self.accounts.values())
-        self.sessionmaker = template.of(
+        self._maker = template.of(
             self.ledger,
             {
                 **options,
@@ -144,6 +160,50 @@ class Application:
         fork.watch(self)
         # An app that is dropped takes its connections along, as a file does.
         weakref.finalize(app, dispose_all, self.engines.values()).atexit = False
+
+    sessionmaker: AppSessionmaker = t.cast(t.Any, _CheckedSessionmaker())
+    """Makes the sessions.
+
+    :raises ConfigError: The configuration names another database by now.
+    """
+
+    def checked_sessionmaker(self) -> AppSessionmaker:
+        """Look at the configuration again, and return what makes the sessions.
+
+        Once only, since requests should not pay for it; but tests change the
+        configuration again and again, and there each new session does so.
+        """
+        self.check_unchanged()
+        app = self.ledger.app()
+        config = {} if app is None else app.config
+        late = [key for key in changed_keys(config, self._configured) if key != URI]
+        if self.settings.lost_work != "ignore" and LOST_WORK in late:
+            late.remove(LOST_WORK)  # read when a scope ends
+        if late and self.ledger.first_report(("changed late", *late)):
+            log.warning(
+                "%s changed after init_app(), which had read the configuration: the"
+                " new value has no effect. Set it before init_app().",
+                ", ".join(late),
+            )
+        if not is_on(config, "TESTING"):
+            self.sessionmaker = self._maker
+        return self._maker
+
+    def check_unchanged(self) -> None:
+        """Refuse to work on a database that is no longer the configured one.
+
+        :raises ConfigError: Another one was configured after ``init_app()``.
+        """
+        app = self.ledger.app()
+        if app is None:
+            return
+        key = changed_bind(app.config, self._configured, self.settings.binds)
+        if key is not None:
+            raise ConfigError(
+                f"{key} was changed after init_app(), which had read it: the engines"
+                f" of the app {app.name!r} still use the database that was configured"
+                " first. Set it before init_app()."
+            )
 
     def end_scopes_with_contexts(self, app: Flask) -> None:
         """End scopes with their contexts, and learn how requests were answered."""

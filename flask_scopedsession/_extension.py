@@ -182,6 +182,11 @@ class ScopedSession(t.Generic[S]):
             raise OutsideContext(f"'db.{what}' {OUTSIDE}")
         return self._application_of(context.app)
 
+    def _databases(self, what: str) -> Application:
+        application = self._current(what)
+        application.check_unchanged()
+        return application
+
     # -- sessions and engines --------------------------------------------------
 
     def get_session(self, bind: str | None = None) -> S:
@@ -194,31 +199,38 @@ class ScopedSession(t.Generic[S]):
         """
         if bind is None or bind == DEFAULT_BIND:
             return self.session()
-        engine = self._engine(self._current("get_session()"), bind)
+        engine = self._engine(self._databases("get_session()"), bind)
         return t.cast(S, self._registry.bound_to(bind, engine))
 
     @property
     def sessionmaker(self) -> sessionmaker[S]:
         """The current app's sessionmaker; what it makes belongs to no scope."""
-        return t.cast("sessionmaker[S]", self._current("sessionmaker").sessionmaker)
+        return t.cast("sessionmaker[S]", self._databases("sessionmaker").sessionmaker)
 
     @property
     def engines(self) -> Mapping[str, Engine]:
-        """The current app's engines by bind name; read-only."""
-        return self._current("engines").engines
+        """The current app's engines by bind name; read-only.
+
+        :raises ConfigError: Another database was configured after :meth:`init_app`.
+        """
+        return self._databases("engines").engines
 
     @property
     def engine(self) -> Engine:
-        """The current app's default engine."""
-        return self._engine(self._current("engine"), DEFAULT_BIND)
+        """The current app's default engine.
+
+        :raises ConfigError: Another database was configured after :meth:`init_app`.
+        """
+        return self._engine(self._databases("engine"), DEFAULT_BIND)
 
     def get_engine(self, bind: str | None = None) -> Engine:
         """Return one of the current app's engines.
 
         :param bind: ``None`` for the default bind.
+        :raises ConfigError: Another database was configured after :meth:`init_app`.
         :raises UnknownBind: No such bind is configured.
         """
-        return self._engine(self._current("get_engine()"), bind or DEFAULT_BIND)
+        return self._engine(self._databases("get_engine()"), bind or DEFAULT_BIND)
 
     @staticmethod
     def _engine(application: Application, bind: str) -> Engine:
@@ -251,6 +263,7 @@ class ScopedSession(t.Generic[S]):
         """Create the tables that do not exist yet.
 
         :param bind: The tables of one bind; ``None`` for those of all binds.
+        :raises ConfigError: Another database was configured after :meth:`init_app`.
         :raises UnknownBind: No such bind is configured.
         """
         for metadata, engine, tables in self._tables("create_all()", bind):
@@ -260,6 +273,7 @@ class ScopedSession(t.Generic[S]):
         """Drop the tables.
 
         :param bind: The tables of one bind; ``None`` for those of all binds.
+        :raises ConfigError: Another database was configured after :meth:`init_app`.
         :raises UnknownBind: No such bind is configured.
         """
         for metadata, engine, tables in self._tables("drop_all()", bind):
@@ -268,7 +282,7 @@ class ScopedSession(t.Generic[S]):
     def _tables(
         self, what: str, bind: str | None
     ) -> t.Iterator[tuple[MetaData, Engine, list[Table]]]:
-        application = self._current(what)
+        application = self._databases(what)
         if bind is not None:
             self._engine(application, bind)
         for metadata, name, tables in self._models.tables():
@@ -316,7 +330,7 @@ class ScopedSession(t.Generic[S]):
         :raises PingError: The database did not answer, or its SQLite file is missing
             (it is not created); the message says why.
         """
-        application = self._current("ping()")
+        application = self._databases("ping()")
         name = bind or DEFAULT_BIND
         engine = self._engine(application, name)
         settings, account = application.settings, application.accounts.get(name)

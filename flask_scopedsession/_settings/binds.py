@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL
 from ..errors import ConfigError
 from .keys import BINDS
 from .keys import ENGINE_OPTIONS
+from .keys import read_key
 from .keys import URI
 from .options import engine_options
 from .options import without_defaults
@@ -64,6 +65,30 @@ def read_binds(
         options = {"echo": values["SQLALCHEMY_ECHO"], **basic, **shared, **own}
         binds[name] = _bind(values, name, key, url, without_defaults(options))
     return binds
+
+
+def changed_bind(
+    config: Mapping[str, t.Any],
+    before: Mapping[str, t.Any],
+    binds: Mapping[str, BindSettings],
+) -> str | None:
+    """Return the key of a bind that by now is another database, if any.
+
+    A key that was removed is no change: it may have gone because of its password.
+
+    :param before: What was configured when `binds` were read.
+    """
+    if config.get(URI) == before[URI] and config.get(BINDS) == before[BINDS]:
+        return None
+    now = {
+        URI: read_key(config, URI) or before[URI],
+        BINDS: read_key(config, BINDS) or before[BINDS] or {},
+    }
+    for name, (key, value) in _named(now).items():
+        url, _ = _split(key, value)
+        if name not in binds or binds[name].url != url:
+            return key
+    return None
 
 
 def _named(values: Mapping[str, t.Any]) -> dict[str, tuple[str, t.Any]]:

@@ -152,6 +152,25 @@ def _unknown(name: str, near: str | None) -> ConfigError:
     return ConfigError(f"{name} is not a key of this version.{hint}")
 
 
+def changed_keys(config: Mapping[str, t.Any], before: Mapping[str, t.Any]) -> list[str]:
+    """Return the keys that were set to another value since they were read.
+
+    :param before: What :func:`remember` returned then.
+    """
+    return [key for key in KEYS if config.get(key) not in (None, before[key])]
+
+
+def remember(config: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return what is configured, in dicts that no later change reaches."""
+    return {key: _copied(config.get(key)) for key in KEYS}
+
+
+def _copied(value: t.Any) -> t.Any:
+    if isinstance(value, Mapping):
+        return {name: _copied(each) for name, each in value.items()}
+    return value
+
+
 # -- parsers of a single key ---------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.pool import Pool
 
 from ..errors import ConfigError
 from .values import boolean
+from .values import chosen
 from .values import echo
 from .values import integer
 from .values import kind
@@ -62,9 +63,12 @@ def session_options(where: str, value: object) -> dict[str, t.Any]:
     for name, instead in _SET_ELSEWHERE.items():
         if name in options:
             raise ConfigError(f"{where} may not hold {name!r}. Use {instead}.")
-    for name in SESSION_FLAGS:
-        if isinstance(options.get(name), (str, int)):
-            options[name] = boolean(f"{where}: {name}", options[name])
+    for name in options.keys() & {*SESSION_FLAGS}:
+        given = chosen(options, name)
+        if given is None:
+            del options[name]
+        else:
+            options[name] = boolean(f"{where}: {name}", given)
     return options
 
 

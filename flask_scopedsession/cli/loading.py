@@ -70,10 +70,11 @@ def inquirer(
             return survey
 
         return ask_directory
+    from .._application import of
+
     app = load_app(ctx)
     db = extension_of(app)
-    with app.app_context():
-        refuse_unknown(bind, db.engines)
+    refuse_unknown(bind, of(app).engines)
 
     def ask() -> Survey:
         with app.app_context():

@@ -7,6 +7,7 @@ import typing as t
 
 import click
 
+from ..errors import ConfigError
 from ..errors import PingError
 from .check import EXIT_CRITICAL
 from .check import EXIT_OK
@@ -46,7 +47,10 @@ def db_ping(
     app = load_app(ctx)
     db = extension_of(app)
     with app.app_context():
-        refuse_unknown(bind, db.engines)
+        try:
+            refuse_unknown(bind, db.engines)
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
         names = db.engines if bind is None else (bind,)
         results = [_ping(db, name, timeout) for name in names]
     if as_json:

@@ -480,6 +480,16 @@ def test_db_ping_json(invoke: Invoke) -> None:
     assert ping["error"] is None
 
 
+def test_another_database_was_configured(invoke: Invoke, flask_app: Flask) -> None:
+    """The engine that ``db-ping`` would test is not the configured one."""
+    flask_app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///other.db"
+    result = invoke("db-ping")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: SQLALCHEMY_DATABASE_URI was changed after")
+    for name in [*STATUS, "pool-advise"]:
+        assert invoke(name).exit_code == 0
+
+
 def test_db_ping_fails(make_app: MakeApp, db: ScopedSession) -> None:
     """It exits with 4 if one database does not answer; the others are shown."""
     binds = {"here": "sqlite://", "gone": "sqlite:////no/such/folder/x.db"}

@@ -289,6 +289,16 @@ def test_policy_set_after_init_app(db, make, caplog):
     assert "GET /work -> work ended without commit()" in caplog.text
 
 
+def test_policy_set_after_it_was_ignored(db, make, caplog):
+    """What is needed to judge was left out, which is said once."""
+    app = make(SCOPEDSESSION_LOST_WORK="ignore")
+    app.config["SCOPEDSESSION_LOST_WORK"] = "raise"
+    assert visit(app, lambda: db.session.add(User(name="x"))) == 200
+    assert app.test_client().get("/work").status_code == 200
+    (record,) = caplog.records
+    assert record.getMessage().startswith("SCOPEDSESSION_LOST_WORK changed after")
+
+
 def test_ignore(db, make, caplog):
     visit(
         make(SCOPEDSESSION_LOST_WORK="ignore"), lambda: db.session.add(User(name="x"))

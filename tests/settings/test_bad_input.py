@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from flask import current_app
 from flask import Flask
+from sqlalchemy import make_url
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Session
@@ -221,6 +222,137 @@ def test_no_application(given: Any, says: str) -> None:
     with pytest.raises(SetupError) as info:
         ScopedSession(given)
     assert str(info.value) == f"init_app() needs a Flask application, {says}"
+
+
+# Changed after init_app()
+
+
+DATABASE_USES: list[Callable[[ScopedSession], Any]] = [
+    lambda db: db.session(),
+    lambda db: db.session.execute(select(1)),
+    lambda db: db.sessionmaker,
+    lambda db: db.get_session("audit"),
+    lambda db: db.engine,
+    lambda db: db.engines,
+    lambda db: db.get_engine("audit"),
+    lambda db: db.create_all(),
+    lambda db: db.drop_all(),
+    lambda db: db.ping(),
+]
+
+
+@pytest.mark.parametrize("use", DATABASE_USES)
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"SQLALCHEMY_DATABASE_URI": f"sqlite:///{SECRET}.db"}, "DATABASE_URI"),
+        ({"SQLALCHEMY_BINDS": {"audit": "sqlite:///other.db"}}, "BINDS['audit']"),
+        ({"SQLALCHEMY_BINDS": {"new": "sqlite:///new.db"}}, "BINDS['new']"),
+        ({"SQLALCHEMY_BINDS": {None: "sqlite:///new.db"}}, "BINDS[None]"),
+        ({"SQLALCHEMY_BINDS": SECRET}, "BINDS"),
+    ],
+)
+def test_another_database_after_init_app(
+    make_app: MakeApp,
+    use: Callable[[ScopedSession], Any],
+    changes: dict[str, Any],
+    key: str,
+) -> None:
+    """Nothing is done to the database that was configured first."""
+    db = ScopedSession(model_class=Base)
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_BINDS={"audit": {"url": "sqlite:///audit.db"}},
+    )
+    app.config.update(changes)
+    with app.app_context(), pytest.raises(ConfigError) as info:
+        use(db)
+    message = str(info.value)
+    said = "(was changed after init_app|and .* both name|must map names)"
+    assert re.match(f"SQLALCHEMY_{re.escape(key)} {said}", message)
+    assert SECRET not in message
+
+
+def test_bind_changed_in_place(make_app: MakeApp) -> None:
+    """Also in the very dict that was read, and after the first session."""
+    db = ScopedSession(model_class=Base)
+    app = make_app(db, SQLALCHEMY_BINDS={"default": {"url": "sqlite:///app.db"}})
+    with app.app_context():
+        db.session.execute(select(1))
+        app.config["SQLALCHEMY_BINDS"]["default"]["url"] = "sqlite:///other.db"
+        with pytest.raises(ConfigError, match=r"SQLALCHEMY_BINDS\['default'\] was ch"):
+            db.drop_all()
+
+
+def test_another_database_between_tests(make_app: MakeApp, db: ScopedSession) -> None:
+    """Where each test configures one: there every new session looks."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///app.db")
+    for database in ("app", "other", "app"):
+        app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{database}.db"
+        with app.app_context():
+            if database == "app":
+                assert db.session.scalar(select(1)) == 1
+                continue
+            with pytest.raises(ConfigError, match="changed after init_app"):
+                db.session()
+            db.session.remove()
+
+
+def test_served_requests_do_not_look_again(
+    make_app: MakeApp, db: ScopedSession
+) -> None:
+    """Outside of tests, the first session does."""
+    app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite:///app.db", TESTING=False)
+    with app.app_context():
+        db.session()
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///other.db"
+    with app.app_context():
+        assert db.session.scalar(select(1)) == 1
+        with pytest.raises(ConfigError, match="changed after init_app"):
+            db.engine.connect()
+
+
+@pytest.mark.parametrize("use", DATABASE_USES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SQLALCHEMY_DATABASE_URI": make_url("sqlite:///app.db")},
+        {"SQLALCHEMY_BINDS": {"audit": "sqlite:///audit.db"}},
+        {"SQLALCHEMY_DATABASE_URI": "", "SQLALCHEMY_BINDS": None},
+    ],
+)
+def test_same_database_after_init_app(
+    make_app: MakeApp, use: Callable[[ScopedSession], Any], changes: dict[str, Any]
+) -> None:
+    """Written in another way, or removed because of its password."""
+    db = ScopedSession(model_class=Base)
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
+        SQLALCHEMY_BINDS={"audit": {"url": "sqlite:///audit.db"}},
+    )
+    app.config.update(changes)
+    with app.app_context():
+        use(db)
+
+
+def test_other_key_after_init_app(
+    make_app: MakeApp, db: ScopedSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no effect, which the log says once."""
+    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"echo": False})
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"]["echo"] = True
+    app.config["SCOPEDSESSION_STACKS"] = True
+    for _ in range(2):
+        with app.app_context():
+            db.session.execute(select(1))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "SQLALCHEMY_ENGINE_OPTIONS, SCOPEDSESSION_STACKS changed after init_app(),"
+        " which had read the configuration: the new value has no effect. Set it before"
+        " init_app()."
+    )
 
 
 def test_init_app_twice(make_app: MakeApp, db: ScopedSession) -> None:

@@ -988,7 +988,10 @@ def test_session_options() -> None:
         "autoflush": False,
         "info": {"a": "b"},
     }
-    for value in ("swordfish", 2):
+    for value in (None, ""):
+        unset = read(SQLALCHEMY_SESSION_OPTIONS={"expire_on_commit": value})
+        assert dict(unset.session_options) == {}
+    for value in ("swordfish", 2, []):
         message = refused(SQLALCHEMY_SESSION_OPTIONS={"expire_on_commit": value})
         assert message == (
             "SQLALCHEMY_SESSION_OPTIONS: expire_on_commit must be true or false."
