@@ -332,6 +332,8 @@ def test_same_database_after_init_app(
         SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
         SQLALCHEMY_BINDS={"audit": {"url": "sqlite:///audit.db"}},
     )
+    with app.app_context(), db.engine.connect():
+        pass  # creates the file, which a ping does not
     app.config.update(changes)
     with app.app_context():
         use(db)
