@@ -577,7 +577,7 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
     mutation(
         "lost work: a view that handled its error is reported",
         Change(
-            "flask_scopedsession._scopes.teardown:end_scope",
+            "flask_scopedsession._scopes.lost_work:is_judged",
             "and HANDLED not in kept",
             "",
         ),
@@ -589,7 +589,7 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
     mutation(
         "lost work: a view that answers with an error is reported",
         Change(
-            "flask_scopedsession._scopes.teardown:end_scope",
+            "flask_scopedsession._scopes.lost_work:is_judged",
             "and kept.get(STATUS, 0) < 400",
             "",
         ),

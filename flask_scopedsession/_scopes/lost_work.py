@@ -1,9 +1,9 @@
 """Lost work: a scope ends well, but with changes that nobody committed.
 
-``teardown.end_scope()`` judges a scope only if no error was raised or handled, and the
-response is no error either. What was sent to the database is known to the connection
-(``_pools.writes``): the rollback that closes the session adds it, if the driver says
-that a transaction is open. What was never flushed is known to the session.
+A scope is judged only if no error was raised or handled, and the response is no error
+either. What was sent to the database is known to the connection (``_pools.writes``):
+the rollback that closes the session adds it, if the driver says that a transaction is
+open. What was never flushed is known to the session.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from .._settings.values import is_on
 from ..errors import ConfigError
 from ..errors import LostWork
 from ..errors import ScopedSessionError
+from .context import Context
 from .ledger import Ledger
+from .responses import HANDLED
+from .responses import STATUS
 from .scope import described
 from .scope import Responsible
 from .scope import responsible
@@ -32,6 +35,16 @@ from .scope import Scope
 # Private: whether nothing is new, deleted or modified. Without it, public collections
 # are built to tell.
 is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
+
+
+def is_judged(ledger: Ledger, context: Context) -> bool:
+    """Whether a scope that ends without an error may have lost work."""
+    kept = context.__dict__
+    return (
+        ledger.lost_work != "ignore"
+        and kept.get(STATUS, 0) < 400
+        and HANDLED not in kept
+    )
 
 
 def unflushed(session: Session) -> Counter[str]:

@@ -16,10 +16,9 @@ from ..errors import SessionRemoved
 from .context import Context
 from .ledger import Ledger
 from .lost_work import is_clean
+from .lost_work import is_judged
 from .lost_work import report
 from .lost_work import unflushed
-from .responses import HANDLED
-from .responses import STATUS
 from .scope import Scope
 
 if t.TYPE_CHECKING:
@@ -38,17 +37,12 @@ def end_scope(
     :param error: What the context ended with.
     :return: An error to raise: lost work, or what interrupted us.
     """
-    kept, sessions = context.__dict__, scope.sessions
+    sessions = scope.sessions
     losing: list[Counter[str]] = []
     rolled_back: Counter[str] | None = None
     raising: BaseException | None = None
     try:
-        judged = (
-            error is None
-            and ledger.lost_work != "ignore"
-            and kept.get(STATUS, 0) < 400
-            and HANDLED not in kept
-        )
+        judged = error is None and is_judged(ledger, context)
         for name, session in list(sessions.items()):
             if judged:
                 try:
