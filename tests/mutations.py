@@ -323,14 +323,58 @@ def abandon(slot: Slot, connection: t.Any) -> None:
         """,
     ),
     mutation(
-        "engines: SQLite in memory is SQLAlchemy's default",
+        "engines: SQLite in memory has a connection for each thread",
         Change(
-            "flask_scopedsession._pools.engine:_sqlite",
-            'options["poolclass"] = StaticPool',
+            "flask_scopedsession._pools.engine:_in_memory",
+            'options["poolclass"] = QueuePool',
             "pass",
         ),
         tests="""
-        scopes/test_async.py test_an_async_view test_gather
+        pools/test_memory.py test_the_pool_is_a_queue
+        """,
+    ),
+    mutation(
+        "memory: nothing keeps the database while no connection is open",
+        Change(
+            "flask_scopedsession._pools.memory:MemoryDatabase._open_for",
+            "weakref.finalize(pool, _connect(dbapi, uri).close).atexit = False",
+            "_connect(dbapi, uri).close()",
+        ),
+        tests="""
+        pools/test_memory.py test_it_lives_as_long_as_the_engine
+        """,
+    ),
+    mutation(
+        "memory: dispose() leaves the data to connections that are out",
+        Change(
+            "flask_scopedsession._pools.memory:MemoryDatabase._open_for",
+            "is_over = not self._is_shared",
+            "is_over = False",
+        ),
+        tests="""
+        pools/test_memory.py test_dispose_while_a_connection_is_out
+        """,
+    ),
+    mutation(
+        "memory: a fork uses a copy that stays locked",
+        Change(
+            "flask_scopedsession._pools.memory:MemoryDatabase._open_for",
+            "not _is_free(dbapi, _uri(self._name))",
+            "False",
+        ),
+        tests="""
+        pools/test_memory.py test_a_fork_during_a_transaction
+        """,
+    ),
+    mutation(
+        "memory: applications share a database by its name",
+        Change(
+            "flask_scopedsession._pools.memory:MemoryDatabase.of",
+            "shared = _shared.setdefault(ledger, {})",
+            "shared = _shared.setdefault(cls, {})",
+        ),
+        tests="""
+        pools/test_memory.py test_two_apps_have_two_databases
         """,
     ),
     mutation(
@@ -794,7 +838,7 @@ def stack_of_thread(ident: int) -> RawStack:
         "pool: a timeout is not explained",
         Change(
             "flask_scopedsession._pools.tracked_pool:TrackedPool.connect",
-            "explain(error, account, account.timed_out(since, scope))",
+            "explain_timeout(error, account, account.timed_out(since, scope))",
             "account.timed_out(since, scope)",
         ),
         tests="""

@@ -404,13 +404,7 @@ class PoolAccount:
     def timed_out(self, since: float, scope: Scope) -> TimedOut:
         """Note a checkout that timed out, and the holders at that moment."""
         now = perf_counter()
-        try:
-            holders = self.describe()
-        except Exception:
-            # The application must get its timeout, even if we cannot explain it.
-            holders = ()
-            log.exception("bind %r: cannot read the holders", self.settings.name)
-        timeout = TimedOut(time.time(), now - since, scope, holders)
+        timeout = TimedOut(time.time(), now - since, scope, self.holders())
         self.meters.aggregate(now)
         self.meters.timeouts.add(timeout.waited)
         self.timeout_times.append(now)
@@ -418,6 +412,15 @@ class PoolAccount:
         return timeout
 
     # -- read ------------------------------------------------------------------
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Return the present holders, longest first, to explain an error."""
+        try:
+            return self.describe()
+        except Exception:
+            # The application must get its error, even if we cannot explain it.
+            log.exception("bind %r: cannot read the holders", self.settings.name)
+            return ()
 
     def connections(self) -> int:
         """Count the connections that are open."""

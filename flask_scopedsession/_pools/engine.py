@@ -16,7 +16,7 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import Pool
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool
 
 from .._settings.config import BindSettings
 from .._settings.urls import in_memory
@@ -25,6 +25,8 @@ from .._settings.urls import is_sqlite_uri
 from .._settings.values import attempt
 from ..errors import ConfigError
 from .account import PoolAccount
+from .memory import can_share
+from .memory import share_memory
 from .naming import name_connections
 from .statements import watch_engine
 from .statements import watch_writes
@@ -59,12 +61,18 @@ def make_engine(
     """
     options = dict(bind.options)
     url = bind.url
+    in_shared_memory = False
     if is_sqlite(url) and "creator" not in options:
-        url = _sqlite(bind, url, options, instance_path)
+        if not in_memory(url):
+            url = _in_instance_folder(bind, url, instance_path)
+        else:
+            in_shared_memory = _in_memory(url, options)
     if options.get("pool") is None:
         base = options.get("poolclass") or _default_pool_class(url)
         options["poolclass"] = pool_class(base, fair=bind.fair_pool, tracked=tracking)
     engine = _create(bind, url, options)
+    if in_shared_memory:
+        share_memory(engine, account.ledger)
     if bind.pragmas or bind.begin:
         _listen_sqlite(bind, engine)
     name_connections(engine, app_name)
@@ -128,20 +136,27 @@ def _option_problem(bind: BindSettings, error: Exception) -> str:
 # -- SQLite --------------------------------------------------------------------
 
 
-def _sqlite(
-    bind: BindSettings, url: URL, options: dict[str, t.Any], instance_path: str
-) -> URL:
-    """Return the URL with an absolute path; one in memory is made one for all."""
-    if not in_memory(url):
-        return _in_instance_folder(bind, url, instance_path)
-    if options.get("pool") is None and options.get("poolclass") is None:
-        # SQLAlchemy's default gives every thread an empty database of its own.
-        options["poolclass"] = StaticPool
+def _in_memory(url: URL, options: dict[str, t.Any]) -> bool:
+    """Choose the pool of a database in memory; return whether connections share it.
+
+    SQLAlchemy's default gives every thread an empty database of its own.
+    """
+    dialect: t.Any = url.get_dialect()
+    dbapi = options.get("module") or attempt(dialect.import_dbapi, ImportError)
     options["connect_args"] = {
         "check_same_thread": False,
         **options.get("connect_args", {}),
     }
-    return url
+    if options.get("pool") is not None:
+        return False
+    # Without its driver, the engine cannot be created, and says why.
+    shared = not isinstance(dbapi, ImportError) and can_share(dbapi)
+    if options.get("poolclass") is None:
+        options["poolclass"] = QueuePool
+        if not shared:
+            # One connection, lent to one session at a time. It is the database.
+            options.update(pool_size=1, max_overflow=0, pool_recycle=-1)
+    return shared
 
 
 def _in_instance_folder(bind: BindSettings, url: URL, instance_path: str) -> URL:

@@ -22,6 +22,7 @@ from .account import PoolAccount
 from .account import SLOT
 from .account import Slot
 from .drivers import backend_pid
+from .explanations import explain_lock
 from .sharing import abandon
 from .sharing import note_sharing
 from .writes import after_effect
@@ -186,9 +187,14 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
     dialect: t.Any = engine.dialect
     effects = _Effects()
     for name in ("do_execute", "do_executemany"):
-        setattr(dialect, name, _watched(dialect, name, engine, account, effects))
+        watched = _watched(getattr(dialect, name), engine, account, effects)
+        setattr(dialect, name, watched)
     without = dialect.do_execute_no_params
-    watched = _watched(dialect, "do_execute_no_params", engine, account, effects)
+
+    def ignoring(cursor: t.Any, statement: str, _: None, context: t.Any) -> None:
+        without(cursor, statement, context)
+
+    watched = _watched(ignoring, engine, account, effects)
 
     def do_execute_no_params(
         cursor: t.Any, statement: str, context: t.Any = None
@@ -202,15 +208,9 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
 
 
 def _watched(
-    dialect: t.Any,
-    name: str,
-    engine: Engine,
-    account: PoolAccount,
-    effects: _Effects,
+    original: t.Any, engine: Engine, account: PoolAccount, effects: _Effects
 ) -> t.Callable[..., None]:
     """Return a method of the dialect that also keeps the account of a statement."""
-    original = getattr(dialect, name)
-    takes_parameters = name != "do_execute_no_params"
     # The default only calls the cursor: here, that is done without a call in between.
     is_plain = getattr(original, "__func__", None) is DefaultDialect.do_execute
     # One connection for all threads, which are meant to share it.
@@ -227,10 +227,7 @@ def _watched(
             except NotImplementedError:
                 slot = None  # SQLAlchemy's stand-in, as an engine first connects
         if slot is None:
-            if takes_parameters:
-                original(cursor, statement, parameters, context)
-            else:
-                original(cursor, statement, context)
+            original(cursor, statement, parameters, context)
             return
         if slot.runner is not None and not is_shared:
             note_sharing(slot)
@@ -250,10 +247,11 @@ def _watched(
         try:
             if is_plain:
                 cursor.execute(statement, parameters)
-            elif takes_parameters:
-                original(cursor, statement, parameters, context)
             else:
-                original(cursor, statement, context)
+                original(cursor, statement, parameters, context)
+        except Exception as error:
+            explain_lock(error, slot)
+            raise
         finally:
             slot.moved = perf_counter()
             slot.runner = None
@@ -278,7 +276,12 @@ def _watch_ends(engine: Engine) -> None:
         slot = _slot(connection)
         if slot is not None and slot.runner is not None and not is_shared:
             note_sharing(slot)
-        commit(connection)
+        try:
+            commit(connection)
+        except Exception as error:
+            if slot is not None:
+                explain_lock(error, slot)
+            raise
         if slot is not None:
             _ended(slot)
 

@@ -7,7 +7,6 @@ pool has no such method, the listener is used.
 
 from __future__ import annotations
 
-import sys
 import typing as t
 from functools import cache
 from os import getpid
@@ -22,8 +21,6 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
 
-from .._format import count
-from .._runtime.logs import log
 from .._scopes.context import current_context
 from .._scopes.context import current_request_context
 from .._scopes.scope import SCOPE
@@ -31,17 +28,14 @@ from .._scopes.scope import Scope
 from .account import PoolAccount
 from .account import SLOT
 from .account import Slot
-from .account import TimedOut
 from .account import Waiting
+from .explanations import explain_timeout
 from .fair_queue import fair_parts
 from .fair_queue import FairPool
 
 if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
     from sqlalchemy.pool import PoolProxiedConnection
-
-#: Seconds between two log records about timeouts of the same pool.
-_LOG_EVERY = 10.0
 
 #: Pools of at most so many connections have all checkouts recorded.
 _SMALL = 2
@@ -98,7 +92,7 @@ class TrackedPool(Pool):
                     proxied = self._usable(proxied, account)
                     slot = proxied.info.get(SLOT)
         except sa_exc.TimeoutError as error:
-            explain(error, account, account.timed_out(since, scope))
+            explain_timeout(error, account, account.timed_out(since, scope))
             raise
         finally:
             if account.waiting:
@@ -267,39 +261,3 @@ def limits(pool: Pool) -> Limits:
     if isinstance(pool, SingletonThreadPool):
         return Limits(t.cast(t.Any, pool).size, None, None, None)
     return Limits(None, None, True if isinstance(pool, NullPool) else None, None)
-
-
-# -- a timeout that helps ------------------------------------------------------
-
-
-def explain(
-    error: sa_exc.TimeoutError, account: PoolAccount, timeout: TimedOut
-) -> None:
-    """Add the holders to a timeout's error; its message stays SQLAlchemy's."""
-    error.holders = timeout.holders  # type: ignore[attr-defined]
-    name, held = account.settings.name, len(timeout.holders)
-    out = f"{count(held, 'connection')} {'is' if held == 1 else 'are'} checked out"
-    first = f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {out}, longest:"
-    lines = [first]
-    for holder in timeout.holders[:5]:
-        who = holder.endpoint or holder.command or holder.thread or "unknown"
-        where = f" at {holder.at}" if holder.at else ""
-        idle = ", idle in transaction" if holder.idle_in_transaction_s else ""
-        over = ", its request is over" if holder.request_over else ""
-        lines.append(f"  {who}{where}, held {holder.held_s:.1f} s{idle}{over}")
-    text = "\n".join(lines)
-    if sys.version_info >= (3, 11):
-        error.add_note(text)
-    now = perf_counter()
-    if now >= account.log_again_at:
-        account.log_again_at = now + _LOG_EVERY
-        log.error(
-            "connection pool timeout\n%s",
-            text,
-            extra={
-                "scopedsession_event": "pool_timeout",
-                "scopedsession_bind": name,
-                "scopedsession_waited_s": timeout.waited,
-                "scopedsession_holders": [h.to_dict() for h in timeout.holders[:5]],
-            },
-        )

@@ -57,14 +57,19 @@ def register(resource: ForkAware) -> None:
         )
 
 
+def process_lock() -> t.Any:
+    """Return a reentrant lock of this process; a fork has another."""
+    # Created on first use, so that gevent has patched it by then, if it does.
+    return _locks.setdefault(os.getpid(), threading.RLock())
+
+
 def after_fork_in_child() -> None:
     """Reset everything that belongs to the parent process.
 
     Without the hook, several threads may notice the fork at once. One of them does the
     work and the others wait: otherwise they would use the parent's connections.
     """
-    # Created on first use, so that gevent has patched it by then, if it does.
-    with _locks.setdefault(os.getpid(), threading.RLock()):
+    with process_lock():
         for resource in _process_wide:
             resource.after_fork_in_child()
         for application in list(_applications):

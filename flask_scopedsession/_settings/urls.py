@@ -201,7 +201,7 @@ def in_memory(url: URL) -> bool:
         return False
     database = url.database or ":memory:"
     if is_sqlite_uri(url):
-        in_query = url.query.get("mode") == "memory"
+        in_query = url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb"
         return in_query or database.startswith("file::memory:")
     return database == ":memory:"
 

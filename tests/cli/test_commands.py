@@ -909,7 +909,7 @@ def test_on_a_terminal() -> None:
     assert "\x1b[" in seen
     bare = re.sub(r"\x1b\[[0-9;]*m", "", seen)
     assert max(map(len, bare.splitlines())) <= 80
-    assert "StaticPool" in bare
+    assert "QueuePool" in bare
     assert "\x1b" not in on_terminal(["pool-status"], lambda _: False, NO_COLOR="1")
 
 

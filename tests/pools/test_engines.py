@@ -251,61 +251,6 @@ def test_sqlite_dialect_of_a_server(
         db.dispose()
 
 
-# SQLite in memory
-
-IN_MEMORY = [
-    "sqlite://",
-    "sqlite:///:memory:",
-    "sqlite:///file::memory:?uri=true",
-    "sqlite:///file::memory:?cache=shared&uri=true",
-    "sqlite:///file:x?mode=memory&cache=shared&uri=true",
-]
-
-
-@pytest.mark.parametrize("url", IN_MEMORY)
-def test_memory_is_one_database(
-    make_app: MakeApp, db: ScopedSession, short_tmp: Path, url: str
-) -> None:
-    """For all threads; nothing is created in the instance folder."""
-    app = make_app(db, SQLALCHEMY_DATABASE_URI=url)
-    with engine_of(app, db) as engine:
-        assert isinstance(engine.pool, StaticPool)
-        with engine.begin() as connection:
-            connection.execute(text("CREATE TABLE t (a)"))
-            connection.execute(text("INSERT INTO t VALUES (7)"))
-        assert in_thread(lambda: rows(engine, "SELECT a FROM t")) == [7]
-        db.dispose()
-    assert not list(short_tmp.glob("*x*"))
-
-
-@pytest.mark.parametrize("pool_class", [SingletonThreadPool, NullPool])
-def test_memory_with_own_pool_class(
-    make_app: MakeApp, db: ScopedSession, pool_class: type[Any]
-) -> None:
-    """What the user chooses is taken, with its consequences."""
-    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS={"poolclass": pool_class})
-    with engine_of(app, db) as engine:
-        assert isinstance(engine.pool, pool_class)
-        assert rows(engine, "SELECT 1") == [1]
-
-
-def test_memory_keeps_connect_args(make_app: MakeApp, db: ScopedSession) -> None:
-    """The user's arguments for the driver win over ours."""
-    options = {"connect_args": {"check_same_thread": True, "timeout": 2.5}}
-    app = make_app(db, SQLALCHEMY_ENGINE_OPTIONS=options)
-    seen: dict[str, Any] = {}
-    with engine_of(app, db) as engine:
-
-        @event.listens_for(engine, "do_connect")
-        def connecting(_: Any, __: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.update(kwargs)
-
-        rows(engine, "SELECT 1")
-    assert seen["check_same_thread"] is True
-    assert seen["timeout"] == 2.5
-    assert options == {"connect_args": {"check_same_thread": True, "timeout": 2.5}}
-
-
 def test_creator(make_app: MakeApp, db: ScopedSession, short_tmp: Path) -> None:
     """With a ``creator``, neither the URL's path nor its folder is touched."""
     path = short_tmp / "own.db"

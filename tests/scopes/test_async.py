@@ -12,7 +12,6 @@ from models import Base
 from models import User
 from sqlalchemy import select
 from sqlalchemy import text
-from sqlalchemy.pool import StaticPool
 from threads import in_thread
 from threads import Working
 from waiting import wait_until
@@ -214,10 +213,7 @@ def test_gather_with_contexts_of_their_own(db, shop):
 
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
 def test_gather_of_threads(db, shop, caplog, debug):
-    """``asyncio.to_thread()`` takes the context along: statements can overlap.
-
-    All threads share the one connection of an in-memory database, by design.
-    """
+    """``asyncio.to_thread()`` takes the context along: statements can overlap."""
     shop.debug = debug
     arrived, begun, go_on = threading.Event(), threading.Event(), threading.Event()
     outcomes = []
@@ -230,8 +226,7 @@ def test_gather_of_threads(db, shop, caplog, debug):
         assert begun.wait(10)
         with shop.app_context():
             # It is noted before the database makes the second statement wait.
-            if not isinstance(db.engine.pool, StaticPool):
-                wait_until(lambda: db.snapshot().recent_shared)
+            wait_until(lambda: db.snapshot().recent_shared)
         go_on.set()
 
     def second():
@@ -255,13 +250,10 @@ def test_gather_of_threads(db, shop, caplog, debug):
     opener = Working(let_go, "opener")
     assert shop.test_client().get("/").text == "fine"
     opener.result()
-    with shop.app_context():
-        is_reported = not isinstance(db.engine.pool, StaticPool)
     assert outcomes[0] == 1
-    assert isinstance(outcomes[1], SharedSession) == (debug and is_reported)
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == is_reported
-    assert all("GET / -> view: two threads use one" in each for each in messages)
+    assert isinstance(outcomes[1], SharedSession) == debug
+    (record,) = caplog.records
+    assert "GET / -> view: two threads use one" in record.getMessage()
     assert used(db, shop) == (0, 0)
 
 

@@ -82,8 +82,9 @@ def test_unknown_engine_option(make_app: MakeApp, tracking: bool) -> None:
 
 
 def test_engine_option_of_another_pool(make_app: MakeApp) -> None:
-    """An option that the pool class does not have; SQLite in memory is typical."""
-    message = refused(make_app, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3})
+    """An option that the pool class does not have."""
+    options = {"poolclass": "StaticPool", "pool_size": 3}
+    message = refused(make_app, SQLALCHEMY_ENGINE_OPTIONS=options)
     assert "does not accept pool_size for 'sqlite' with StaticPool" in message
 
 

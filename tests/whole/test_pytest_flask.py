@@ -30,10 +30,11 @@ class User(Base):
 db = ScopedSession(model_class=Base)
 
 
-@pytest.fixture
-def app(make_app, sqlite_url):
+@pytest.fixture(params=["file", "memory"])
+def app(request, make_app, sqlite_url):
     """The application under the name that pytest-flask uses."""
-    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    url = sqlite_url if request.param == "file" else "sqlite://"
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=url)
     with app.app_context():
         db.create_all()
 

@@ -1,0 +1,79 @@
+"""Errors of the pool and of SQLite, completed with the holders of its connections."""
+
+from __future__ import annotations
+
+import sys
+import typing as t
+from time import perf_counter
+
+from .._format import count
+from .._runtime.logs import log
+
+if t.TYPE_CHECKING:
+    from sqlalchemy import exc as sa_exc
+
+    from ..snapshot import Holder
+    from .account import PoolAccount
+    from .account import Slot
+    from .account import TimedOut
+
+#: Seconds between two log records about timeouts of the same pool.
+_LOG_EVERY = 10.0
+
+#: Holders that an error and a log record name.
+_MOST = 5
+
+
+def explain_timeout(
+    error: sa_exc.TimeoutError, account: PoolAccount, timeout: TimedOut
+) -> None:
+    """Add the holders to a timeout's error; its message stays SQLAlchemy's."""
+    error.holders = timeout.holders  # type: ignore[attr-defined]
+    name, held = account.settings.name, len(timeout.holders)
+    out = f"{count(held, 'connection')} {'is' if held == 1 else 'are'} checked out"
+    first = f"Bind {name!r}: gave up after {timeout.waited:.1f} s; {out}, longest:"
+    text = "\n".join((first, *_lines(timeout.holders)))
+    if sys.version_info >= (3, 11):
+        error.add_note(text)
+    now = perf_counter()
+    if now >= account.log_again_at:
+        account.log_again_at = now + _LOG_EVERY
+        log.error(
+            "connection pool timeout\n%s",
+            text,
+            extra={
+                "scopedsession_event": "pool_timeout",
+                "scopedsession_bind": name,
+                "scopedsession_waited_s": timeout.waited,
+                "scopedsession_holders": [h.to_dict() for h in timeout.holders[:_MOST]],
+            },
+        )
+
+
+def explain_lock(error: Exception, slot: Slot) -> None:
+    """Add to SQLite's "database is locked" who has it locked, and what to do."""
+    if error.args != ("database is locked",):
+        return
+    account = slot.account
+    others = [each for each in account.holders() if each.connection != slot.number]
+    # One that is in no transaction may be reading, which prevents a commit.
+    holders = [each for each in others if each.in_transaction] or others
+    lines = _lines(holders) or ["  nobody in this process"]
+    error.args = (
+        f"database is locked\nBind {account.settings.name!r}: another session's"
+        " transaction had SQLite's database locked for the whole busy timeout"
+        " ('timeout' in connect_args, 5 s by default). Commit or roll back there"
+        " first; if contexts are nested, before the inner one begins. Who has it:\n"
+        + "\n".join(lines),
+    )
+
+
+def _lines(holders: t.Sequence[Holder]) -> list[str]:
+    lines = []
+    for holder in holders[:_MOST]:
+        who = holder.endpoint or holder.command or holder.thread or "unknown"
+        where = f" at {holder.at}" if holder.at else ""
+        idle = ", idle in transaction" if holder.idle_in_transaction_s else ""
+        over = ", its request is over" if holder.request_over else ""
+        lines.append(f"  {who}{where}, held {holder.held_s:.1f} s{idle}{over}")
+    return lines
