@@ -46,7 +46,7 @@ def pool_timeout(stage: Stage) -> Captured:
         for _ in range(15):
             scene.ask("POST", "/faults/keep-connection")
         scene.ask("GET", "/")
-        log = scene.logged(r"^connection pool timeout\n(?:Bind .*)(?:\n  .*)*")
+        log = scene.logged(r"^.*connection pool timeout\n(?:Bind .*)(?:\n  .*)*")
         return {
             "pool-timeout": scene.flask("pool-status"),
             "pool-timeout-log": log,

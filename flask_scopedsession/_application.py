@@ -17,6 +17,7 @@ from ._pools.account import PoolAccount
 from ._pools.engine import dispose_all
 from ._pools.engine import make_engine
 from ._runtime import fork
+from ._runtime.logs import fields
 from ._runtime.logs import log
 from ._scopes.context import current_context
 from ._scopes.kinds import OfContext
@@ -184,6 +185,7 @@ class Application:
                 "%s changed after init_app(), which had read the configuration: the"
                 " new value has no effect. Set it before init_app().",
                 ", ".join(late),
+                extra=fields("configuration"),
             )
         if not is_on(config, "TESTING"):
             self.sessionmaker = self._maker

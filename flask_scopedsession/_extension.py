@@ -22,6 +22,7 @@ from ._application import EXTENSION
 from ._control.server import SERVER
 from ._databases.ping import ping
 from ._pools.engine import dispose_all
+from ._runtime.logs import fields
 from ._runtime.logs import log
 from ._scopes.context import current_context
 from ._scopes.kinds import Kind
@@ -161,7 +162,7 @@ class ScopedSession(t.Generic[S]):
         self._apps.add(app)
         application.end_scopes_with_contexts(app)
         for note in settings.notes:
-            log.warning("%s", note)
+            log.warning("%s", note, extra=fields("configuration"))
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
 
@@ -318,7 +319,11 @@ class ScopedSession(t.Generic[S]):
         live = self._current("serve_control()").live
         problem = live.problem()
         if problem is not None:
-            log.info("serve_control: nothing is served, since %s", problem)
+            log.info(
+                "serve_control: nothing is served, since %s",
+                problem,
+                extra=fields("not_served"),
+            )
         live.start(role)
 
     def ping(self, bind: str | None = None, timeout: float = 5.0) -> float:

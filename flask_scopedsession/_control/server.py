@@ -20,6 +20,7 @@ from collections import deque
 from contextlib import suppress
 
 from .._runtime import fork
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.native import allocate_lock
 from .._runtime.native import native_thread_id
@@ -322,7 +323,7 @@ class Server:
                 "the control thread met an unexpected error, so status commands may"
                 " not see this process\n%s",
                 self._failures.popleft(),
-                extra={"scopedsession_pid": os.getpid()},
+                extra=fields("control_failed"),
             )
 
     def _ask_to_resume(self) -> None:

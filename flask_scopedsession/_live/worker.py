@@ -25,6 +25,7 @@ from .._control.endpoint import unsupported
 from .._control.protocol import encode
 from .._control.protocol import PROTOCOL
 from .._control.server import SERVER
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.native import allocate_lock
 from .._settings.values import is_on
@@ -137,7 +138,7 @@ class LiveView:
             log.warning(
                 "the live view is off in this process: %s",
                 problem,
-                extra={"scopedsession_pid": os.getpid()},
+                extra=fields("live_view_off"),
             )
 
     def _source(self) -> Source:

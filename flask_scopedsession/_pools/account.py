@@ -20,6 +20,7 @@ from threading import get_ident
 from time import perf_counter
 from types import SimpleNamespace
 
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
@@ -419,7 +420,12 @@ class PoolAccount:
             return self.describe()
         except Exception:
             # The application must get its error, even if we cannot explain it.
-            log.exception("bind %r: cannot read the holders", self.settings.name)
+            name = self.settings.name
+            log.exception(
+                "bind %r: cannot read the holders",
+                name,
+                extra=fields("holders_unknown", bind=name),
+            )
             return ()
 
     def connections(self) -> int:

@@ -7,6 +7,7 @@ import typing as t
 from time import perf_counter
 
 from .._format import count
+from .._runtime.logs import fields
 from .._runtime.logs import log
 
 if t.TYPE_CHECKING:
@@ -41,12 +42,12 @@ def explain_timeout(
         log.error(
             "connection pool timeout\n%s",
             text,
-            extra={
-                "scopedsession_event": "pool_timeout",
-                "scopedsession_bind": name,
-                "scopedsession_waited_s": timeout.waited,
-                "scopedsession_holders": [h.to_dict() for h in timeout.holders[:_MOST]],
-            },
+            extra=fields(
+                "pool_timeout",
+                bind=name,
+                waited_s=timeout.waited,
+                holders=[holder.to_dict() for holder in timeout.holders[:_MOST]],
+            ),
         )
 
 
@@ -54,16 +55,22 @@ def explain_lock(error: Exception, slot: Slot) -> None:
     """Add to SQLite's "database is locked" who has it locked, and what to do."""
     if error.args != ("database is locked",):
         return
-    account = slot.account
-    others = [each for each in account.holders() if each.connection != slot.number]
+    settings = slot.account.settings
+    others = [
+        holder
+        for account in t.cast("list[PoolAccount]", slot.account.ledger.accounts)
+        if account.settings.url == settings.url  # another bind may have it, too
+        for holder in account.holders()
+        if account is not slot.account or holder.connection != slot.number
+    ]
     # One that is in no transaction may be reading, which prevents a commit.
     holders = [each for each in others if each.in_transaction] or others
-    lines = _lines(holders) or ["  nobody in this process"]
+    lines = _lines(holders) or ["  no connection that is known in this process"]
     error.args = (
-        f"database is locked\nBind {account.settings.name!r}: another session's"
+        f"database is locked\nBind {settings.name!r}: another session's"
         " transaction had SQLite's database locked for the whole busy timeout"
         " ('timeout' in connect_args, 5 s by default). Commit or roll back there"
-        " first; if contexts are nested, before the inner one begins. Who has it:\n"
+        " first; if contexts are nested, before the inner one begins. Held by:\n"
         + "\n".join(lines),
     )
 
@@ -73,7 +80,27 @@ def _lines(holders: t.Sequence[Holder]) -> list[str]:
     for holder in holders[:_MOST]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"
         where = f" at {holder.at}" if holder.at else ""
-        idle = ", idle in transaction" if holder.idle_in_transaction_s else ""
-        over = ", its request is over" if holder.request_over else ""
-        lines.append(f"  {who}{where}, held {holder.held_s:.1f} s{idle}{over}")
+        held = [f"held {holder.held_s:.1f} s", *states_of(holder)]
+        lines.append(f"  {who}{where}, {', '.join(held)}")
     return lines
+
+
+def states_of(holder: Holder) -> list[str]:
+    """Say what a holder does with its connection, and whether it leaked it."""
+    if holder.running_s is not None:
+        found = ["running a statement"]
+    elif holder.in_transaction is None:
+        found = ["transaction state unknown"]
+    elif not holder.in_transaction:
+        found = ["not in transaction"]
+    elif holder.idle_in_transaction_s is not None:
+        found = ["idle in transaction"]
+    else:
+        found = ["in transaction"]
+    if holder.request_over:
+        found.append("its request is over")
+    if holder.thread_alive is False:
+        found.append("its thread has ended")
+    elif holder.request_over:
+        found.append("its thread is alive")
+    return found

@@ -11,6 +11,7 @@ import threading
 import typing as t
 from threading import get_ident
 
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.native import current_greenlet
 from .._runtime.places import Places
@@ -97,7 +98,16 @@ def _report(slot: Slot, runner: int, *, refused: bool) -> SharedSession:
     # Without a view or a command, the lines tell one use from another.
     about = who if who.endpoint or who.command else (there.at, here.at)
     if ledger.first_report(("shared", about)):
-        log.warning("%s", message, extra={"scopedsession_event": "shared_session"})
+        log.warning(
+            "%s",
+            message,
+            extra=fields(
+                "shared_session",
+                endpoint=who.endpoint,
+                command=who.command,
+                threads=[each.to_dict() for each in (there, here)],
+            ),
+        )
     return SharedSession(message)
 
 

@@ -15,6 +15,7 @@ import threading
 import typing as t
 import weakref
 
+from .logs import fields
 from .logs import log
 
 
@@ -80,7 +81,7 @@ def after_fork_in_child() -> None:
                     "%r: reset after fork failed",
                     application,
                     exc_info=True,
-                    extra={"scopedsession_pid": os.getpid()},
+                    extra=fields("fork_failed"),
                 )
 
 

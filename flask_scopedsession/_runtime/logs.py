@@ -1,8 +1,9 @@
-"""The logger ``flask_scopedsession``, whose reports outlive a change of logging."""
+"""The logger ``flask_scopedsession``, and what all of its records have."""
 
 from __future__ import annotations
 
 import logging
+import os
 import typing as t
 
 if t.TYPE_CHECKING:
@@ -10,10 +11,12 @@ if t.TYPE_CHECKING:
 else:
     Adapter = logging.LoggerAdapter
 
-_NAME = "flask_scopedsession"
+_LOGGER = logging.getLogger("flask_scopedsession")
 
 #: Never used: it is disabled together with all loggers, and never on its own.
-_WITNESS = logging.getLogger(f"{_NAME}._witness")
+_WITNESS = _LOGGER.getChild("_witness")
+
+_formatter = logging.Formatter()
 
 
 class _Log(Adapter):
@@ -35,4 +38,26 @@ class _Log(Adapter):
         return msg, kwargs  # each record has fields of its own
 
 
-log = _Log(logging.getLogger(_NAME), {})
+log = _Log(_LOGGER, {})
+
+
+def fields(event: str, **more: object) -> dict[str, t.Any]:
+    """Return the fields of a record: what has happened, in which process, and more."""
+    found = {"event": event, "pid": os.getpid(), **more}
+    return {f"scopedsession_{name}": value for name, value in found.items()}
+
+
+def _introduce(record: logging.LogRecord) -> bool:
+    """Let a record say when and where, if no handler is configured that would.
+
+    Python then writes nothing but the message to stderr.
+    """
+    if not _LOGGER.hasHandlers():
+        record.msg = (
+            f"[{_formatter.formatTime(record)}] {record.levelname} in {record.name}"
+            f" (process {record.process}): {record.msg}"
+        )
+    return True
+
+
+_LOGGER.addFilter(_introduce)

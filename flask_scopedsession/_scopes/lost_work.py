@@ -14,6 +14,7 @@ from collections import Counter
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.places import Places
 from .._runtime.stacks import own_stack
@@ -28,7 +29,6 @@ from .ledger import Ledger
 from .responses import HANDLED
 from .responses import STATUS
 from .scope import described
-from .scope import Responsible
 from .scope import responsible
 from .scope import Scope
 
@@ -107,14 +107,14 @@ def report(
         return LostWork(message)
     about = (*who, place)
     if not any(about) or ledger.first_report(("lost work", *about)):
-        log.warning("%s", message, extra=_fields(who, lost))
+        log.warning(
+            "%s",
+            message,
+            extra=fields(
+                "lost_work",
+                endpoint=who.endpoint,
+                command=who.command,
+                lost=dict(lost),
+            ),
+        )
     return None
-
-
-def _fields(who: Responsible, lost: Counter[str]) -> dict[str, t.Any]:
-    return {
-        "scopedsession_event": "lost_work",
-        "scopedsession_endpoint": who.endpoint,
-        "scopedsession_command": who.command,
-        "scopedsession_lost": dict(lost),
-    }

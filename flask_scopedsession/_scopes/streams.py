@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from flask.ctx import AppContext
 
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._settings.values import is_on
 from .context import current_context
@@ -103,7 +104,7 @@ def _note_shared(ledger: Ledger, context: t.Any) -> None:
             " removed in between: one may commit what another left uncommitted. Remove"
             " the 'app.app_context().push()' at import, and wrap only the code that"
             " needs a context in 'with app.app_context():'.",
-            extra={"scopedsession_event": "shared_context"},
+            extra=fields("shared_context"),
         )
 
 

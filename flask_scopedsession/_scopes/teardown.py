@@ -11,6 +11,7 @@ from threading import get_ident
 from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.orm import Session
 
+from .._runtime.logs import fields
 from .._runtime.logs import log
 from ..errors import SessionRemoved
 from .context import Context
@@ -59,7 +60,8 @@ def end_scope(
             sessions.pop(name, None)
             if failure is not None:
                 text = "session: close() failed in teardown"
-                log.warning(text, exc_info=without_context(failure, error))
+                cause = without_context(failure, error)
+                log.warning(text, exc_info=cause, extra=fields("end_failed"))
                 if not isinstance(failure, Exception):
                     raising = raising or failure
     finally:
@@ -77,7 +79,8 @@ def _unflushed(session: Session) -> Counter[str]:
         return unflushed(session)
     except Exception as problem:  # the user's own types, maybe
         text = "session: cannot tell what it changed"
-        log.warning(text, exc_info=without_context(problem, None))
+        cause = without_context(problem, None)
+        log.warning(text, exc_info=cause, extra=fields("end_failed"))
     return Counter()
 
 
@@ -97,7 +100,8 @@ def close_forgotten(ledger: Ledger, scope: Scope) -> None:
     under_way = sys.exc_info()[1]
     for failure in close_sessions(ledger, scope):
         text = "a scope that was never torn down: close() failed"
-        log.warning(text, exc_info=without_context(failure, under_way))
+        cause = without_context(failure, under_way)
+        log.warning(text, exc_info=cause, extra=fields("end_failed"))
 
 
 def close_session(
@@ -172,7 +176,8 @@ def _throw_away(connection: t.Any, under_way: BaseException) -> None:
         pass  # it was returned
     except Exception as error:
         text = "session: cannot throw a connection away"
-        log.warning(text, exc_info=without_context(error, under_way))
+        cause = without_context(error, under_way)
+        log.warning(text, exc_info=cause, extra=fields("end_failed"))
 
 
 def without_context(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .._format import count
 from .._format import duration
 from .._format import number
+from .._pools.explanations import states_of
 from ..snapshot import Histogram
 from ..snapshot import Holder
 from ..snapshot import PoolSnapshot
@@ -284,23 +285,7 @@ def _details(one: Holder | Waiter) -> list[str]:
             return []
         place = [f"checked out at {one.holds_from}"] if one.holds_from else []
         return ["self-deadlock: its own thread holds a connection", *place]
-    if one.running_s is not None:
-        found = ["running a statement"]
-    elif one.in_transaction is None:
-        found = ["transaction state unknown"]
-    elif not one.in_transaction:
-        found = ["not in transaction"]
-    elif one.idle_in_transaction_s is not None:
-        found = ["idle in transaction"]
-    else:
-        found = ["in transaction"]
-    if one.request_over:
-        found.append("its request is over")
-    if one.thread_alive is False:
-        found.append("its thread has ended")
-    elif one.request_over:
-        found.append("its thread is alive")
-    return found
+    return states_of(one)
 
 
 def _numbers(page: Page, holder: Holder) -> None:

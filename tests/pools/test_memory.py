@@ -18,6 +18,7 @@ from models import User
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import func
+from sqlalchemy import insert
 from sqlalchemy import inspect
 from sqlalchemy import make_url
 from sqlalchemy import select
@@ -237,15 +238,22 @@ def test_a_reader_that_keeps_others_from_a_commit(
 def test_a_locked_file_is_explained(
     make: MakeApp, db: ScopedSession, sqlite_url: str
 ) -> None:
-    """As well; if nobody in this process has it locked, the error says that."""
-    app = make(sqlite_url)
+    """As well; whoever has it may be outside, or hold it through another bind."""
+    app = make(sqlite_url, SQLALCHEMY_BINDS={"audit": sqlite_url})
     other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
     other.execute("INSERT INTO user (name) VALUES ('ed')")
     with app.app_context():
         db.session.add(User(name="al"))
-        with pytest.raises(OperationalError, match="  nobody in this process\n"):
+        with pytest.raises(OperationalError, match="is known in this process\n"):
             db.session.commit()
         other.close()
+        db.session.rollback()
+        audit = db.get_session("audit")
+        audit.execute(insert(User).values(name="ed"))
+        db.session.add(User(name="al"))
+        with pytest.raises(OperationalError, match="  MainThread at .*, idle in tra"):
+            db.session.commit()
+        audit.rollback()
         db.session.rollback()
 
 
