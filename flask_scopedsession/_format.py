@@ -39,6 +39,20 @@ def some(items: Sequence[str], most: int = 5) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+_PLACES = {"checkout": "checked out at ", "view": "defined at "}
+
+#: Explains "defined at".
+UNRECORDED = (
+    "Where a connection was checked out is known from the second leak of its view on,"
+    " or always with SCOPEDSESSION_STACKS=True."
+)
+
+
+def place(at: str, at_is: str | None) -> str:
+    """Write a holder's line, and what it is unless its thread is there now."""
+    return _PLACES.get(at_is or "", "") + at
+
+
 def percent(share: float) -> str:
     """Write a share of 1 in percent; a tiny share is not written as 0: ``2.1 %``."""
     value = 100.0 * share

@@ -1,4 +1,4 @@
-"""Account and ledger to snapshot. It reads, and changes nothing.
+"""Account and ledger to snapshot. It changes nothing of them but what is recorded next.
 
 It sends no query, loads no attribute, takes no lock of a pool, and keeps no reference
 that outlives the reading. What it iterates over is copied first, in one operation of
@@ -206,6 +206,8 @@ class Reader:
         in_transaction = _is_open(slot)
         over, alive = scope.over, scope.thread_alive
         at, at_is = self._locate(scope, stacks, alive and not over, slot.stack)
+        if at_is == "view":
+            slot.account.record_checkouts(scope)
         return Holder(
             connection=slot.number,
             backend_pid=slot.backend_pid,
@@ -236,14 +238,14 @@ class Reader:
         :param goes_on: The scope and its thread had not ended when the stacks were
             read; else the thread's may be that of another.
         """
-        kind: HolderPlace
         if goes_on:
-            at, kind = self._places.innermost(stacks.get(id(scope), ())), "now"
-        elif recorded is not None:
-            at, kind = self._places.innermost(recorded), "checkout"
-        else:
-            at, kind = self._definition(scope), "view"
-        return at, None if at is None else kind
+            at = self._places.innermost(stacks.get(id(scope), ()))
+            return at, None if at is None else "now"
+        at = self._places.innermost(recorded or ())
+        if at is not None:
+            return at, "checkout"
+        at = self._definition(scope)
+        return at, None if at is None else "view"
 
     def _definition(self, scope: Scope) -> str | None:
         """Return where the scope's view is defined, if that can be found out."""

@@ -44,6 +44,10 @@ SLOT = "flask_scopedsession"
 _NOBODY = SimpleNamespace(statements=0)
 
 
+def _view(scope: Scope) -> str | None:
+    return scope.command if scope.rule is None else scope.rule.endpoint
+
+
 class Slot:
     """What is known of one DBAPI connection, from its connect to its close.
 
@@ -226,9 +230,9 @@ class PoolAccount:
         self.dialect: t.Any = None
         self.listens_only = False
         """A ready-made pool of the user's: its waits and timeouts are unknown."""
-        self.nesting: set[str] = set()
-        """Views that have asked for a connection while they held one. The line where
-        they check one out is recorded, in case that they wait for themselves."""
+        self.recorded: set[str | None] = set()
+        """Views and commands whose checkouts are recorded: they have leaked a
+        connection, or asked for one while they held another."""
         self.hands_out_again = False
         """Whether the pool hands out a connection that is checked out, as StaticPool
         does. It counts for the first scope."""
@@ -281,7 +285,7 @@ class PoolAccount:
         used.add(slot)
         if len(used) > meters.used.now:
             meters.used.now = len(used)
-        if (self.stacks or self.nesting) and self.keeps_stack(scope):
+        if self.stacks or (self.recorded and _view(scope) in self.recorded):
             slot.stack = own_stack(3)
             slot.keeps_more = True
 
@@ -310,15 +314,11 @@ class PoolAccount:
         if slot.writes is not None:
             slot.forget_writes()
 
-    def note_nesting(self, scope: Scope) -> None:
-        """Note that a view asks for a connection while it holds one."""
-        if scope.rule is not None:
-            self.nesting.add(scope.rule.endpoint)
-
-    def keeps_stack(self, scope: Scope) -> bool:
-        """Whether the place of a checkout is to be recorded."""
-        rule = scope.rule
-        return self.stacks or (rule is not None and rule.endpoint in self.nesting)
+    def record_checkouts(self, scope: Scope) -> None:
+        """Record from now on where a scope's view or command checks connections out."""
+        view = _view(scope)
+        if view is not None:
+            self.recorded.add(view)
 
     def note_connecting(self) -> None:
         """Note that the calling thread opens or tests a connection."""

@@ -7,6 +7,8 @@ import typing as t
 from time import perf_counter
 
 from .._format import count
+from .._format import place
+from .._format import UNRECORDED
 from .._runtime.logs import fields
 from .._runtime.logs import log
 
@@ -79,9 +81,12 @@ def _lines(holders: t.Sequence[Holder]) -> list[str]:
     lines = []
     for holder in holders[:_MOST]:
         who = holder.endpoint or holder.command or holder.thread or "unknown"
-        where = f" at {holder.at}" if holder.at else ""
+        at = "at " if holder.at_is == "now" else ""
+        where = f" {at}{place(holder.at, holder.at_is)}" if holder.at else ""
         held = [f"held {holder.held_s:.1f} s", *states_of(holder)]
         lines.append(f"  {who}{where}, {', '.join(held)}")
+    if any(holder.at_is == "view" for holder in holders[:_MOST]):
+        lines.append(f"  {UNRECORDED}")
     return lines
 
 

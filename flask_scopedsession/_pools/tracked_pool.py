@@ -73,7 +73,7 @@ class TrackedPool(Pool):
             scope = account.ledger.user()
         before = scope.last
         if before is not None and before.scope is scope and before.account is account:
-            account.note_nesting(scope)
+            account.record_checkouts(scope)
         waiting: Waiting | None = None
         since = now = perf_counter()
         try:

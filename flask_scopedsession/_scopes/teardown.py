@@ -64,6 +64,8 @@ def end_scope(
                 log.warning(text, exc_info=cause, extra=fields("end_failed"))
                 if not isinstance(failure, Exception):
                     raising = raising or failure
+        if scope.last is not None and scope.last.scope is scope:
+            scope.last.account.record_checkouts(scope)  # it is leaked
     finally:
         if ledger.ending:
             ledger.ending.pop(get_ident(), None)

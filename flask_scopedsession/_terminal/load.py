@@ -23,6 +23,7 @@ from .page import Page
 from .sections import ago
 from .sections import by_bind
 from .sections import label
+from .sections import place_of
 
 #: How many views and groups of holders are named for a pool with waiters.
 _VIEWS = 3
@@ -116,7 +117,7 @@ def _last_timeout(page: Page, survey: Survey, pools: Iterable[PoolSnapshot]) -> 
 def _holders_then(timeout: PoolTimeout) -> list[str]:
     groups: dict[tuple[str, str | None], list[Holder]] = {}
     for holder in timeout.holders:
-        groups.setdefault((label(holder), holder.at), []).append(holder)
+        groups.setdefault((label(holder), place_of(holder)), []).append(holder)
     said = []
     for (view, at), holders in list(groups.items())[:_VIEWS]:
         longest = duration(max(holder.held_s for holder in holders))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .._format import count
 from .._format import duration
 from .._format import number
+from .._format import UNRECORDED
 from .._pools.explanations import states_of
 from ..snapshot import Histogram
 from ..snapshot import Holder
@@ -27,6 +28,7 @@ from .sections import absent_workers
 from .sections import by_bind
 from .sections import label
 from .sections import pids_of
+from .sections import place_of
 from .sections import start
 
 #: More healthy workers than this are counted in one line.
@@ -249,7 +251,7 @@ def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
         view = f"{len(members)}× {label(one)}"
         page.parts(
             [
-                *([view, f"{one.at},"] if one.at else [f"{view},"]),
+                *([view, f"{place_of(one)},"] if one.at else [f"{view},"]),
                 *_parts(one, several=len(members) > 1),
                 f"· bind {pool.bind}",
                 f"· {pids_of(worker for worker, _, _ in members)}",
@@ -260,6 +262,8 @@ def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
             _numbers(page, one)
     if len(groups) > len(shown):
         page.line(f"  and {len(groups) - len(shown)} more; --verbose lists them")
+    if any(getattr(one, "at_is", None) == "view" for ((_, _, one), *_) in shown):
+        page.parts(UNRECORDED.split(), indent=2)
 
 
 def _seconds(one: Holder | Waiter) -> float:

@@ -9,9 +9,12 @@ from datetime import datetime
 from .._format import count
 from .._format import duration
 from .._format import number
+from .._format import place
 from .._format import some
+from ..snapshot import Holder
 from ..snapshot import PoolSnapshot
 from ..snapshot import Survey
+from ..snapshot import Waiter
 from ..snapshot import WorkerSnapshot
 from .page import Page
 
@@ -171,6 +174,11 @@ def label(reading: Activity) -> str:
     # A sum over several threads has no thread.
     thread = getattr(reading, "thread", "")
     return "others" if thread == "" else f"thread {thread or 'unknown'}"
+
+
+def place_of(one: Holder | Waiter) -> str | None:
+    """Return a holder's or waiter's line, and what it is."""
+    return one.at and place(one.at, getattr(one, "at_is", None))
 
 
 def pids_of(workers: Iterable[WorkerSnapshot]) -> str:

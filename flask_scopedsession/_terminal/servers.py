@@ -14,6 +14,7 @@ from ..snapshot._servers import ServerView
 from ..snapshot._servers import Unclaimed
 from .page import Page
 from .sections import label
+from .sections import place_of
 
 #: Dialects of databases whose server can be asked.
 _SERVERS = frozenset({"postgresql", "mysql", "mariadb"})
@@ -82,7 +83,7 @@ def _row(each: ServerConnection) -> list[str]:
     return [
         number(each.pid),
         str(each.backend_pid),
-        " ".join(filter(None, [label(each.holder), each.holder.at]))
+        " ".join(filter(None, [label(each.holder), place_of(each.holder)]))
         if each.holder is not None
         else "in the pool",
         each.state or "-",
@@ -171,7 +172,7 @@ def _name(each: ServerConnection) -> list[str]:
     """Name a connection by worker, view and line, or by what the server knows."""
     pid = f"pid {each.pid} " if each.pid is not None else ""
     if each.holder is not None:
-        parts = [pid + label(each.holder), *filter(None, [each.holder.at])]
+        parts = [pid + label(each.holder), *filter(None, [place_of(each.holder)])]
     elif each.pid is not None:
         parts = [f"{pid}in its pool"]
     elif each.backend_pid == 0:

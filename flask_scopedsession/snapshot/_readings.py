@@ -90,7 +90,7 @@ class Holder(Origin):
     is."""
     stack: tuple[str, ...] | None = None
     """Lines of the application from which it was checked out, innermost first; null
-    unless ``SCOPEDSESSION_STACKS`` is on."""
+    unless ``SCOPEDSESSION_STACKS`` is on, or its view has leaked one before."""
     session: int | None = None
     """The number of the session that uses it, see :class:`SessionSnapshot`; null if
     none does."""

@@ -369,6 +369,25 @@ def test_a_leak_is_said_to_be_one() -> None:
     assert "held 3.0 s, in transaction, its request is over" in text
 
 
+def test_what_the_line_of_a_leak_is() -> None:
+    """Where the view begins must not look like the guilty line."""
+    holders = (
+        a_holder(3.0, request_over=True, at_is="view"),
+        a_holder(2.0, request_over=True, at="shop/views.py:91 show", at_is="checkout"),
+        a_holder(1.0, at_is="now"),
+    )
+    late = a_timeout(holders=holders, endpoint=None)
+    pool = a_pool(held_long=1, holders=holders, timeouts_60s=1, recent_timeouts=(late,))
+    text = render_pools(a_survey(a_worker(7, [pool])))
+    assert text.count("1× orders.show defined at shop/views.py:88 show, longest") == 1
+    assert "1× orders.show checked out at shop/views.py:91 show, held 2.0 s" in text
+    assert "1× orders.show shop/views.py:88 show, held 1.0 s" in text
+    hint = " ".join(text.split())
+    assert "known from the second leak of its view on, or always with" in hint
+    known = a_pool(held_long=1, holders=holders[1:])
+    assert "second leak" not in render_pools(a_survey(a_worker(7, [known])))
+
+
 def test_holders_are_grouped() -> None:
     """Grouped by bind, view, line and state, across workers."""
     pools = [

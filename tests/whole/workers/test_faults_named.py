@@ -80,8 +80,8 @@ def test_a_connection_kept_in_a_global(
     group.get("/leak", on=guilty)
     time.sleep(0.3)
     assert re.search(
-        rf"1× leak {re.escape(defined('leak'))}, held [\d.]+ m?s, idle in transaction"
-        rf" for [\d.]+ m?s, its request is over, its thread is alive"
+        rf"1× leak defined at {re.escape(defined('leak'))}, held [\d.]+ m?s, idle in"
+        rf" transaction for [\d.]+ m?s, its request is over, its thread is alive"
         rf" · bind default · pid {guilty}\n",
         pool_status(run_cli),
     )
