@@ -14,7 +14,7 @@ else:
 _LOGGER = logging.getLogger("flask_scopedsession")
 
 #: Never used: it is disabled together with all loggers, and never on its own.
-_WITNESS = _LOGGER.getChild("_witness")
+_WITNESS = _LOGGER.getChild("witness")
 
 _formatter = logging.Formatter()
 

@@ -145,7 +145,8 @@ def _rows(
     for silent in survey.silent:
         if silent.id not in reported:
             state = "stopped" if silent.reason == "stopped" else "unresponsive"
-            rows.append([str(silent.pid), state, *"--------"])
+            unknown = ["-"] * (len(_COLUMNS) - 2)
+            rows.append([str(silent.pid), state, *unknown])
     rows.sort(key=lambda row: _STATES.index(row[1]))
     return rows
 
