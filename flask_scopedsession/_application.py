@@ -34,8 +34,9 @@ from ._scopes.teardown import close_forgotten
 from ._scopes.teardown import end_scope
 from ._sessions.factory import AppSessionmaker
 from ._sessions.factory import refuse_wrong_options
+from ._sessions.models import Models
 from ._sessions.registry import Registry
-from ._sessions.routing import Models
+from ._sessions.routing import routed
 from ._settings.binds import changed_bind
 from ._settings.config import DEFAULT_BIND
 from ._settings.keys import changed_keys
@@ -72,15 +73,10 @@ def _keep_for_ever() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))
 
 
-class _CheckedSessionmaker:
-    """Stands for ``Application.sessionmaker`` until the instance has a value."""
-
-    def __get__(self, instance: Application, owner: object) -> AppSessionmaker:
-        return instance.checked_sessionmaker()
-
-
 class Application:
     """One application's settings, engines, sessions and scopes."""
+
+    sessionmaker: AppSessionmaker
 
     def __init__(
         self,
@@ -135,16 +131,10 @@ class Application:
         self.accounts = accounts if settings.tracking else {}
         """By bind; empty if tracking is off."""
         self.ledger.accounts.extend(self.accounts.values())
-        self._maker = template.of(
-            self.ledger,
-            {
-                **options,
-                "bind": self.engines.get(DEFAULT_BIND),
-                "binds": {
-                    target: self.engines[name] for target, name in models.binds.items()
-                },
-            },
-        )
+        self._models = models
+        self._template = template
+        self._session_options = {**options, "bind": self.engines.get(DEFAULT_BIND)}
+        self._maker: AppSessionmaker | None = None
         self.live = LiveView(
             app,
             settings,
@@ -162,13 +152,14 @@ class Application:
         # An app that is dropped takes its connections along, as a file does.
         weakref.finalize(app, dispose_all, self.engines.values()).atexit = False
 
-    sessionmaker: AppSessionmaker = t.cast(t.Any, _CheckedSessionmaker())
-    """Makes the sessions.
+    def __getattr__(self, name: str) -> AppSessionmaker:
+        # Not a cached_property: it has a lock before Python 3.12, and a fork could
+        # leave that locked.
+        if name != "sessionmaker":
+            raise AttributeError(name)
+        return self._checked_sessionmaker()
 
-    :raises ConfigError: The configuration names another database by now.
-    """
-
-    def checked_sessionmaker(self) -> AppSessionmaker:
+    def _checked_sessionmaker(self) -> AppSessionmaker:
         """Look at the configuration again, and return what makes the sessions.
 
         Once only, since requests should not pay for it; but tests change the
@@ -187,9 +178,21 @@ class Application:
                 ", ".join(late),
                 extra=fields("configuration"),
             )
+        maker = self._maker
+        if maker is None:
+            # Another thread may have been faster.
+            maker = self._maker = self._maker or self._new_sessionmaker()
         if not is_on(config, "TESTING"):
-            self.sessionmaker = self._maker
-        return self._maker
+            self.sessionmaker = maker
+        return maker
+
+    def _new_sessionmaker(self) -> AppSessionmaker:
+        """Make it when it is first used, as models are known then."""
+        class_ = self._template.class_
+        # With one database for all, get_bind() stays SQLAlchemy's.
+        if set(self.engines) != {DEFAULT_BIND} or self._models.refresh().says_binds:
+            class_ = routed(class_, self._models, self.engines)
+        return self._template.of(self.ledger, self._session_options, class_)
 
     def check_unchanged(self) -> None:
         """Refuse to work on a database that is no longer the configured one.

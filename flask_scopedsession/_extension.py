@@ -6,6 +6,7 @@ import os
 import typing as t
 import weakref
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Mapping
 from os import getpid
@@ -31,11 +32,11 @@ from ._scopes.kinds import OfKey
 from ._scopes.kinds import OfThread
 from ._sessions.factory import AppSessionmaker
 from ._sessions.factory import Factory
+from ._sessions.models import Models
 from ._sessions.registry import OUTSIDE
 from ._sessions.registry import Registry
 from ._sessions.registry import scope_context
 from ._sessions.registry import Sessions
-from ._sessions.routing import Models
 from ._settings.config import DEFAULT_BIND
 from ._settings.config import read_settings
 from ._settings.options import session_options as parsed_session_options
@@ -53,6 +54,8 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy import MetaData
     from sqlalchemy import Table
+    from sqlalchemy.orm import Mapper
+    from sqlalchemy.sql.expression import TableClause
     from typing_extensions import TypeVar
 
     from .snapshot import Survey
@@ -64,7 +67,11 @@ else:
     S = t.TypeVar("S", bound=Session)
 
 
-BindTarget = t.Union["type[t.Any]", "Table"]
+BindTarget = t.Union["type[t.Any]", "Mapper[t.Any]", "TableClause", "MetaData"]
+BindNames = t.Union[str, "Collection[str | None]", None]
+
+#: Flask-SQLAlchemy's name for all binds.
+ALL = "__all__"
 
 
 class ScopedSession(t.Generic[S]):
@@ -73,7 +80,9 @@ class ScopedSession(t.Generic[S]):
     :param app: Calls :meth:`init_app` at once.
     :param model_class: The application's declarative base; gives :attr:`Model`,
         :attr:`metadata`, :meth:`create_all`.
-    :param binds: A base, model or table, and the name of the bind it lives in.
+    :param binds: A base, mixin, model, mapper, table or metadata, and the name of the
+        bind it lives in. ``__bind_key__`` of a class and ``info={"bind_key": ...}`` of
+        a table or metadata mean the same.
     :param engine_options: Defaults for every bind; ``app.config`` wins.
     :param session_options: For the sessionmaker; ``class_`` is given here and
         nowhere else.
@@ -234,13 +243,16 @@ class ScopedSession(t.Generic[S]):
         return self._engine(self._databases("get_engine()"), bind or DEFAULT_BIND)
 
     @staticmethod
-    def _engine(application: Application, bind: str) -> Engine:
+    def _engine(
+        application: Application, bind: str, table: str | None = None
+    ) -> Engine:
         try:
             return application.engines[bind]
         except KeyError:
+            where = f", where the table {table!r} belongs" if table else ""
             raise UnknownBind(
-                f"There is no bind {bind!r}. Add it to SQLALCHEMY_BINDS; there are"
-                f" {sorted(application.engines)}."
+                f"There is no bind {bind!r}{where}. Add it to SQLALCHEMY_BINDS; there"
+                f" are {sorted(application.engines)}."
             ) from None
 
     # -- models ----------------------------------------------------------------
@@ -252,43 +264,87 @@ class ScopedSession(t.Generic[S]):
 
     @property
     def metadata(self) -> MetaData:
-        """The metadata of the default bind."""
+        """The metadata of `model_class`."""
         return t.cast("MetaData", self.Model.metadata)
 
     @property
     def metadatas(self) -> Mapping[str | None, MetaData]:
-        """The metadata of each bind that has one; ``None`` is the default bind."""
-        return self._models.metadatas
+        """One metadata for each bind, with the tables that live there.
 
-    def create_all(self, bind: str | None = None) -> None:
+        ``None`` is the default bind. A base's own metadata if these are exactly its
+        tables, else a copy of them, for tools such as Alembic.
+
+        :raises ConfigError: The place of a table is contradictory, or a bind has two
+            tables of one name.
+        """
+        try:
+            configured = self._current("metadatas").engines
+        except (OutsideContext, AppNotInitialized):
+            configured = {}
+        return self._models.metadatas(configured)
+
+    def create_all(self, bind: BindNames = None, *, bind_key: BindNames = ALL) -> None:
         """Create the tables that do not exist yet.
 
-        :param bind: The tables of one bind; ``None`` for those of all binds.
-        :raises ConfigError: Another database was configured after :meth:`init_app`.
+        :param bind: The tables of one bind, or of several; ``None`` for all.
+        :param bind_key: The same as Flask-SQLAlchemy has it: ``None`` for the default
+            bind, ``"__all__"`` for all.
         :raises UnknownBind: No such bind is configured.
+        :raises ConfigError: The place of a table is contradictory, or another database
+            was configured after :meth:`init_app`.
         """
-        for metadata, engine, tables in self._tables("create_all()", bind):
+        for metadata, engine, tables in self._tables("create_all()", bind, bind_key):
             metadata.create_all(engine, tables=tables)
 
-    def drop_all(self, bind: str | None = None) -> None:
+    def drop_all(self, bind: BindNames = None, *, bind_key: BindNames = ALL) -> None:
         """Drop the tables.
 
-        :param bind: The tables of one bind; ``None`` for those of all binds.
-        :raises ConfigError: Another database was configured after :meth:`init_app`.
-        :raises UnknownBind: No such bind is configured.
+        The arguments and errors are those of :meth:`create_all`.
         """
-        for metadata, engine, tables in self._tables("drop_all()", bind):
+        for metadata, engine, tables in self._tables("drop_all()", bind, bind_key):
             metadata.drop_all(engine, tables=tables)
 
+    def reflect(self, bind: BindNames = None, *, bind_key: BindNames = ALL) -> None:
+        """Load the definitions of tables that no model has from the databases.
+
+        They are then in :attr:`metadatas`. The arguments and errors are those of
+        :meth:`create_all`.
+        """
+        application = self._databases("reflect()")
+        names = self._names(application, bind, bind_key)
+        for name in application.engines if names is None else names:
+            self._models.reflect(name, application.engines[name])
+
     def _tables(
-        self, what: str, bind: str | None
-    ) -> t.Iterator[tuple[MetaData, Engine, list[Table]]]:
+        self, what: str, bind: BindNames, bind_key: BindNames
+    ) -> list[tuple[MetaData, Engine, list[Table]]]:
         application = self._databases(what)
-        if bind is not None:
-            self._engine(application, bind)
-        for metadata, name, tables in self._models.tables():
-            if bind in (None, name):
-                yield metadata, self._engine(application, name), tables
+        names = self._names(application, bind, bind_key)
+        return [
+            (metadata, self._engine(application, name, tables[0].key), tables)
+            for metadata, name, tables in self._models.tables()
+            if names is None or name in names
+        ]
+
+    def _names(
+        self, application: Application, bind: BindNames, bind_key: BindNames
+    ) -> list[str] | None:
+        """Return the names of the binds that were asked for, or ``None`` for all."""
+        if bind_key != ALL:
+            if bind is not None:
+                raise ConfigError("Give bind or bind_key, and not both.")
+            bind = DEFAULT_BIND if bind_key is None else bind_key
+        if bind is None or bind == ALL:
+            return None
+        given: t.Any = [bind] if isinstance(bind, str) else bind
+        if not isinstance(given, Collection) or not all(
+            name is None or isinstance(name, str) for name in given
+        ):
+            raise ConfigError("bind must be a bind's name, or a list of names.")
+        names = [DEFAULT_BIND if name is None else name for name in given]
+        for name in names:
+            self._engine(application, name)
+        return names
 
     # -- the live view ---------------------------------------------------------
 

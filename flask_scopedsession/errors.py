@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "ControlError",
     "LostWork",
+    "MixedBinds",
     "OutsideContext",
     "PingError",
     "ScopedSessionError",
@@ -66,6 +67,14 @@ class UnknownBind(ScopedSessionError, LookupError):
 
     The message lists the binds that are. Add the missing one to ``SQLALCHEMY_BINDS``,
     or correct the name.
+    """
+
+
+class MixedBinds(ScopedSessionError, InvalidRequestError):
+    """A statement uses tables of several databases, and can be sent to none.
+
+    The message has a table or model of each. Use one statement for each database, or
+    pass ``bind_arguments={"bind": engine}`` if one of them has all the tables.
     """
 
 

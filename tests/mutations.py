@@ -527,6 +527,64 @@ def abandon(slot: Slot, connection: t.Any) -> None:
         """,
     ),
     mutation(
+        "routing: a union or function goes to the default database",
+        Change(
+            "flask_scopedsession._sessions.routing:_pass_statement",
+            "if not state.bind_arguments:",
+            "if ():",
+        ),
+        tests="""
+        sessions/test_routing.py test_orm_statements
+        sessions/test_routing_at_random.py test_all_agree
+        """,
+    ),
+    mutation(
+        "routing: columns do not say where their table is",
+        Change(
+            "flask_scopedsession._sessions.models:Models.of_statement",
+            "each.table if isinstance(each, ColumnClause) else each",
+            "each",
+        ),
+        tests="""
+        sessions/test_routing.py test_orm_statements
+          test_two_databases_in_one_statement
+        """,
+    ),
+    mutation(
+        "routing: one of two databases gets the statement",
+        Change(
+            "flask_scopedsession._sessions.routing:Routed._routed",
+            "if len(targets) > 1 and not _one_database(targets.values()):",
+            "if ():",
+        ),
+        tests="""
+        sessions/test_routing.py test_two_databases_in_one_statement
+        """,
+    ),
+    mutation(
+        "routing: nobody looks at children and association tables",
+        Change(
+            "flask_scopedsession._sessions.models:Models._of_used",
+            "catalogue.refuse_split(mapper)",
+            "pass",
+        ),
+        tests="""
+        sessions/test_routing.py test_a_relationship_between_two_databases
+          test_a_child_cannot_leave_its_parent
+        """,
+    ),
+    mutation(
+        "routing: an unknown bind goes unnoticed with one database",
+        Change(
+            "flask_scopedsession._application:Application._new_sessionmaker",
+            " or self._models.refresh().says_binds",
+            "",
+        ),
+        tests="""
+        sessions/test_routing.py test_a_bind_that_is_not_configured
+        """,
+    ),
+    mutation(
         "session: connections stay out when close() fails",
         Change(
             "flask_scopedsession._scopes.teardown:close_session",

@@ -27,12 +27,16 @@ class AppSessionmaker(sessionmaker[t.Any]):
             self.ledger.unscoped[session] = self.ledger.user()
         return session
 
-    def of(self, ledger: Ledger, options: Mapping[str, t.Any]) -> AppSessionmaker:
-        """Return one for an application, for sessions of the very same class.
+    def of(
+        self, ledger: Ledger, options: Mapping[str, t.Any], class_: type[t.Any]
+    ) -> AppSessionmaker:
+        """Return one for an application.
 
-        ``event.listen(db.session, ...)`` listens to that class.
+        :param class_: This one's class, to which ``event.listen(db.session, ...)``
+            listens, or a subclass.
         """
         made = copy(self)
+        made.class_ = class_
         made.kw = {**self.kw, **options}
         made.ledger = ledger
         return made

@@ -1,117 +1,112 @@
-"""Which model or table lives in which bind."""
+"""Sessions that use the bind where a model or table is."""
 
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Iterable
 from collections.abc import Mapping
-from types import MappingProxyType
 
-import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import ORMExecuteState
+from sqlalchemy.orm import Session
 
 from .._settings.config import DEFAULT_BIND
-from .._settings.values import kind
-from ..errors import ConfigError
-from ..errors import SetupError
+from .._settings.urls import in_memory
+from ..errors import MixedBinds
+from ..errors import UnknownBind
+from .models import Models
 
 if t.TYPE_CHECKING:
-    from sqlalchemy import MetaData
-    from sqlalchemy import Table
+    from sqlalchemy import Connection
+    from sqlalchemy import Engine
 
 
-class Models:
-    """The base given as ``model_class``, and what ``binds`` places elsewhere."""
+class Routed(Session):
+    """A session that uses the bind where a model or table is.
 
-    def __init__(self, model_class: t.Any, binds: t.Any) -> None:
-        if model_class is not None and not hasattr(model_class, "metadata"):
-            raise ConfigError(
-                "model_class must be a declarative base: a subclass of"
-                " sqlalchemy.orm.DeclarativeBase."
-            )
-        if not isinstance(binds, Mapping):
-            raise ConfigError(f"binds must be a dict, not {kind(binds)}.")
-        for target, name in binds.items():
-            if not hasattr(target, "metadata") or not isinstance(name, str):
-                raise ConfigError(
-                    "binds must map a base, a model or a table to a bind's name."
-                )
-        self._model_class = model_class
-        self.binds: dict[t.Any, str] = dict(binds)
+    ``get_bind()`` is SQLAlchemy's own hook for this. That of a session class of the
+    application comes first, and reaches this one by ``super()``.
+    """
 
-    @property
-    def model_class(self) -> type[t.Any]:
-        """The application's declarative base.
+    # Long names, as a session class of the application may have any.
+    _scopedsession_models: t.ClassVar[Models]
+    _scopedsession_engines: t.ClassVar[Mapping[str, Engine]]
 
-        :raises SetupError: None was given.
+    def __init__(self, *args: t.Any, **kw: t.Any) -> None:
+        super().__init__(*args, **kw)
+        # Whoever gives binds to a session wants those and no others.
+        self.__placed = kw.get("binds") is not None
+
+    def get_bind(
+        self,
+        mapper: t.Any = None,
+        *,
+        clause: t.Any = None,
+        bind: t.Any = None,
+        **kw: t.Any,
+    ) -> Engine | Connection:
+        """Return the engine or connection for a model or statement.
+
+        :raises MixedBinds: The statement needs two databases.
+        :raises UnknownBind: The bind is not configured.
+        :raises ConfigError: It is contradictory where the model is.
         """
-        if self._model_class is None:
-            raise SetupError(
-                "There is no model class. Create ScopedSession(model_class=Base) with"
-                " your DeclarativeBase."
+        if bind is not None or self.__placed:
+            return super().get_bind(mapper, clause=clause, bind=bind, **kw)
+        try:
+            usual = super().get_bind(mapper, clause=clause, **kw)
+        except UnboundExecutionError:
+            if (found := self._routed(mapper, clause)) is None:
+                raise
+            return found
+        # What bind_mapper() and bind_table() say of this session counts more.
+        return (
+            usual if usual is not self.bind else self._routed(mapper, clause) or usual
+        )
+
+    def _routed(self, mapper: t.Any, clause: t.Any) -> Engine | Connection | None:
+        """Return where a model or statement belongs; ``None``: the default bind."""
+        engines = self._scopedsession_engines
+        found = self._scopedsession_models.of_statement(mapper, clause)
+        targets = {}
+        for name, what in found.items():
+            target = self.bind if name == DEFAULT_BIND else engines.get(name)
+            if target is None and name != DEFAULT_BIND:
+                raise UnknownBind(
+                    f"There is no bind {name!r}, where {what!r} belongs. Add it to"
+                    f" SQLALCHEMY_BINDS; there are {sorted(engines)}."
+                )
+            targets[name] = target
+        if len(targets) > 1 and not _one_database(targets.values()):
+            places = ", ".join(f"{found[name]!r} in {name!r}" for name in found)
+            raise MixedBinds(
+                f"The statement uses tables of several databases: {places}. Use one"
+                " statement for each. If one database has them all, name it:"
+                " bind_arguments={'bind': db.get_engine(name)}."
             )
-        return t.cast("type[t.Any]", self._model_class)
+        return next(iter(targets.values()), None)
 
-    @property
-    def metadatas(self) -> Mapping[str | None, MetaData]:
-        """The metadata of each bind that has one of its own; ``None``: the default."""
-        found: dict[str | None, MetaData] = {}
-        if self._model_class is not None:
-            found[None] = self._model_class.metadata
-        for target, name in self.binds.items():
-            if target.metadata is not found.get(None):
-                found[None if name == DEFAULT_BIND else name] = target.metadata
-        return MappingProxyType(found)
 
-    def names(self) -> Mapping[str, str]:
-        """Return the model of each table that has exactly one, by the table's name."""
-        registry = getattr(self._model_class, "registry", None)
-        found: dict[str, str] = {}
-        shared: set[str] = set()
-        for mapper in () if registry is None else registry.mappers:
-            name = getattr(mapper.local_table, "name", None)
-            if name in found:
-                shared.add(name)
-            elif name is not None:
-                found[name] = mapper.class_.__name__
-        return {name: found[name] for name in found if name not in shared}
+@event.listens_for(Routed, "do_orm_execute")
+def _pass_statement(state: ORMExecuteState) -> None:
+    """Pass unions and functions to ``get_bind()``, as the ORM does with the rest."""
+    if not state.bind_arguments:
+        state.bind_arguments["clause"] = state.statement
 
-    def tables(self) -> Iterator[tuple[MetaData, str, list[Table]]]:
-        """Yield each metadata with each bind, and its tables that live there."""
-        metadatas = [target.metadata for target in self.binds]
-        if self._model_class is not None or not metadatas:
-            metadatas.insert(0, self.model_class.metadata)
-        homes = self._homes()
-        for metadata in {id(each): each for each in metadatas}.values():
-            by_bind: dict[str, list[Table]] = {}
-            for table in metadata.sorted_tables:
-                by_bind.setdefault(homes.get(table, DEFAULT_BIND), []).append(table)
-            for name, tables in by_bind.items():
-                yield metadata, name, tables
 
-    def _homes(self) -> dict[Table, str]:
-        """Return the bind of every table that is not in the default one."""
-        homes: dict[Table, str] = {}
-        bases = []
-        for target, name in self.binds.items():
-            if isinstance(target, sa.Table):
-                homes[target] = name
-            elif hasattr(target, "__table__"):
-                homes[target.__table__] = name
-            else:
-                bases.append((target, name))
-        # What is said of a single model or table counts more than its base's.
-        for base, name in bases:
-            for table in self._tables_of(base):
-                homes.setdefault(table, name)
-        return homes
+def _one_database(targets: Iterable[Engine | Connection | None]) -> bool:
+    """Whether all binds have the same URL, and it is not SQLite's in memory."""
+    urls = {None if each is None else each.engine.url for each in targets}
+    url = urls.pop()
+    return not urls and url is not None and not in_memory(url)
 
-    def _tables_of(self, base: t.Any) -> list[Table]:
-        """Return a base's tables: all of its metadata's, unless that is shared."""
-        main = self._model_class
-        if main is None or base.metadata is not main.metadata:
-            return list(base.metadata.sorted_tables)
-        return [
-            mapper.local_table
-            for mapper in base.registry.mappers
-            if issubclass(mapper.class_, base)
-        ]
+
+def routed(class_: t.Any, models: Models, engines: Mapping[str, Engine]) -> type[t.Any]:
+    """Return a subclass of a session class, for sessions that use several binds."""
+    members = {
+        "__module__": class_.__module__,
+        "_scopedsession_models": models,
+        "_scopedsession_engines": engines,
+    }
+    return type(class_.__name__, (class_, Routed), members)

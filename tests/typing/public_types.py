@@ -31,7 +31,14 @@ class OwnSession(Session):
 
 # A plain extension has plain sessions.
 
-db = ScopedSession(model_class=Base, binds={Base: "audit"})
+
+class Mixin:
+    pass
+
+
+db = ScopedSession(
+    model_class=Base, binds={Base: "audit", Mixin: "audit", Base.metadata: "audit"}
+)
 db.init_app(Flask(__name__))
 
 assert_type(db.session, scoped_session[Session])
@@ -43,6 +50,10 @@ assert_type(db.engine, Engine)
 assert_type(db.engines, Mapping[str, Engine])
 assert_type(db.get_engine("audit"), Engine)
 assert_type(db.metadata, MetaData)
+assert_type(db.metadatas, Mapping[str | None, MetaData])
+db.create_all(["audit", None])
+db.drop_all(bind_key=None)
+db.reflect("audit")
 assert_type(db.snapshot(), WorkerSnapshot)
 assert_type(db.snapshot().pools, tuple[PoolSnapshot, ...])
 assert_type(db.workers(timeout=0.5), Survey)
