@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import typing as t
 import weakref
-from collections.abc import Iterable
 from collections.abc import Mapping
 from time import perf_counter
 
@@ -26,13 +25,10 @@ from .._pools.drivers import is_transaction_open
 from .._pools.fair_queue import FairPool
 from .._pools.tracked_pool import base_class
 from .._pools.tracked_pool import limits
-from .._runtime.places import Places
-from .._runtime.stacks import RawStack
 from .._scopes.kinds import OfContext
 from .._scopes.ledger import Ledger
 from .._scopes.scope import responsible
 from .._scopes.scope import Scope
-from .._scopes.scope import stack_of
 from .._scopes.streams import requests_served
 from .._settings.urls import safe_url
 from ..snapshot import ConfiguredPool
@@ -44,8 +40,10 @@ from ..snapshot import SessionSnapshot
 from ..snapshot import SharedUse
 from ..snapshot import Waiter
 from ..snapshot._json import timestamp
-from ..snapshot._readings import HolderPlace
 from ..snapshot._readings import SessionState
+from .lines import Lines
+from .lines import read_stacks
+from .lines import Stacks
 from .usage import measured
 from .usage import MOST_VIEWS
 from .usage import views
@@ -54,9 +52,6 @@ if t.TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
-
-#: By the id of a scope: where its thread is.
-Stacks = Mapping[int, RawStack]
 
 #: A worker is wedged when a wait has lasted this long, in seconds, and nothing was
 #: returned meanwhile.
@@ -80,8 +75,7 @@ class Reader:
         engines: Mapping[str, Engine],
         held_long_after: float,
     ) -> None:
-        self._app = app
-        self._places = Places(root_path)
+        self._lines = Lines(app, root_path)
         self._ledger = ledger
         self._accounts = accounts
         self._engines = engines
@@ -125,7 +119,7 @@ class Reader:
         bounds = limits(pool)
         out = account.out()
         waiting = self._blocked(account, out)
-        stacks = _stacks([*(h.scope for h in out), *(w.scope for w in waiting)])
+        stacks = read_stacks([*(h.scope for h in out), *(w.scope for w in waiting)])
         now = perf_counter()
         found = [(each, self._holder(each, stacks, now, numbers)) for each in out]
         # The thread of one returned meanwhile may already be serving another request.
@@ -194,7 +188,7 @@ class Reader:
     def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
         """Return the holders of a pool's connections, longest first."""
         out = account.out()
-        stacks = _stacks(held.scope for held in out)
+        stacks = read_stacks(held.scope for held in out)
         now, numbers = perf_counter(), self._holding_sessions()
         return tuple(self._holder(held, stacks, now, numbers) for held in out)
 
@@ -205,7 +199,7 @@ class Reader:
         runs, moved = slot.runner is not None, slot.moved
         in_transaction = _is_open(slot)
         over, alive = scope.over, scope.thread_alive
-        at, at_is = self._locate(scope, stacks, alive and not over, slot.stack)
+        at, at_is = self._lines.locate(scope, stacks, alive and not over, slot.stack)
         if at_is == "view":
             slot.account.record_checkouts(scope)
         return Holder(
@@ -220,53 +214,24 @@ class Reader:
             running_s=max(0.0, now - moved) if runs else None,
             at=at,
             at_is=at_is,
-            stack=None if slot.stack is None else self._places.stack(slot.stack),
+            stack=None if slot.stack is None else self._lines.stack(slot.stack),
             session=numbers.get(id(slot)),
             sql=slot.statement,
             **responsible(scope)._asdict(),
         )
-
-    def _locate(
-        self,
-        scope: Scope,
-        stacks: Stacks,
-        goes_on: bool,
-        recorded: RawStack | None = None,
-    ) -> tuple[str | None, HolderPlace | None]:
-        """Return the line where the scope's thread is, or what is known instead.
-
-        :param goes_on: The scope and its thread had not ended when the stacks were
-            read; else the thread's may be that of another.
-        """
-        if goes_on:
-            at = self._places.innermost(stacks.get(id(scope), ()))
-            return at, None if at is None else "now"
-        at = self._places.innermost(recorded or ())
-        if at is not None:
-            return at, "checkout"
-        at = self._definition(scope)
-        return at, None if at is None else "view"
-
-    def _definition(self, scope: Scope) -> str | None:
-        """Return where the scope's view is defined, if that can be found out."""
-        rule, app = scope.url_rule, self._app()
-        if rule is None or app is None:
-            return None
-        try:
-            return self._places.definition(app.view_functions.get(rule.endpoint))
-        except Exception:  # noqa: BLE001 - a view may be an object of any class
-            return None
 
     def _waiter(
         self, waiting: Waiting, stacks: Stacks, now: float, own: Mapping[int, Held]
     ) -> Waiter:
         scope = waiting.scope
         held = own.get(id(scope.thread))
-        recorded = () if held is None else self._places.stack(held.slot.stack or ())
+        recorded = () if held is None else self._lines.stack(held.slot.stack or ())
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
             thread=_thread_name(scope),
-            at=self._locate(scope, stacks, scope.thread_alive and not scope.over)[0],
+            at=self._lines.locate(scope, stacks, scope.thread_alive and not scope.over)[
+                0
+            ],
             self_deadlock=held is not None,
             holds_from=recorded[0] if recorded else None,
             **responsible(scope)._asdict(),
@@ -379,19 +344,6 @@ def _timeout(timeout: TimedOut) -> PoolTimeout:
         endpoint=responsible(timeout.scope).endpoint,
         holders=timeout.holders[:MOST],
     )
-
-
-def _stacks(scopes: Iterable[Scope]) -> Stacks:
-    """Return where the threads of scopes are; each thread is read once."""
-    found: dict[int, RawStack] = {}
-    read: dict[tuple[int, int], RawStack] = {}
-    for scope in scopes:
-        # Not the reference itself, which cannot be hashed once its greenlet is gone.
-        key = scope.native_id, id(scope.greenlet)
-        if key not in read:
-            read[key] = stack_of(scope)
-        found[id(scope)] = read[key]
-    return found
 
 
 def _thread_name(scope: Scope) -> str | None:

@@ -32,6 +32,7 @@ from waiting import wait_until
 from werkzeug.routing import Rule
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._live import lines as _lines
 from flask_scopedsession._live import reader as _reader
 from flask_scopedsession.snapshot import Holder
 from flask_scopedsession.snapshot import SessionSnapshot
@@ -646,7 +647,7 @@ class AtLine:
         sys.settrace(None)
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename != _reader.__file__:
+        if frame.f_code.co_filename not in (_reader.__file__, _lines.__file__):
             return None
         if event == "line":
             here = frame.f_code.co_name, frame.f_lineno
@@ -731,7 +732,7 @@ def test_a_connection_that_goes_on_to_another_thread_during_the_reading(
     db = make(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
     first = db.engine.connect()
     seconds: list[Any] = []
-    stack_of = _reader.stack_of
+    stack_of = _lines.stack_of
 
     def hand_over(scope: Any) -> Any:
         found = stack_of(scope)
@@ -741,7 +742,7 @@ def test_a_connection_that_goes_on_to_another_thread_during_the_reading(
             seconds.append(in_thread(engine.connect, "second"))
         return found
 
-    monkeypatch.setattr(_reader, "stack_of", hand_over)
+    monkeypatch.setattr(_lines, "stack_of", hand_over)
     assert db.snapshot().pools[0].holders == ()
     assert holder_of(db).thread == "second"
     seconds[0].close()
