@@ -20,7 +20,7 @@ import flask_scopedsession
 from flask_scopedsession import ScopedSession
 
 PACKAGE = Path(flask_scopedsession.__file__).parent
-CHECKS = PACKAGE.parent / "docs" / "checks.md"
+CHECKS = Path(__file__).parents[2] / "docs" / "checks.md"
 
 LOSES_WORK = """
 import logging, logging.config, os, sys
