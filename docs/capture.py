@@ -206,7 +206,7 @@ def connections_died(stage: Stage, server: PostgreSQL) -> Captured:
     """Restart the database while one connection is in use and one is idle."""
     with stage.scene() as scene:
         sleeping = scene.begin("GET", "/faults/sleep?seconds=1")
-        working = scene.begin("POST", "/faults/lock?icao=EDDF&icao=KJFK&seconds=3")
+        working = scene.begin("POST", "/faults/lock?icao=EDDF&icao=KJFK&seconds=10")
         sleeping.getresponse().read()
         # Both connections are open, and the second is in a transaction.
         scene.until(lambda pool: pool["open"] == 2 and pool["held_long"] == 1)
