@@ -11,6 +11,7 @@ from .._format import place
 from .._format import UNRECORDED
 from .._runtime.logs import fields
 from .._runtime.logs import log
+from .._settings.urls import is_private
 
 if t.TYPE_CHECKING:
     from sqlalchemy import exc as sa_exc
@@ -54,27 +55,43 @@ def explain_timeout(
 
 
 def explain_lock(error: Exception, slot: Slot) -> None:
-    """Add to SQLite's "database is locked" who has it locked, and what to do."""
+    """Add to SQLite's "database is locked" who may have it locked, and what to do."""
     if error.args != ("database is locked",):
         return
-    settings = slot.account.settings
+    # From Python 3.11 on.
+    if getattr(error, "sqlite_errorname", None) == "SQLITE_BUSY_SNAPSHOT":
+        why = (
+            "another session has committed since this transaction read, so that it can"
+            " no longer write. Roll back and repeat it;"
+            " SCOPEDSESSION_SQLITE_BEGIN='IMMEDIATE' prevents this."
+        )
+    else:
+        others = _lines(_others(slot)) or ["  none that is known in this process"]
+        why = (
+            "another session's transaction is in the way. Commit or roll back there"
+            " first; if contexts are nested, before the inner one begins. SQLite waits"
+            " for the busy timeout ('timeout' in connect_args, 5 s by default), but not"
+            " if this transaction had read before it wrote:"
+            " SCOPEDSESSION_SQLITE_BEGIN='IMMEDIATE' prevents that. Other connections"
+            " in use:\n" + "\n".join(others)
+        )
+    error.args = (f"database is locked\nBind {slot.account.settings.name!r}: {why}",)
+
+
+def _others(slot: Slot) -> list[Holder]:
+    """Return who uses the same database as a connection that met a lock."""
+    url = slot.account.settings.url
     others = [
         holder
         for account in t.cast("list[PoolAccount]", slot.account.ledger.accounts)
-        if account.settings.url == settings.url  # another bind may have it, too
+        # Another bind may have it, too.
+        if account is slot.account
+        or (account.settings.url == url and not is_private(url))
         for holder in account.holders()
         if account is not slot.account or holder.connection != slot.number
     ]
     # One that is in no transaction may be reading, which prevents a commit.
-    holders = [each for each in others if each.in_transaction] or others
-    lines = _lines(holders) or ["  no connection that is known in this process"]
-    error.args = (
-        f"database is locked\nBind {settings.name!r}: another session's"
-        " transaction had SQLite's database locked for the whole busy timeout"
-        " ('timeout' in connect_args, 5 s by default). Commit or roll back there"
-        " first; if contexts are nested, before the inner one begins. Held by:\n"
-        + "\n".join(lines),
-    )
+    return [each for each in others if each.in_transaction] or others
 
 
 def _lines(holders: t.Sequence[Holder]) -> list[str]:

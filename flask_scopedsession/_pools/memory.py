@@ -16,6 +16,7 @@ from functools import cache
 from uuid import uuid4
 
 from .._runtime import fork
+from .._settings.urls import is_private
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -39,11 +40,10 @@ class MemoryDatabase:
     @classmethod
     def of(cls, url: URL, ledger: Ledger) -> MemoryDatabase:
         """Return the database that a URL names, or a new one."""
-        name = url.database or ""
-        if url.query.get("cache") != "shared" and not name.startswith("file:/"):
+        if is_private(url):
             return cls(is_shared=False)
         shared = _shared.setdefault(ledger, {})
-        return shared.setdefault(name, cls(is_shared=True))
+        return shared.setdefault(url.database or "", cls(is_shared=True))
 
     def open_for(self, pool: Pool, dbapi: t.Any) -> str:
         """Return SQLite's URI of the database, which lives while the pool does."""

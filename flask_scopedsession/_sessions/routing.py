@@ -12,7 +12,7 @@ from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.orm import Session
 
 from .._settings.config import DEFAULT_BIND
-from .._settings.urls import in_memory
+from .._settings.urls import is_private
 from ..errors import MixedBinds
 from ..errors import UnknownBind
 from .models import Models
@@ -96,10 +96,10 @@ def _pass_statement(state: ORMExecuteState) -> None:
 
 
 def _one_database(targets: Iterable[Engine | Connection | None]) -> bool:
-    """Whether all binds have the same URL, and it is not SQLite's in memory."""
+    """Whether all binds have the same URL, and it names a database."""
     urls = {None if each is None else each.engine.url for each in targets}
     url = urls.pop()
-    return not urls and url is not None and not in_memory(url)
+    return not urls and url is not None and not is_private(url)
 
 
 def routed(class_: t.Any, models: Models, engines: Mapping[str, Engine]) -> type[t.Any]:

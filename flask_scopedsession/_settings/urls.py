@@ -206,6 +206,12 @@ def in_memory(url: URL) -> bool:
     return database == ":memory:"
 
 
+def is_private(url: URL) -> bool:
+    """Whether the database is in memory and of one engine alone, whatever its URL."""
+    has_name = (url.database or "").startswith("file:/")
+    return in_memory(url) and not has_name and url.query.get("cache") != "shared"
+
+
 # -- what may be shown ---------------------------------------------------------
 
 #: What no name of a host or database has. Drivers also accept a whole connection

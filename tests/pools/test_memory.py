@@ -244,7 +244,7 @@ def test_a_locked_file_is_explained(
     other.execute("INSERT INTO user (name) VALUES ('ed')")
     with app.app_context():
         db.session.add(User(name="al"))
-        with pytest.raises(OperationalError, match="is known in this process\n"):
+        with pytest.raises(OperationalError, match="\n  none that is known in t"):
             db.session.commit()
         other.close()
         db.session.rollback()
@@ -255,6 +255,54 @@ def test_a_locked_file_is_explained(
             db.session.commit()
         audit.rollback()
         db.session.rollback()
+
+
+@pytest.mark.parametrize("journal", ["DELETE", "WAL"])
+def test_a_reader_that_writes_late(
+    make: MakeApp, db: ScopedSession, sqlite_url: str, journal: str
+) -> None:
+    """SQLite does not wait for it, and the error does not say that it has waited."""
+    app = make(
+        sqlite_url,
+        timeout=60.0,
+        SCOPEDSESSION_SQLITE_BEGIN="DEFERRED",
+        SCOPEDSESSION_SQLITE_PRAGMAS={"journal_mode": journal},
+    )
+    with app.app_context(), db.sessionmaker() as other:
+        db.session.scalar(COUNT)
+        other.scalar(COUNT)
+        other.add(User(name="ed"))
+        other.flush()
+        if journal == "WAL":
+            other.commit()  # no connection is in the way any more
+        with pytest.raises(OperationalError) as info:
+            db.session.execute(insert(User).values(name="al"))
+        db.session.rollback()
+    message = str(info.value)
+    assert "SCOPEDSESSION_SQLITE_BEGIN='IMMEDIATE'" in message
+    if journal == "DELETE":
+        assert "but not if this transaction had read before it wrote" in message
+        assert "\n  MainThread at test_memory.py:" in message
+    elif sys.version_info >= (3, 11):  # there, the driver says which error it is
+        assert "another session has committed since this transaction read" in message
+        assert "busy timeout" not in message
+        assert "MainThread" not in message
+
+
+def test_only_holders_of_the_same_database_are_named(
+    make: MakeApp, db: ScopedSession
+) -> None:
+    """Two databases in memory may have the same URL."""
+    app = make(SQLALCHEMY_BINDS={"audit": "sqlite://"})
+    with app.app_context(), db.engines["audit"].begin() as audit:
+        Base.metadata.create_all(audit)
+        audit.execute(insert(User).values(name="ed"))
+        db.session.add(User(name="al"))
+        db.session.flush()
+        with db.sessionmaker() as other, pytest.raises(OperationalError) as info:
+            other.execute(insert(User).values(name="jo"))
+        db.session.rollback()
+    assert str(info.value).count("\n  MainThread at ") == 1
 
 
 def test_without_tracking(make: MakeApp, db: ScopedSession) -> None:

@@ -333,9 +333,11 @@ def test_tables_of_no_known_database_follow_the_others(two):
     assert goes(two, sa.select(plain)) == "default"
 
 
-def test_two_binds_of_one_database(make_app, sqlite_url):
+@pytest.mark.parametrize("named", [None, "sqlite:///file:/x?vfs=memdb&uri=true"])
+def test_two_binds_of_one_database(make_app, sqlite_url, named):
     """Such as one with other engine options: nothing is mixed."""
     db = ScopedSession(model_class=Base, binds={AuditBase: "audit"})
+    sqlite_url = named or sqlite_url
     app = make_app(
         db, SQLALCHEMY_DATABASE_URI=sqlite_url, SQLALCHEMY_BINDS={"audit": sqlite_url}
     )
