@@ -205,9 +205,9 @@ class Application:
         key = changed_bind(app.config, self._configured, self.settings.binds)
         if key is not None:
             raise ConfigError(
-                f"{key} was changed after init_app(), which had read it: the engines"
-                f" of the app {app.name!r} still use the database that was configured"
-                " first. Set it before init_app()."
+                f"{key} was changed after init_app(), which had made the engines of the"
+                f" app {app.name!r} from what was configured then. Set it before"
+                " init_app()."
             )
 
     def end_scopes_with_contexts(self, app: Flask) -> None:

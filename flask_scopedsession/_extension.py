@@ -432,7 +432,7 @@ def _flask(app: t.Any) -> Flask:
     hint = ""
     if hasattr(app, "metadata"):
         hint = f" Did you mean ScopedSession(model_class={name})?"
-    elif callable(app) and name:
+    elif callable(app) and name.isidentifier():
         hint = f" Did you mean {name}()?"
     raise SetupError(f"init_app() needs a Flask application, not {what}.{hint}")
 

@@ -43,8 +43,8 @@ _PLACES = {"checkout": "checked out at ", "view": "defined at "}
 
 #: Explains "defined at".
 UNRECORDED = (
-    "Where a connection was checked out is known from the second leak of its view on,"
-    " or always with SCOPEDSESSION_STACKS=True."
+    "After a view's first leak, a worker records where the view checks connections out;"
+    " with SCOPEDSESSION_STACKS=True, always."
 )
 
 

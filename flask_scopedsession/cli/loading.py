@@ -125,10 +125,9 @@ def load_app(ctx: click.Context) -> Flask:
 
 def _without_passwords(text: str) -> str:
     """Mask the passwords in a traceback: of URLs and connection strings."""
+    value = r"""(['"]?\s*[=:]\s*)('.*?'|".*?"|[^\s,&;)]+)"""
     text = re.sub(r"://.*@", "://***@", text)
-    return re.sub(
-        r"""(?i)(passw\w*['"]?\s*[=:]\s*)('.*?'|".*?"|[^\s,&;)]+)""", r"\1***", text
-    )
+    return re.sub(rf"(?i)(passw\w*|pwd){value}", r"\1\2***", text)
 
 
 def _hint(ctx: click.Context) -> str:

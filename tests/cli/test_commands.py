@@ -652,6 +652,7 @@ def test_app_that_cannot_be_imported(
         "connection to 'host=h password=swordfish' failed",
         "{'password': 'swordfish', 'host': 'h'}",
         "mysql://h/d?passwd=swordfish&x=1",
+        "DRIVER={ODBC};UID=u;PWD=swordfish;Encrypt=yes",
     ],
 )
 def test_no_password_in_a_traceback(said: str) -> None:

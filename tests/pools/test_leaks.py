@@ -19,7 +19,7 @@ from flask_scopedsession.snapshot import Holder
 MakeApp = Callable[..., Flask]
 View = Callable[[], str]
 
-HINT = "known from the second leak of its view on, or always with SCOPEDSESSION_STACKS"
+HINT = "checks connections out; with SCOPEDSESSION_STACKS=True, always."
 
 
 def logged_in(view: View) -> View:

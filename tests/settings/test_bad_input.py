@@ -215,6 +215,7 @@ def create_app() -> Flask:
         (Base, "not the class Base. Did you mean ScopedSession(model_class=Base)?"),
         (create_app, "not a function. Did you mean create_app()?"),
         (Flask, "not the class Flask. Did you mean Flask()?"),
+        (lambda: 1, "not a function."),
         ("app", "not a str."),
     ],
 )

@@ -383,9 +383,9 @@ def test_what_the_line_of_a_leak_is() -> None:
     assert "1× orders.show checked out at shop/views.py:91 show, held 2.0 s" in text
     assert "1× orders.show shop/views.py:88 show, held 1.0 s" in text
     hint = " ".join(text.split())
-    assert "known from the second leak of its view on, or always with" in hint
+    assert "After a view's first leak, a worker records where the view" in hint
     known = a_pool(held_long=1, holders=holders[1:])
-    assert "second leak" not in render_pools(a_survey(a_worker(7, [known])))
+    assert "first leak" not in render_pools(a_survey(a_worker(7, [known])))
 
 
 def test_holders_are_grouped() -> None:
