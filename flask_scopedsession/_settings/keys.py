@@ -45,6 +45,14 @@ _WANTED_IF_TRUE = (
     "SQLALCHEMY_TRACK_MODIFICATIONS",
 )
 _NOT_OURS = {
+    **{
+        f"{_SHARED_PREFIX}{name.upper()}": f"does nothing. Set {key}[{name!r}] instead."
+        for key, names in (
+            (ENGINE_OPTIONS, ENGINE_OPTION_NAMES),
+            (SESSION_OPTIONS, SESSION_FLAGS),
+        )
+        for name in names
+    },
     "SQLALCHEMY_COMMIT_ON_TEARDOWN": "does nothing: no request is committed when it"
     " ends. Call db.session.commit() in the views that write.",
     "SQLALCHEMY_ENGINES": "belongs to Flask-SQLAlchemy-Lite, and does nothing here."
@@ -123,19 +131,13 @@ def _unread(config: Mapping[str, t.Any], name: str) -> str:
     value = chosen(config, name)
     if value is None or (name in _WANTED_IF_TRUE and not is_on(config, name)):
         return ""
-    option = name.removeprefix(_SHARED_PREFIX).lower()
-    why = _NOT_OURS.get(name)
-    if why is None and option in ENGINE_OPTION_NAMES:
-        why = f"does nothing. Set {ENGINE_OPTIONS}[{option!r}] instead."
-    if why is None and option in SESSION_FLAGS:
-        why = f"does nothing. Set {SESSION_OPTIONS}[{option!r}] instead."
-    if why is None:
-        near = _near(name, _SHARED_PREFIX, 0.8)
-        # One like SQLALCHEMY_DATABASE_URI_TEST is the application's own.
-        if near and not re.search(rf"_{near.removeprefix(_SHARED_PREFIX)}(_|$)", name):
-            raise _unknown(name, near)
-        why = "is not a key of this version, and does nothing here."
-    return f"{name} {why}"
+    if name in _NOT_OURS:
+        return f"{name} {_NOT_OURS[name]}"
+    near = _near(name, _SHARED_PREFIX, 0.8)
+    # One like SQLALCHEMY_DATABASE_URI_TEST is the application's own.
+    if near and not re.search(rf"_{near.removeprefix(_SHARED_PREFIX)}(_|$)", name):
+        raise _unknown(name, near)
+    return f"{name} is not a key of this version, and does nothing here."
 
 
 def _near(name: str, prefix: str, cutoff: float) -> str | None:

@@ -16,7 +16,6 @@ from .values import boolean
 from .values import chosen
 from .values import echo
 from .values import integer
-from .values import kind
 from .values import mapping
 from .values import optional_seconds
 from .values import seconds
@@ -81,24 +80,18 @@ def _pool_class(where: str, value: object) -> t.Any:
     )
 
 
-def _pool(where: str, value: object) -> Pool:
-    if isinstance(value, Pool):
-        return value
-    raise ConfigError(
-        f"{where} must be a pool, made by you; for a class use 'poolclass'."
-    )
+def _only(is_valid: Callable[[object], bool], what: str) -> _Parser:
+    """Return a parser that accepts what is valid as it is."""
+
+    def parse(where: str, value: object) -> object:
+        if is_valid(value):
+            return value
+        raise ConfigError(f"{where} must be {what}.")
+
+    return parse
 
 
-def _creator(where: str, value: object) -> t.Any:
-    if callable(value):
-        return value
-    raise ConfigError(f"{where} must be a function that returns a DBAPI connection.")
-
-
-def _isolation_level(where: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    raise ConfigError(f"{where} must be a string, not {kind(value)}.")
+_isolation_level = _only(lambda value: isinstance(value, str), "a string")
 
 
 def _recycle(where: str, value: object) -> float:
@@ -137,7 +130,7 @@ _ENGINE_OPTIONS: Mapping[str, _Parser] = {
         *("ssl_disabled", "ssl_verify_cert", "ssl_verify_identity", "tcp_keepalive"),
         *("uri", "use_pure", "use_unicode"),
     ),
-    "creator": _creator,
+    "creator": _only(callable, "a function that returns a DBAPI connection"),
     "echo": echo,
     "echo_pool": echo,
     "execution_options": _with(
@@ -150,7 +143,10 @@ _ENGINE_OPTIONS: Mapping[str, _Parser] = {
     "label_length": partial(integer, least=0),
     "max_identifier_length": partial(integer, least=1),
     "max_overflow": partial(integer, least=-1),
-    "pool": _pool,
+    "pool": _only(
+        lambda value: isinstance(value, Pool),
+        "a pool, made by you; for a class use 'poolclass'",
+    ),
     "pool_recycle": _recycle,
     "pool_reset_on_return": _reset_on_return,
     "pool_size": partial(integer, least=0),

@@ -23,15 +23,7 @@ from .values import kind
 if t.TYPE_CHECKING:
     from ..snapshot import DatabaseURL
 
-_SYNC_DRIVERS = {
-    "mariadb": "mariadb+pymysql",
-    "mssql": "mssql+pyodbc",
-    "mysql": "mysql+pymysql",
-    "oracle": "oracle+oracledb",
-    "postgresql": "postgresql+psycopg",
-    "sqlite": "sqlite",
-}
-#: For the message about a misspelt one.
+#: For the messages about an async or misspelt one.
 _DRIVERS = {
     "mariadb": ("pymysql", "mysqldb", "mariadbconnector", "mysqlconnector"),
     "mssql": ("pyodbc", "pymssql"),
@@ -147,10 +139,10 @@ def _check_dialect(key: str, url: URL) -> None:
         )
     if dialect.is_async:
         backend = url.get_backend_name()
-        instead = repr(_SYNC_DRIVERS.get(backend, backend))
+        instead = "+".join((backend, *_DRIVERS.get(backend, ())[:1]))
         raise ConfigError(
             f"{key} names the async driver {name!r}. This extension serves"
-            f" synchronous sessions; use a synchronous driver, such as {instead}."
+            f" synchronous sessions; use a synchronous driver, such as {instead!r}."
         )
     if is_sqlite(url):
         if url.host or url.port is not None:

@@ -649,7 +649,7 @@ def test_misspelt_dialect(name: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("sqlite+aiosqlite", "'sqlite'"),
+        ("sqlite+aiosqlite", "'sqlite+pysqlite'"),
         ("postgresql+asyncpg", "'postgresql+psycopg'"),
         ("mysql+aiomysql", "'mysql+pymysql'"),
     ],
