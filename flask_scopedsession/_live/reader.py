@@ -226,12 +226,11 @@ class Reader:
         scope = waiting.scope
         held = own.get(id(scope.thread))
         recorded = () if held is None else self._lines.stack(held.slot.stack or ())
+        goes_on = scope.thread_alive and not scope.over
         return Waiter(
             waited_s=max(0.0, now - waiting.since),
             thread=_thread_name(scope),
-            at=self._lines.locate(scope, stacks, scope.thread_alive and not scope.over)[
-                0
-            ],
+            at=self._lines.locate(scope, stacks, goes_on)[0],
             self_deadlock=held is not None,
             holds_from=recorded[0] if recorded else None,
             **responsible(scope)._asdict(),
