@@ -92,7 +92,7 @@ def ping(
 
 def _would_create_file(url: URL, options: Mapping[str, t.Any]) -> bool:
     """Whether connecting would create an empty SQLite database."""
-    if not is_sqlite(url) or in_memory(url) or url.host or "vfs" in url.query:
+    if not is_sqlite(url) or in_memory(url) or "vfs" in url.query:
         return False
     if options.get("creator") or options.get("pool"):
         return False  # what these open is theirs to say

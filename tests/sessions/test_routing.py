@@ -565,9 +565,10 @@ def test_the_most_specific_word_counts(make):
     assert goes(db, sa.select(table)) == "default"
 
 
-def test_a_base_that_the_extension_does_not_know(make):
+@pytest.mark.parametrize("kind", [orm.DeclarativeBase, orm.DeclarativeBaseNoMeta])
+def test_a_base_that_the_extension_does_not_know(make, kind):
     """Its tables are not created, but statements find their way, Core's as well."""
-    other = a_base(__bind_key__="audit")
+    other = type("Other", (HasId, kind), {"__bind_key__": "audit"})
     thing = a_model(other, "Thing")
     loose = Table(
         "loose", MetaData(info={"bind_key": "reports"}), Column("id", Integer)
