@@ -23,8 +23,8 @@ from sqlalchemy.orm.exc import UnmappedClassError
 from .._settings.config import DEFAULT_BIND
 from ..errors import ConfigError
 
-#: What was asked for on the way to an answer. Definitions may lead back to themselves.
-Path = frozenset[t.Any]
+#: The mappers on the way to an answer. Definitions may lead back to themselves.
+Path = frozenset[Mapper[t.Any]]
 
 
 class Catalogue:
@@ -166,9 +166,6 @@ class Catalogue:
         return said or self._of_classes(mapper.class_, own)
 
     def _of_table(self, table: Table, path: Path) -> str | None:
-        if table in path:
-            return None
-        path |= {table}
         what = f"The table {table.key!r}"
         mappers = self._mappers.get(table, ())
         home = _agreed(

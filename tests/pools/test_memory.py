@@ -292,9 +292,14 @@ def test_a_reader_that_writes_late(
 def test_only_holders_of_the_same_database_are_named(
     make: MakeApp, db: ScopedSession
 ) -> None:
-    """Two databases in memory may have the same URL."""
+    """Those in transaction. Two databases in memory may have the same URL."""
     app = make(SQLALCHEMY_BINDS={"audit": "sqlite://"})
-    with app.app_context(), db.engines["audit"].begin() as audit:
+    with (
+        app.app_context(),
+        db.engines["audit"].begin() as audit,
+        db.engine.connect() as idle,
+    ):
+        idle.execute(COUNT)
         Base.metadata.create_all(audit)
         audit.execute(insert(User).values(name="ed"))
         db.session.add(User(name="al"))
