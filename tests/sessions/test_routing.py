@@ -769,6 +769,29 @@ def test_an_association_table_with_parents_in_two_databases(make):
     assert created(named)["association"] == "audit"
 
 
+def test_parents_in_two_databases_and_a_metadata_that_says_more(make):
+    base = a_base()
+    left, right = a_model(base, "Left", __bind_key__="audit"), a_model(base, "Right")
+    own = MetaData()
+    table = an_association(base, left, right, own)
+    db = make(ScopedSession(model_class=base, binds={own: "reports"}))
+    assert created(db)["association"] == "reports"
+    decoys(db, own)
+    assert all_of(db, table) == {"reports"}
+
+
+def test_a_table_that_refers_to_one_that_is_named(make):
+    """What that one refers to does not matter."""
+    base = a_base()
+    a_model(base, "Thing")
+    key = Column("id", Integer, primary_key=True)
+    thing = Column("thing", ForeignKey("thing.id"))
+    Table("near", base.metadata, key, thing, info={"bind_key": "audit"})
+    Table("far", base.metadata, Column("near", ForeignKey("near.id")))
+    db = make(ScopedSession(model_class=base))
+    assert created(db) == {"thing": "default", "near": "audit", "far": "audit"}
+
+
 def test_a_table_that_refers_to_another_without_a_model(make):
     base = a_base()
     lookup = Table("lookup", base.metadata, Column("id", Integer, primary_key=True))

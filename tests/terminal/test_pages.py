@@ -486,6 +486,9 @@ def test_many_groups() -> None:
 def test_a_leak_is_listed_at_once(leak: dict[str, Any], others: int, said: str) -> None:
     """Whatever else is going on; and how many connections are not listed."""
     ordinary = tuple(a_holder(9.0, endpoint="ordinary") for _ in range(others))
+    text = render_pools(a_survey(a_worker(7, [a_pool(max=99, holders=ordinary)])))
+    assert "ordinary" not in text
+    assert "more" not in text
     pool = a_pool(used=1 + others, max=99, holders=(*ordinary, a_holder(0.1, **leak)))
     text = render_pools(a_survey(a_worker(7, [pool])))
     _, _, below = text.partition("\nHeld connections, longest first\n")
@@ -508,7 +511,7 @@ def test_a_worker_with_a_leak_is_not_healthy() -> None:
 def test_workers_that_are_gone_stand_apart() -> None:
     """Their connections are closed: never among the live ones, and in no total."""
     pools = [a_pool(held_long=1, holders=(a_holder(5.0),), waiters=(a_waiter(),))]
-    old = [a_pool(held_long=1, holders=(a_holder(9.0),), waiters=(a_waiter(),))]
+    old = [a_pool(holders=(a_holder(9.0),), waiters=(a_waiter(),))]
     survey = a_survey(a_last_worker(8, "gone", pools=old), a_worker(7, pools))
     text = render_pools(survey)
     assert "1 used, 2 idle · 1 worker" in text
