@@ -185,7 +185,7 @@ class Catalogue:
 
     def _of_parents(self, table: Table, path: Path) -> str | None:
         """Return the bind of the tables that a table without a model refers to."""
-        homes: set[str] = set()
+        homes: set[str | None] = set()
         seen, ahead = {table}, [table]
         while ahead:
             for key in ahead.pop().foreign_keys:
@@ -196,15 +196,17 @@ class Catalogue:
                     seen.add(parent)
                     stated = parent in self._mappers or self._said(parent, parent.key)
                     if stated or not parent.foreign_keys:
-                        homes.add(self._of_table(parent, path) or DEFAULT_BIND)
+                        homes.add(self._of_table(parent, path))
                     else:
                         ahead.append(parent)
-        if len(homes) > 1 and self.of_metadata(table.metadata) is None:
+        names = {home or DEFAULT_BIND for home in homes}
+        if len(names) > 1 and self.of_metadata(table.metadata) is None:
             raise ConfigError(
                 f"The table {table.key!r} refers to tables in the binds"
-                f" {_listed(homes)}. {_REMEDY}"
+                f" {_listed(names)}. {_REMEDY}"
             )
-        return homes.pop() if len(homes) == 1 and homes != {DEFAULT_BIND} else None
+        # What is in the default bind because nothing is said decides nothing.
+        return names.pop() if len(names) == 1 and homes != {None} else None
 
     def _of_classes(self, owner: type, classes: Iterable[type]) -> str | None:
         """Return what the first class says that says anything."""

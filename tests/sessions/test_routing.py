@@ -780,6 +780,21 @@ def test_parents_in_two_databases_and_a_metadata_that_says_more(make):
     assert all_of(db, table) == {"reports"}
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_parents_in_the_default_bind_and_another_metadata(make, named):
+    """That they are in the default bind decides, if it is said of them."""
+    base = a_base()
+    said = {"__bind_key__": "default"} if named else {}
+    left, right = a_model(base, "Left", **said), a_model(base, "Right", **said)
+    own = MetaData(info={"bind_key": "audit"})
+    table = an_association(base, left, right, own)
+    db = make(ScopedSession(model_class=base, binds={own: "audit"}))
+    home = "default" if named else "audit"
+    assert created(db)["association"] == home
+    decoys(db, own)
+    assert all_of(db, table) == {home}
+
+
 def test_a_table_that_refers_to_one_that_is_named(make):
     """What that one refers to does not matter."""
     base = a_base()
