@@ -946,6 +946,28 @@ def test_a_class_whose_mapping_has_failed(make):
     del kept  # it has kept the class alive
 
 
+@pytest.mark.parametrize("by_base", [False, True])
+def test_a_class_that_is_no_subclass_of_a_base(make, by_base):
+    """It has the registry of the base, or of a class in ``binds``."""
+    base = a_base()
+    mapping = base.registry if by_base else orm.registry()
+    for name in ("Named", "Other"):
+        members = {"__bind_key__": "reports"} if name == "Other" else {}
+        key = Column("id", Integer, primary_key=True)
+        made = type(name, (), members)
+        mapping.map_imperatively(made, Table(name.lower(), mapping.metadata, key))
+        mapping.metadata.info.setdefault("models", []).append(made)
+    named, other = mapping.metadata.info["models"]
+    binds = {} if by_base else {named: "audit"}
+    db = make(ScopedSession(model_class=base, binds=binds))
+    assert created(db) == {
+        "named": "default" if by_base else "audit",
+        "other": "reports",
+    }
+    decoys(db, mapping.metadata)
+    assert all_of(db, other.__table__) == {"reports"}
+
+
 def test_two_bases_that_share_a_metadata(make):
     """Only the models of the base that is named are elsewhere."""
     one = a_base()
