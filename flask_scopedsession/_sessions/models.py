@@ -233,10 +233,7 @@ class Models:
         metadata = self.metadata_of(name)
         before = set(metadata.tables)
         metadata.reflect(engine, only=lambda key, _: key not in had)
-        self.refresh()
         for key in set(metadata.tables) - before:
-            table = metadata.tables[key]
             # It is where it was found, wherever the tables are that it refers to.
-            if self.bind_of(table) != name:
-                table.info["bind_key"] = name
+            metadata.tables[key].info["bind_key"] = name
         self.refresh()

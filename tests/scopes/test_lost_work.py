@@ -266,9 +266,10 @@ def test_raise_only_warns_in_production(db, make, caplog):
     app = make(SCOPEDSESSION_LOST_WORK="raise", TESTING=False, DEBUG=False)
     assert visit(app, lambda: db.session.add(User(name="x"))) == 200
     assert "GET /work -> work ended without commit()" in caplog.text
-    app.testing = True
-    with pytest.raises(Exception, match=r"work ended without commit|teardown"):
-        app.test_client().get("/work")
+    for flag in ("TESTING", "DEBUG"):
+        app.config.update({"TESTING": False, "DEBUG": False, flag: True})
+        with pytest.raises(Exception, match=r"work ended without commit|teardown"):
+            app.test_client().get("/work")
 
 
 def test_policy_set_after_init_app(db, make, caplog):

@@ -968,6 +968,17 @@ def test_a_class_that_is_no_subclass_of_a_base(make, by_base):
     assert all_of(db, other.__table__) == {"reports"}
 
 
+def test_metadatas_outside_a_context():
+    """Those that have tables, and the default bind's."""
+    base = a_base()
+    a_model(base, "Thing", __bind_key__="audit")
+    found = ScopedSession(model_class=base).metadatas
+    assert {name: [*each.tables] for name, each in found.items()} == {
+        None: [],
+        "audit": ["thing"],
+    }
+
+
 def test_two_bases_that_share_a_metadata(make):
     """Only the models of the base that is named are elsewhere."""
     one = a_base()

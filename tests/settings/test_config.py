@@ -755,6 +755,7 @@ def test_engine_options_are_inherited_by_driver() -> None:
         SQLALCHEMY_BINDS={
             "same": {"url": "sqlite+pysqlite:///b.db", "pool_size": 9},
             "other": PG,
+            "family": "sqlite+pysqlcipher:///b.db",
         },
     ).binds
     assert dict(binds["default"].options) == {
@@ -765,6 +766,7 @@ def test_engine_options_are_inherited_by_driver() -> None:
     assert binds["same"].options["pool_size"] == 9
     assert binds["same"].options["pool_timeout"] == 1.0
     assert dict(binds["other"].options) == {"echo": False}
+    assert dict(binds["family"].options) == {"echo": False}
 
 
 def test_engine_options_without_a_default_bind() -> None:
