@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Hashable
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from os import getpid
 
 from flask import Flask
@@ -37,6 +38,9 @@ from ._sessions.registry import OUTSIDE
 from ._sessions.registry import Registry
 from ._sessions.registry import scope_context
 from ._sessions.registry import Sessions
+from ._sessions.transactions import release
+from ._sessions.transactions import transaction
+from ._sessions.transactions import transactional
 from ._settings.config import DEFAULT_BIND
 from ._settings.config import read_settings
 from ._settings.options import session_options as parsed_session_options
@@ -66,6 +70,9 @@ if t.TYPE_CHECKING:
 else:
     S = t.TypeVar("S", bound=Session)
 
+
+P = t.ParamSpec("P")
+R = t.TypeVar("R")
 
 BindTarget = t.Union["type[t.Any]", "Mapper[t.Any]", "TableClause", "MetaData"]
 BindNames = t.Union[str, "Collection[str | None]", None]
@@ -197,7 +204,7 @@ class ScopedSession(t.Generic[S]):
         application.check_unchanged()
         return application
 
-    # -- sessions and engines --------------------------------------------------
+    # -- sessions --------------------------------------------------------------
 
     def get_session(self, bind: str | None = None) -> S:
         """Return the current scope's plain session.
@@ -211,6 +218,53 @@ class ScopedSession(t.Generic[S]):
             return self.session()
         engine = self._engine(self._databases("get_session()"), bind)
         return t.cast(S, self._registry.bound_to(bind, engine))
+
+    # -- transactions ----------------------------------------------------------
+
+    def transaction(self) -> AbstractContextManager[S]:
+        """Return a context manager that commits at its end, and rolls back on an error.
+
+        Its value is ``db.session()``. The outermost block owns the whole transaction,
+        with the work that was done before it. An inner block leaves the commit to it;
+        if the inner one fails, the outermost cannot commit any more.
+
+        :raises TransactionError: At the end: everything was rolled back, because an
+            inner block failed or the session was removed.
+        """
+        return transaction(self.session, self._is_current)
+
+    def transactional(
+        self, retries: int = 0
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorate a function or view that runs in a :meth:`transaction`.
+
+        Coroutine functions are awaited in it.
+
+        :param retries: How often to run it again after a serialization failure or a
+            deadlock. Nothing is repeated if the function was called inside another
+            block or with unsaved changes, or committed something itself. The waits in
+            between are random, and grow from at most 0.1 to at most 3 seconds.
+        """
+        return transactional(self.session, self._is_current, retries)
+
+    def release(self) -> None:
+        """Give the connections of the scope's sessions back to their pools.
+
+        For slow work that needs no database. Loaded objects keep their values and
+        stay in the session, which takes a connection again when it needs one.
+
+        :raises UnsavedWork: A session has changes that are not committed.
+        :raises TransactionError: It was called inside a block that owns the
+            transaction, or after a flush that failed.
+        :raises OutsideContext: There is no application context.
+        """
+        names = self._current("release()").ledger.model_names()
+        release(self._registry.sessions(), names)
+
+    def _is_current(self, session: Session) -> bool:
+        return session in self._registry.sessions().values()
+
+    # -- engines ---------------------------------------------------------------
 
     @property
     def sessionmaker(self) -> sessionmaker[S]:

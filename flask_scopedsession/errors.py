@@ -20,8 +20,10 @@ __all__ = [
     "SessionRemoved",
     "SetupError",
     "SharedSession",
+    "TransactionError",
     "UnknownBind",
     "UnsafeDirectory",
+    "UnsavedWork",
 ]
 
 
@@ -101,6 +103,23 @@ class LostWork(ScopedSessionError, RuntimeError):
     Raised only with ``SCOPEDSESSION_LOST_WORK = "raise"``. Call
     ``db.session.commit()`` to keep the changes, or ``db.session.rollback()`` to discard
     them.
+    """
+
+
+class TransactionError(ScopedSessionError, InvalidRequestError):
+    """A transaction cannot be committed, or not at this place.
+
+    The message says why. For example, a block inside :meth:`.ScopedSession.transaction`
+    failed and its error was handled, so that everything was rolled back: let the error
+    reach the outermost block.
+    """
+
+
+class UnsavedWork(ScopedSessionError, InvalidRequestError):
+    """:meth:`.ScopedSession.release` was called where it would lose changes.
+
+    The message counts them. Call ``db.session.commit()`` to keep them, or
+    ``db.session.rollback()`` to discard them, before ``db.release()``.
     """
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import typing as t
 
+from sqlalchemy.exc import DBAPIError
+
 #: The highest process ID there is, on Linux. PgBouncer tells its clients a random
 #: number, which is nobody's: 999 of 1000 are out of this range.
 _HIGHEST_PID = 1 << 22
 
 #: PostgreSQL's ``PQTRANS_...``, as psycopg and psycopg2 give them.
 _IDLE, _ACTIVE, _UNKNOWN = 0, 1, 4
+
+#: Serialization failures and deadlocks: of the SQL standard and PostgreSQL, MySQL and
+#: MariaDB, SQLite, Oracle.
+_CONFLICTS = frozenset(
+    ("40001", "40P01", 1213, 1020, "SQLITE_BUSY_SNAPSHOT", "ORA-00060", "ORA-08177")
+)
 
 #: MySQL's and MariaDB's ``SERVER_STATUS_IN_TRANS`` and ``SERVER_STATUS_AUTOCOMMIT``.
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2
@@ -80,3 +88,21 @@ def backend_pid(driver: t.Any) -> int | None:
         if isinstance(found, int):
             return found if highest is None or 0 < found <= highest else None
     return None
+
+
+def is_conflict(error: BaseException | None) -> bool:
+    """Whether the database ended a transaction because of others at the same time.
+
+    psycopg and mysql-connector have the code in ``sqlstate``, psycopg2 in ``pgcode``,
+    sqlite3 in ``sqlite_errorname`` (Python 3.11 and newer). Other MySQL drivers and
+    pyodbc have it as the first argument, pg8000 and oracledb inside of that.
+    """
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return False
+    first: t.Any = next(iter(error.orig.args), None)
+    if isinstance(first, dict):
+        first = first.get("C")
+    names = ("sqlstate", "pgcode", "sqlite_errorname")
+    codes = [getattr(error.orig, name, None) for name in names]
+    codes += [first, getattr(first, "full_code", None)]
+    return any(isinstance(each, (str, int)) and each in _CONFLICTS for each in codes)

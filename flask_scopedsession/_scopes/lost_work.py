@@ -52,17 +52,23 @@ def unflushed(session: Session) -> Counter[str]:
 
     None, once the application's own ``close()`` has flushed them after all.
     """
-    found: Counter[str] = Counter()
     if not session.is_active:
-        return found  # a flush failed, and the application handled that
+        return Counter()  # a flush failed, and the application handled that
+    found = changed(session)
+    if found:
+        event.listen(session, "after_flush", lambda *_: found.clear())
+    return found
+
+
+def changed(session: Session) -> Counter[str]:
+    """Count the objects that are new, deleted or modified and not flushed, by class."""
+    found: Counter[str] = Counter()
     for one in (*session.new, *session.deleted):
         found[type(one).__name__] += 1
     if session.identity_map.check_modified():
         for one in session.dirty:
             if session.is_modified(one):
                 found[type(one).__name__] += 1
-    if found:
-        event.listen(session, "after_flush", lambda *_: found.clear())
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 from collections.abc import Callable
+from collections.abc import Mapping
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import scoped_session
@@ -132,6 +133,11 @@ class Registry(ScopedRegistry[t.Any]):
                 close_session(session)
                 session = kept
         return session
+
+    def sessions(self) -> Mapping[str, t.Any]:
+        """Return the sessions of the current scope, by the name of the bind."""
+        scope = self._current()
+        return {} if scope is None else scope.sessions.copy()
 
     def remove(self) -> None:
         """Close and forget all sessions of the current scope."""

@@ -31,6 +31,7 @@ from sqlalchemy.schema import CreateTable
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import LostWork
+from flask_scopedsession.errors import TransactionError
 
 
 class Base(orm.DeclarativeBase):
@@ -1106,6 +1107,21 @@ def two_phase_url(two_phase_server, request):
     """A database of this server, for each driver."""
     with fresh_database(two_phase_server.url) as url:
         yield url.set(drivername=f"postgresql+{request.param}")
+
+
+def test_release_of_a_prepared_transaction(make_app, two_phase_url):
+    """Its owner decides: it may have prepared other databases, too."""
+    db = ScopedSession(model_class=Base, session_options={"twophase": True})
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=two_phase_url)
+    with app.app_context():
+        db.create_all()
+        db.session.add(Person(id=1, name="ed"))
+        db.session().prepare()
+        with pytest.raises(TransactionError, match="is prepared"):
+            db.release()
+        db.session.commit()
+        assert db.session.get(Person, 1).name == "ed"
+        db.release()
 
 
 def check_two_phase(make_app, url, options, tracking):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,3 +68,23 @@ assert_type(own.session(), OwnSession)
 assert_type(own.get_session(), OwnSession)
 assert_type(own.sessionmaker(), OwnSession)
 assert_type(own.get_session().tenant(), str)
+with own.transaction() as own_session:
+    assert_type(own_session, OwnSession)
+
+
+# What a decorated function takes and returns stays the same.
+
+
+@db.transactional(retries=3)
+def add(name: str, *, times: int = 1) -> str:
+    return name * times
+
+
+@db.transactional()
+async def wait(name: str) -> str:
+    return name
+
+
+assert_type(add("a", times=2), str)
+waiting: Coroutine[Any, Any, str] = wait("a")
+add(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -31,6 +31,7 @@ PRELUDES = {
     "../README.md": "",
     "index.md": "",
     "scope.md": "",
+    "transactions.md": "",
 }
 
 #: What shows that they work, if the page does not say.
