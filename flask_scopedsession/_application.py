@@ -22,6 +22,7 @@ from ._runtime.logs import log
 from ._scopes.context import current_context
 from ._scopes.kinds import OfContext
 from ._scopes.ledger import Ledger
+from ._scopes.many_statements import ManyStatements
 from ._scopes.responses import HANDLED
 from ._scopes.responses import note_responses
 from ._scopes.responses import STATUS
@@ -107,6 +108,10 @@ class Application:
             model_names=models.names,
             close=close_forgotten,
         )
+        if settings.many_statements:
+            self.ledger.many_statements = ManyStatements(
+                self.ledger, settings.many_statements
+            )
         options = {**session_options, **settings.session_options}
         refuse_wrong_options(template.class_, options)
         accounts = {
@@ -215,6 +220,7 @@ class Application:
         ledger, kind, live = self.ledger, self._registry.kind, self.live
         session_name = self._registry.session_name
         on_context = isinstance(kind, OfContext)
+        many = ledger.many_statements
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
@@ -243,6 +249,8 @@ class Application:
                 kept.pop(STATUS, None)
                 kept.pop(HANDLED, None)
                 ledger.leave(scope)
+                if many is not None and scope.statements > many.limit:
+                    many.report(scope)
             if raising is not None:
                 raise raising
 

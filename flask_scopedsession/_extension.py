@@ -23,6 +23,7 @@ from ._application import Application
 from ._application import EXTENSION
 from ._control.server import SERVER
 from ._databases.ping import ping
+from ._pools.counting import StatementCount
 from ._pools.engine import dispose_all
 from ._runtime.logs import fields
 from ._runtime.logs import log
@@ -44,6 +45,7 @@ from ._sessions.transactions import transactional
 from ._settings.config import DEFAULT_BIND
 from ._settings.config import read_settings
 from ._settings.options import session_options as parsed_session_options
+from ._settings.values import integer
 from ._settings.values import kind
 from ._settings.values import mapping
 from ._settings.values import seconds
@@ -263,6 +265,28 @@ class ScopedSession(t.Generic[S]):
 
     def _is_current(self, session: Session) -> bool:
         return session in self._registry.sessions().values()
+
+    def count_statements(self, at_most: int | None = None) -> StatementCount:
+        """Return a context manager that counts the statements which its block sends.
+
+        Its value has a length; ``statements``, each with its ``text`` (never its
+        parameters), ``duration`` in seconds and ``at``, the line that sent it; and
+        ``repeated``, each with its ``text``, ``times`` and ``at``. It counts the
+        statements of the block's own thread and of async views, to all databases of
+        all applications of this extension; not those of other threads. It needs no
+        application context, and works without tracking.
+
+        :param at_most: Raise an error at the end of the block if there are more.
+        :raises TooManyStatements: There are. It is also an :exc:`AssertionError`.
+        """
+        if at_most is not None:
+            at_most = integer("count_statements(at_most=...)", at_most, least=0)
+        engines = [
+            (engine, app.root_path)
+            for app in self._apps
+            for engine in self._application_of(app).engines.values()
+        ]
+        return StatementCount(engines, at_most)
 
     # -- engines ---------------------------------------------------------------
 

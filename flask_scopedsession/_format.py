@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -66,3 +67,38 @@ def number_of(value: float) -> str:
     if value < 0.095:
         return f"{value:.2g}"
     return f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
+
+
+#: What a statement may have values in: comments and strings (which may have no end), a
+#: quoted word where MySQL and SQLite take it for a string, and numbers.
+_VALUES = re.compile(
+    r"--[^\n]*|/\*.*?(?:\*/|$)"
+    r"|(?P<string>'(?:[^']|'')*(?:'|$)|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|$))"
+    r'|(?P<before>[=<>(,]\s*|\b(?:like|glob|regexp)\s+)"[^"]*"(?!\s*\.)'
+    r'|(?P<name>"[^"]*"|`[^`]*`)'
+    r"|(?P<number>(?<![\w$:])(?:0x[0-9a-f]+|\d+(?:\.\d*)?(?:e[+-]?\d+)?)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+#: Most characters of a statement that are shown.
+_LONGEST_SQL = 300
+
+
+def sql_shown(text: str) -> str:
+    """Return a statement on one line, without any value that is written in it."""
+    if "\\" in text:
+        # It depends on the server whether that escapes a quote.
+        text = re.split(r"""['"$]""", text, maxsplit=1)[0] + " ..."
+    shown = " ".join(_VALUES.sub(_without_value, text).split())
+    if len(shown) > _LONGEST_SQL:
+        half = _LONGEST_SQL // 2
+        shown = f"{shown[:half].rstrip()} ... {shown[-half:].lstrip()}"
+    return shown
+
+
+def _without_value(found: re.Match[str]) -> str:
+    if found["name"] is not None:
+        return found["name"]
+    if found["before"] is not None:
+        return found["before"] + "?"
+    return " " if found["string"] is None and found["number"] is None else "?"

@@ -20,6 +20,7 @@ __all__ = [
     "SessionRemoved",
     "SetupError",
     "SharedSession",
+    "TooManyStatements",
     "TransactionError",
     "UnknownBind",
     "UnsafeDirectory",
@@ -116,10 +117,18 @@ class TransactionError(ScopedSessionError, InvalidRequestError):
 
 
 class UnsavedWork(ScopedSessionError, InvalidRequestError):
-    """:meth:`.ScopedSession.release` was called where it would lose changes.
+    """Changes would be lost by :meth:`.ScopedSession.release`.
 
     The message counts them. Call ``db.session.commit()`` to keep them, or
     ``db.session.rollback()`` to discard them, before ``db.release()``.
+    """
+
+
+class TooManyStatements(ScopedSessionError, AssertionError):
+    """A block sent more statements than :meth:`.ScopedSession.count_statements` allows.
+
+    The message has those that were sent most often, each with the line that sent it. If
+    rows are loaded one by one, load them with the list, as by ``selectinload()``.
     """
 
 

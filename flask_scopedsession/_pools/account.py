@@ -24,6 +24,7 @@ from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
+from .._scopes.many_statements import NOT_JUDGED
 from .._scopes.scope import Scope
 from .drivers import always_tells
 from .meters import Meters
@@ -41,7 +42,7 @@ SLOT = "flask_scopedsession"
 
 
 #: Stands for the scope of a connection that was never checked out through the pool.
-_NOBODY = SimpleNamespace(statements=0)
+_NOBODY = SimpleNamespace(statements=0, texts=NOT_JUDGED)
 
 
 def _view(scope: Scope) -> str | None:

@@ -27,6 +27,7 @@ from .sharing import abandon
 from .sharing import note_sharing
 from .writes import after_effect
 from .writes import before_statement
+from .writes import COUNTED
 from .writes import Effect
 from .writes import effect_of
 from .writes import losing
@@ -207,7 +208,7 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
     dialect.do_execute_no_params = do_execute_no_params
 
 
-def _watched(
+def _watched(  # noqa: C901 - each call that it would be split into costs
     original: t.Any, engine: Engine, account: PoolAccount, effects: _Effects
 ) -> t.Callable[..., None]:
     """Return a method of the dialect that also keeps the account of a statement."""
@@ -216,6 +217,8 @@ def _watched(
     # One connection for all threads, which are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     show_sql, known = account.show_sql, effects.known
+    many = account.ledger.many_statements
+    note = None if many is None else many.note
 
     def execute(
         cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
@@ -241,7 +244,10 @@ def _watched(
             slot.statement = statement if show_sql else None
             slot.execution_options = context.execution_options
             slot.has_begun = True
-        slot.sender.statements += 1
+        if effect is None or effect.action in COUNTED:
+            slot.sender.statements += 1
+            if note is not None:
+                note(slot.sender, statement)
         slot.runner = get_ident()
         slot.moved = perf_counter()
         try:

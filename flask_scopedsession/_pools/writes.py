@@ -19,7 +19,7 @@ from .account import Slot
 from .drivers import is_transaction_open
 from .drivers import note_rows_written
 
-Action = t.Literal["write", "temporary", "mark", "back", "release", "end"]
+Action = t.Literal["begin", "write", "temporary", "mark", "back", "release", "end"]
 
 
 class Effect(t.NamedTuple):
@@ -28,6 +28,14 @@ class Effect(t.NamedTuple):
     action: Action
     name: str
     """Of a table or savepoint."""
+
+
+#: The effects of statements that count as such. The others control a transaction, and
+#: many drivers send some of those on their own.
+COUNTED = frozenset(("write", "temporary"))
+
+#: How the others begin.
+CONTROL = ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT")
 
 
 # -- what a statement does, by its text -----------------------------------------
@@ -89,6 +97,8 @@ def effect_of(context: t.Any, statement: str) -> Effect | None:
 
     :param context: SQLAlchemy's ``ExecutionContext`` of it.
     """
+    if statement.startswith("BEGIN"):
+        return Effect("begin", "")
     temporary_schema = _TEMPORARY_SCHEMAS.get(context.dialect.name)
     if context.isinsert or context.isupdate or context.isdelete:
         table = getattr(getattr(context.compiled, "statement", None), "table", None)
@@ -177,7 +187,7 @@ def after_effect(slot: Slot, effect: Effect, cursor: t.Any) -> None:
         slot.temporary = {*(slot.temporary or ()), name.lower()}
     elif action == "end":
         slot.forget_writes()
-    else:
+    elif action != "begin":
         _note_savepoint(slot, action, name.lower())
 
 

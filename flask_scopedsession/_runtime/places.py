@@ -7,6 +7,7 @@ import os
 import sysconfig
 import typing as t
 
+from .stacks import _get_frame
 from .stacks import RawFrame
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -31,6 +32,23 @@ class Places:
     def innermost(self, raw: t.Iterable[RawFrame]) -> str | None:
         """Return the innermost place of the app's own code in a stack."""
         return next(self._places(raw), None)
+
+    def here(self) -> str | None:
+        """Return the place of the app's own code that the calling thread is at.
+
+        In a template of Jinja, that is the line of the template.
+        """
+        frame = None if _get_frame is None else _get_frame(1)
+        while frame is not None:
+            line = frame.f_lineno
+            template = frame.f_globals.get("__jinja_template__")
+            if template is not None and line is not None:
+                line = template.get_corresponding_lineno(line)
+            found = self.innermost([(frame.f_code, line)])
+            if found is not None:
+                return found
+            frame = frame.f_back
+        return None
 
     def stack(self, raw: t.Iterable[RawFrame]) -> tuple[str, ...]:
         """Return all places of the app's own code in a stack, innermost first."""

@@ -6,5 +6,6 @@
 ``kinds``      where scopes are kept: on the context, by thread, by a key.
 ``teardown``   how a scope ends; ``lost_work``, what it leaves uncommitted.
 ``responses``  how the request was answered.
+``many_statements``  scopes that send many statements, and what they repeat.
 ``streams``    abandoned streams and lasting contexts, with Flask 3.1 and older.
 """

@@ -29,6 +29,7 @@ if t.TYPE_CHECKING:
 
     from .._settings.config import LostWorkPolicy
     from ..snapshot import SharedUse
+    from .many_statements import ManyStatements
 
 
 class Lost:
@@ -80,6 +81,8 @@ class Ledger:
         self._close = close
         self.accounts: list[Account] = []
         """Of the pools; empty if tracking is off."""
+        self.many_statements: ManyStatements | None = None
+        """Counts what each scope repeats, if that is reported."""
         self.live: set[Scope] = set()
         """Scopes that have not ended."""
         self.keyed: dict[Hashable, Anchor] = {}

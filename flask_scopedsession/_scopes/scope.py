@@ -65,6 +65,7 @@ class Scope(weakref.ref[t.Any]):
         "sessions",
         "since",
         "statements",
+        "texts",
         "thread",
     )
 
@@ -86,6 +87,8 @@ class Scope(weakref.ref[t.Any]):
     ended: bool
     statements: int
     """How many it has sent."""
+    texts: dict[str, list[t.Any]] | None
+    """Those that it has sent, if they are counted one by one."""
     last: t.Any
     """The slot of the connection that was checked out last."""
     parent: Scope | None
@@ -149,7 +152,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     scope.sessions = {}
     scope.ident = scope.native_id = get_ident()
     scope.thread = threading.current_thread()
-    scope.greenlet = scope.parent = scope.last = None
+    scope.greenlet = scope.parent = scope.last = scope.texts = None
     scope.ended = False
     scope.statements = 0
     scope.request = scope.command = scope.rule = scope.method = None
@@ -176,11 +179,13 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
 
 def is_user(scope: Scope) -> bool:
     """Whether a context's scope is that of the calling thread and request."""
+    return scope.ident == get_ident() and is_of_current_request(scope)
+
+
+def is_of_current_request(scope: Scope) -> bool:
+    """Whether a scope is that of the current request, or of none if there is none."""
     request = scope.request
-    return (
-        scope.ident == get_ident()
-        and (None if request is None else request()) is current_request_context()
-    )
+    return (None if request is None else request()) is current_request_context()
 
 
 def visitor(parent: Scope | None) -> Scope:

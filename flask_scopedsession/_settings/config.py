@@ -14,6 +14,7 @@ from .binds import DEFAULT_BIND
 from .binds import read_binds
 from .keys import CONTROL
 from .keys import LOST_WORK
+from .keys import MANY_STATEMENTS
 from .keys import read_keys
 from .keys import SESSION_OPTIONS
 from .keys import unread_keys
@@ -44,6 +45,8 @@ class Settings:
     held_long_after: float
     """Seconds after which a checked out connection is reported."""
     lost_work: LostWorkPolicy
+    many_statements: int
+    """A scope that sends more is reported; 0: none."""
     stacks: bool
     show_sql: bool
     notes: tuple[str, ...] = ()
@@ -67,13 +70,17 @@ def read_settings(
     notes = unread_keys(config)
     values = read_keys(config)
     switch = chosen(os.environ if environ is None else environ, CONTROL)
-    name = values["SCOPEDSESSION_NAME"]
+    name, tracking = values["SCOPEDSESSION_NAME"], values["SCOPEDSESSION_TRACKING"]
+    many = values[MANY_STATEMENTS] if tracking else 0
+    if not tracking and chosen(config, MANY_STATEMENTS) and values[MANY_STATEMENTS]:
+        why = "SCOPEDSESSION_TRACKING is off, so that statements are not counted."
+        notes = (*notes, f"{MANY_STATEMENTS} does nothing: {why}")
     return Settings(
         name=default_name if name is None else name,
         connection_name=name,
         binds=MappingProxyType(read_binds(values, engine_options)),
         session_options=MappingProxyType(values[SESSION_OPTIONS]),
-        tracking=values["SCOPEDSESSION_TRACKING"],
+        tracking=tracking,
         control=values[CONTROL]
         if switch is None or boolean(CONTROL, switch)
         else False,
@@ -81,6 +88,7 @@ def read_settings(
         snapshot_file=values["SCOPEDSESSION_SNAPSHOT_FILE"],
         held_long_after=values["SCOPEDSESSION_HELD_LONG_AFTER"],
         lost_work=values[LOST_WORK],
+        many_statements=many,
         stacks=values["SCOPEDSESSION_STACKS"],
         show_sql=values["SCOPEDSESSION_SHOW_SQL"],
         notes=notes,

@@ -22,6 +22,7 @@ from .values import choice
 from .values import chosen
 from .values import echo
 from .values import file_name
+from .values import integer
 from .values import is_on
 from .values import kind
 from .values import mapping
@@ -36,6 +37,7 @@ ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
 SESSION_OPTIONS = "SQLALCHEMY_SESSION_OPTIONS"
 CONTROL = "SCOPEDSESSION_CONTROL"
 LOST_WORK = "SCOPEDSESSION_LOST_WORK"
+MANY_STATEMENTS = "SCOPEDSESSION_MANY_STATEMENTS"
 
 #: Other extensions' keys begin so, too.
 _SHARED_PREFIX = "SQLALCHEMY_"
@@ -265,6 +267,11 @@ KEYS: Mapping[str, Key] = {
         *(choice("warn", "raise", "ignore"), "warn", "`str`"),
         "what happens if a scope ends well but with uncommitted changes",
         shown='`"warn"`',
+    ),
+    MANY_STATEMENTS: Key(
+        *(partial(integer, least=0), 0, "`int`, at least 0; 0 is off"),
+        "report a request or command that sends more statements",
+        in_debug=100,
     ),
     "SCOPEDSESSION_PING_IDLE_AFTER": Key(
         *(optional_seconds, 0.5, "`float`, seconds, at least 0; or `None`, never"),

@@ -26,7 +26,7 @@ _STATES = ("idle", "begun", "holding", "idle in transaction", "needs rollback")
 _STYLES = {"idle in transaction": "yellow", "needs rollback": "red"}
 _COLUMNS = (
     *(">PID", "SCOPE", "BIND", ">AGE", "STATE"),
-    *(">CONN", ">NEW", ">DEL", ">IDENTITY", ">IDLE-TX"),
+    *(">CONN", ">STMTS", ">NEW/DEL", ">IDENTITY", ">IDLE-TX"),
 )
 
 
@@ -82,7 +82,7 @@ def _table(
         _COLUMNS,
         [_row(worker, session, verbose) for worker, session in found],
         styles=_STYLES,
-        spare=["IDENTITY", "NEW", "DEL", "CONN", "IDLE-TX"],
+        spare=["IDENTITY", "NEW/DEL", "STMTS", "CONN", "IDLE-TX"],
         below="SCOPE",
     )
 
@@ -109,8 +109,8 @@ def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> lis
         duration(session.age_s),
         session.state,
         ",".join(f"#{each}" for each in session.connections) or "-",
-        number(session.new),
-        number(session.deleted),
+        number(session.statements),
+        f"{number(session.new)}/{number(session.deleted)}",
         number(session.identity),
         duration(session.idle_in_transaction_s),
     ]

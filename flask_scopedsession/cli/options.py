@@ -73,7 +73,8 @@ STATE    idle; begun: in a transaction, but without a connection yet;
          rollback: a statement failed
 CONN     connections that the session holds: #3 is connection 3 of
          'pool-status --verbose'
-NEW, DEL objects that the next flush inserts and deletes
+STMTS    statements that the session's scope has sent so far
+NEW/DEL  objects that the next flush inserts and deletes
 IDENTITY objects in the identity map
 IDLE-TX  how long the session has been idle in its transaction
 

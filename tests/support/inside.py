@@ -17,6 +17,7 @@ from flask_scopedsession._control.server import SERVER
 from flask_scopedsession._databases.ping import PingResult
 from flask_scopedsession._format import duration
 from flask_scopedsession._format import some
+from flask_scopedsession._format import sql_shown
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
 from flask_scopedsession._pools import tracked_pool
@@ -86,6 +87,7 @@ __all__ = [
     "safe_url",
     "server",
     "some",
+    "sql_shown",
     "teardown",
     "tracked_pool",
 ]

@@ -197,8 +197,8 @@ def test_session_status_whole() -> None:
     """The worst sessions are last, and absent workers are named."""
     lines = render_sessions(sessions()).splitlines()
     assert lines[2].split() == [
-        *("PID", "SCOPE", "BIND", "AGE", "STATE", "CONN", "NEW", "DEL"),
-        *("IDENTITY", "IDLE-TX"),
+        *("PID", "SCOPE", "BIND", "AGE", "STATE", "CONN", "STMTS"),
+        *("NEW/DEL", "IDENTITY", "IDLE-TX"),
     ]
     rows = [re.split("  +", line.strip())[:5] for line in lines[3:9]]
     show = "GET /orders/<int:id> → orders.show"
@@ -687,7 +687,7 @@ def test_narrow_sessions_have_two_lines(output: Any) -> None:
     output(80)
     lines = STYLES.sub("", render_sessions(sessions())).splitlines()
     assert lines[2].split()[:2] == ["PID", "BIND"]
-    assert lines[4] == "       GET /orders/<int:id> → orders.show"
+    assert lines[4] == "      GET /orders/<int:id> → orders.show"
     (long,) = [at for at, line in enumerate(lines) if "/admin" in line]
     assert lines[long].strip() == "GET /admin/reports/<int:year>/<quarter>/<path:name>"
     assert lines[long + 1].strip() == "→ admin.reports.quarterly_statement_export"

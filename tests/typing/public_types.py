@@ -61,6 +61,13 @@ assert_type(db.workers(timeout=0.5), Survey)
 assert_type(db.workers().to_dict(), dict[str, Any])
 assert_type(db.ping(), float)
 
+with db.count_statements(at_most=3) as sent:
+    pass
+assert_type(len(sent), int)
+assert_type(sent.statements[0].text, str)
+assert_type(sent.statements[0].duration, float)
+assert_type(sent.repeated[0].at, str | None)
+
 # A session class of one's own is known wherever a session comes out.
 
 own: ScopedSession[OwnSession] = ScopedSession(session_options={"class_": OwnSession})
