@@ -39,14 +39,17 @@ class Places:
         In a template of Jinja, that is the line of the template.
         """
         frame = None if _get_frame is None else _get_frame(1)
+        labels = self._labels
         while frame is not None:
-            line = frame.f_lineno
-            template = frame.f_globals.get("__jinja_template__")
-            if template is not None and line is not None:
-                line = template.get_corresponding_lineno(line)
-            found = self.innermost([(frame.f_code, line)])
-            if found is not None:
-                return found
+            # Most frames are of libraries, which is known by now.
+            if labels.get(frame.f_code.co_filename, "") is not None:
+                line = frame.f_lineno
+                template = frame.f_globals.get("__jinja_template__")
+                if template is not None and line is not None:
+                    line = template.get_corresponding_lineno(line)
+                found = self.innermost([(frame.f_code, line)])
+                if found is not None:
+                    return found
             frame = frame.f_back
         return None
 

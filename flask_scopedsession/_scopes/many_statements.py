@@ -2,12 +2,12 @@
 
 Often that is an N+1 query: one for a list, and one for each of its rows. Until a scope
 has sent too many, little more is done than to count its texts: where a text is sent is
-looked up the second, fourth, eighth ... time.
+looked up the eighth, sixteenth, ... time. (If the limit is below 100, earlier.)
 """
 
 from __future__ import annotations
 
-import typing as t
+from collections import Counter
 
 from .._format import sql_shown
 from .._runtime.logs import fields
@@ -22,9 +22,18 @@ from .scope import Scope
 #: Texts that are counted per scope, and their most characters.
 _MOST_TEXTS, _LONGEST_TEXT = 1000, 5000
 
+
+class Texts(dict[str, int]):
+    """The texts that a scope has sent: how often, and where from."""
+
+    __slots__ = ("lines",)
+
+    lines: dict[str, str | None]
+
+
 #: Stands for the texts of a scope that is not judged: requests shared its context, or
 #: it is no scope.
-NOT_JUDGED: dict[str, list[t.Any]] = {}
+NOT_JUDGED = Texts()
 
 
 class ManyStatements:
@@ -32,6 +41,7 @@ class ManyStatements:
 
     def __init__(self, ledger: Ledger, limit: int) -> None:
         self.limit = limit
+        self._often = max(2, limit // 16)
         self._ledger = ledger
         app = ledger.app()
         self._places = Places("" if app is None else app.root_path)
@@ -40,24 +50,24 @@ class ManyStatements:
         """Count a statement, which ``scope.statements`` includes already."""
         texts = scope.texts
         if texts is None:
-            texts = scope.texts = {}
-        elif texts is NOT_JUDGED:
-            return
-        # The number of times, and the line that sent it.
-        known = texts.get(statement)
-        if known is None:
-            if len(texts) < _MOST_TEXTS and len(statement) <= _LONGEST_TEXT:
-                at = self._at(scope) if scope.statements > self.limit else None
-                texts[statement] = [1, at]
-            return
-        known[0] = times = known[0] + 1
-        if times & (times - 1) == 0 or scope.statements == self.limit + 1:
-            known[1] = self._at(scope)
-
-    def _at(self, scope: Scope) -> str | None:
-        if not is_of_current_request(scope):
-            scope.texts = NOT_JUDGED
-        return self._places.here()
+            texts = scope.texts = Texts()
+            texts.lines = {}
+        times = texts.get(statement, 0) + 1
+        if times == 1:
+            if (
+                texts is NOT_JUDGED
+                or len(texts) >= _MOST_TEXTS
+                or len(statement) > _LONGEST_TEXT
+            ):
+                return
+            looks = scope.statements > self.limit
+        else:
+            looks = times >= self._often and times & (times - 1) == 0
+        texts[statement] = times
+        if looks or scope.statements == self.limit + 1:
+            if not is_of_current_request(scope):
+                scope.texts = NOT_JUDGED
+            texts.lines[statement] = self._places.here()
 
     def report(self, scope: Scope) -> None:
         """Log a scope that has ended, if it is the first of its view or command."""
@@ -67,16 +77,17 @@ class ManyStatements:
         if not self._ledger.first_report(("many statements", *who)):
             return
         # Texts that differ only by values inside them are one statement.
-        groups: dict[str, list[list[t.Any]]] = {}
-        for text, known in (scope.texts or {}).copy().items():
-            groups.setdefault(sql_shown(text), []).append(known)
-        times, text, at = 0, "", None
-        for shown, group in groups.items():
-            total = sum(each for each, _ in group)
-            if total > times:
-                places = [each for each in group if each[1] is not None]
-                times, text = total, shown
-                at = max(places)[1] if places else None
+        totals: Counter[str] = Counter()
+        lines: dict[str, tuple[int, str | None]] = {}
+        texts = scope.texts or Texts()
+        for each, times in texts.copy().items():
+            shown = sql_shown(each)
+            totals[shown] += times
+            line = times, texts.lines.get(each)
+            if line[1] and line > lines.get(shown, (0, None)):
+                lines[shown] = line
+        text, times = (totals.most_common(1) or [("", 0)])[0]
+        at = lines.get(text, (0, None))[1]
         name = described(scope) if who.endpoint or who.command else f"A {who.method}"
         most = "None of those counted is repeated."
         if times > 1:

@@ -29,6 +29,8 @@ if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from werkzeug.routing import Rule
 
+    from .many_statements import Texts
+
 _modules = sys.modules
 
 #: Where a context, and on Flask 3.1 and older a request context, keeps its scope.
@@ -87,7 +89,7 @@ class Scope(weakref.ref[t.Any]):
     ended: bool
     statements: int
     """How many it has sent."""
-    texts: dict[str, list[t.Any]] | None
+    texts: Texts | None
     """Those that it has sent, if they are counted one by one."""
     last: t.Any
     """The slot of the connection that was checked out last."""
