@@ -183,10 +183,18 @@ class _Attempts:
 
     def __enter__(self) -> None:
         self._session, self._block = self._current(), Block()
-        is_inner = _BLOCK in self._session.info
-        if self._left and (is_inner or unsaved(self._session) != Counter()):
-            # What was done before is rolled back, too, and would not be repeated.
+        if self._left and not self._may_repeat(self._session):
             self._left = 0
+
+    @staticmethod
+    def _may_repeat(session: Session) -> bool:
+        """Whether a rollback would undo nothing but the function's own work."""
+        begun = session.get_transaction()
+        return begun is None or (
+            _BLOCK not in session.info
+            and begun.origin is SessionTransactionOrigin.AUTOBEGIN
+            and unsaved(session) == Counter()
+        )
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         if not (self._left and self._block.is_undone and is_conflict(error)):

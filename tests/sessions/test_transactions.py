@@ -405,6 +405,37 @@ def test_what_was_committed_is_not_repeated() -> None:
 
 
 @pytest.mark.usefixtures("context", "waits")
+def test_half_a_commit_is_not_repeated() -> None:
+    """Of two databases, the first may have committed when the second refuses."""
+    conflicts = Conflicts(0)
+
+    @db.transactional(retries=3)
+    def call() -> None:
+        conflicts()
+        audit = {"bind": db.get_engine("audit")}
+        db.session.execute(text("SELECT 1"), bind_arguments=audit)
+        event.listen(db.session, "before_commit", refuse, once=True)
+
+    def refuse(session: Any) -> None:
+        raise OperationalError("COMMIT", {}, Conflicts(0).error)
+
+    try:
+        with pytest.raises(OperationalError):
+            call()
+    finally:
+        event.remove(db.session, "before_commit", refuse)
+    assert conflicts.calls == 1
+
+
+@pytest.mark.usefixtures("context", "waits")
+def test_what_another_block_owns_is_not_repeated() -> None:
+    conflicts = Conflicts(1)
+    with pytest.raises(OperationalError), db.session.begin():
+        db.transactional(retries=3)(conflicts)()
+    assert conflicts.calls == 1
+
+
+@pytest.mark.usefixtures("context", "waits")
 def test_reads_before_do_not_prevent_a_retry() -> None:
     """As of a user that was loaded before the view."""
     with db.transaction():
@@ -604,7 +635,7 @@ on_both = pytest.mark.databases("sqlite", "postgresql", "psycopg2")
 @pytest.mark.usefixtures("stocked")
 def test_release_gives_connections_back() -> None:
     """Loaded objects keep their values, and load the rest when that is needed."""
-    author = shop.session.get_one(Author, 1)
+    author = shop.session.scalars(select(Author)).one()
     shop.get_session("audit").scalars(select(Author)).all()
     assert sum(pool.used for pool in shop.snapshot().pools) == 2
     shop.release()
@@ -636,11 +667,11 @@ def add() -> None:
 
 
 def change() -> None:
-    shop.session.get_one(Author, 1).name = "other"
+    shop.session.scalars(select(Author)).one().name = "other"
 
 
 def remove() -> None:
-    shop.session.delete(shop.session.get_one(Book, 1))
+    shop.session.delete(shop.session.scalars(select(Book)).one())
 
 
 def flush() -> None:
