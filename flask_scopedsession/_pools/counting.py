@@ -75,6 +75,7 @@ class StatementCount:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        __tracebackhide__ = True  # pytest then shows the block
         _counting.set(tuple(each for each in _counting.get() if each is not self))
         for engine, _ in self._engines:
             _unwatch(engine.dialect)
