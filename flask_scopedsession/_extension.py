@@ -23,6 +23,7 @@ from ._application import Application
 from ._application import EXTENSION
 from ._control.server import SERVER
 from ._databases.ping import ping
+from ._pools.counting import count_also
 from ._pools.counting import StatementCount
 from ._pools.engine import dispose_all
 from ._runtime.logs import fields
@@ -179,6 +180,7 @@ class ScopedSession(t.Generic[S]):
         app.__dict__[self._attribute] = application
         self._apps.add(app)
         application.end_scopes_with_contexts(app)
+        count_also(self, self._engines_of(app))
         for note in settings.notes:
             log.warning("%s", note, extra=fields("configuration"))
         app.shell_context_processor(lambda: {"db": self})
@@ -281,12 +283,12 @@ class ScopedSession(t.Generic[S]):
         """
         if at_most is not None:
             at_most = integer("count_statements(at_most=...)", at_most, least=0)
-        engines = [
-            (engine, app.root_path)
-            for app in self._apps
-            for engine in self._application_of(app).engines.values()
-        ]
-        return StatementCount(engines, at_most)
+        engines = [each for app in self._apps for each in self._engines_of(app)]
+        return StatementCount(self, engines, at_most)
+
+    def _engines_of(self, app: Flask) -> list[tuple[Engine, str]]:
+        engines = self._application_of(app).engines.values()
+        return [(engine, app.root_path) for engine in engines]
 
     # -- engines ---------------------------------------------------------------
 

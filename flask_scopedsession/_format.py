@@ -69,14 +69,16 @@ def number_of(value: float) -> str:
     return f"{value:.2f}" if value < 0.995 else f"{value:.1f}"
 
 
-#: What a statement may have values in: comments and strings (which may have no end), a
-#: quoted word where MySQL and SQLite take it for a string, and numbers.
+#: What a statement may have values in: comments and strings, which may have no end, and
+#: numbers. What is in double quotes can be a string in MySQL and SQLite, except where
+#: only a name can be.
 _VALUES = re.compile(
     r"--[^\n]*|/\*.*?(?:\*/|$)"
-    r"|(?P<string>'(?:[^']|'')*(?:'|$)|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|$))"
-    r'|(?P<before>[=<>(,]\s*|\b(?:like|glob|regexp)\s+)"[^"]*"(?!\s*\.)'
-    r'|(?P<name>"[^"]*"|`[^`]*`)'
-    r"|(?P<number>(?<![\w$:])(?:0x[0-9a-f]+|\d+(?:\.\d*)?(?:e[+-]?\d+)?)\b)",
+    r"|(?P<name>(?:\.|\b(?:from|join|into|update|table|as)\s+)\"[^\"]*\""
+    r'|"[^"]*"(?=\s*\.)|`[^`]*`)'
+    r"|(?P<value>'(?:[^']|'')*(?:'|$)|\"[^\"]*(?:\"|$)"
+    r"|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|$)"
+    r"|(?<![\w$:])(?:0x[0-9a-f]+|\d+(?:\.\d*)?(?:e[+-]?\d+)?)\b)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -97,8 +99,4 @@ def sql_shown(text: str) -> str:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    if found["name"] is not None:
-        return found["name"]
-    if found["before"] is not None:
-        return found["before"] + "?"
-    return " " if found["string"] is None and found["number"] is None else "?"
+    return found["name"] or (" " if found["value"] is None else "?")

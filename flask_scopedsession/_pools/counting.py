@@ -23,6 +23,9 @@ from .writes import CONTROL
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
 
+#: An engine, and the root path of its application.
+Located = tuple["Engine", str]
+
 #: Statements that an error names.
 _MOST = 5
 
@@ -57,20 +60,26 @@ class StatementCount:
     """
 
     def __init__(
-        self, engines: Iterable[tuple[Engine, str]], at_most: int | None
+        self, owner: object, engines: Iterable[Located], at_most: int | None
     ) -> None:
         """Count nothing yet.
 
-        :param engines: Each with the root path of its application.
+        :param owner: The extension that has the engines.
         """
         self.statements: list[Statement] = []
         """All, in their order."""
-        self._engines = tuple(engines)
+        self.owner = owner
+        self._engines = list(engines)
         self._at_most = at_most
 
+    def add(self, engine: Located) -> None:
+        """Count the statements of one more engine."""
+        self._engines.append(engine)
+        _watch(*engine)
+
     def __enter__(self) -> StatementCount:  # noqa: PYI034
-        for engine, root_path in self._engines:
-            _watch(engine.dialect, root_path)
+        for engine in self._engines:
+            _watch(*engine)
         _counting.set((*_counting.get(), self))
         return self
 
@@ -78,7 +87,7 @@ class StatementCount:
         __tracebackhide__ = True  # pytest then shows the block
         _counting.set(tuple(each for each in _counting.get() if each is not self))
         for engine, _ in self._engines:
-            _unwatch(engine.dialect)
+            _unwatch(engine)
         if error is None and self._at_most is not None and len(self) > self._at_most:
             raise TooManyStatements(self._problem())
 
@@ -129,7 +138,16 @@ _lock = allocate_lock()
 _watched: WeakKeyDictionary[t.Any, tuple[int, dict[str, t.Any]]] = WeakKeyDictionary()
 
 
-def _watch(dialect: t.Any, root_path: str) -> None:
+def count_also(owner: object, engines: Iterable[Located]) -> None:
+    """Let the blocks that the code is in count the statements of new engines, too."""
+    for engine in engines:
+        for each in _counting.get():
+            if each.owner is owner:
+                each.add(engine)
+
+
+def _watch(engine: Engine, root_path: str) -> None:
+    dialect: t.Any = engine.dialect
     with _lock:
         users, before = _watched.get(dialect, (0, {}))
         if not users:
@@ -140,7 +158,8 @@ def _watch(dialect: t.Any, root_path: str) -> None:
         _watched[dialect] = users + 1, before
 
 
-def _unwatch(dialect: t.Any) -> None:
+def _unwatch(engine: Engine) -> None:
+    dialect: t.Any = engine.dialect
     with _lock:
         users, before = _watched.pop(dialect)
         if users > 1:

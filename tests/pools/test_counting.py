@@ -220,10 +220,16 @@ def test_line_of_a_template(make_app: Callable[..., Flask], short_tmp: Path) -> 
             "SELECT ?, -?, ?, ?, t2.c3 FROM t2",
         ),
         ("WHERE id = %(id_1)s AND x = $1 AND y = :2", None),
-        ('SELECT "user".id FROM "user" WHERE "name" = ?', None),
+        ('SELECT "user".id, u."x" FROM "user" AS "u" WHERE "user"."a" = ?', None),
+        ('INSERT INTO "user" (a) VALUES (?)', None),
         ("SELECT `user 1`.id FROM `user 1`", None),
         ('WHERE name = "secret" OR a LIKE "s%"', "WHERE name = ? OR a LIKE ?"),
         ('VALUES ("s", "t")', "VALUES (?, ?)"),
+        ('SELECT "secret" AND "secret', "SELECT ? AND ?"),
+        (
+            "SELECT E'a', :name, ARRAY[1,2], x::int",
+            "SELECT E?, :name, ARRAY[?,?], x::int",
+        ),
         ("SELECT $$secret$$, $a$it's$a$", "SELECT ?, ?"),
         ("SELECT 1 -- for secret\n, 2 /* secret's */ + 3", "SELECT ? , ? + ?"),
         ("SELECT 'secret", "SELECT ?"),
@@ -243,6 +249,21 @@ def test_long_statements_are_shown_in_part() -> None:
     assert len(shown) < 310
     assert shown.startswith("SELECT t.column_0")
     assert shown.endswith("FROM t WHERE t.id = ?")
+
+
+def test_an_application_that_is_made_in_the_block(
+    make_app: Callable[..., Flask],
+) -> None:
+    """It counts as well, as by a test that makes one for itself."""
+    own = ScopedSession(model_class=Base)
+    with own.count_statements() as sent:
+        with own.count_statements() as inner:
+            app = make_app(own)
+        with app.app_context():
+            own.session.scalar(text("SELECT 1"))
+    with app.app_context():
+        own.session.scalar(text("SELECT 1"))
+    assert (len(sent), len(inner)) == (1, 0)
 
 
 @on_sqlite

@@ -30,6 +30,7 @@ from sqlalchemy import select
 from sqlalchemy import String
 from sqlalchemy import text
 from sqlalchemy import update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.exc import OperationalError
@@ -782,6 +783,28 @@ def test_release_inside_a_block() -> None:
         shop.release()
     shop.session.rollback()
     assert len(shop.session.scalars(select(Author)).all()) == 2
+
+
+@pytest.mark.usefixtures("stocked")
+def test_release_under_autocommit() -> None:
+    """What is committed already is not lost."""
+    shop.session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    bulk_update()
+    shop.release()
+    assert shop.session.scalars(select(Author.name)).all() == ["x"]
+
+
+@pytest.mark.databases("psycopg2")
+@pytest.mark.usefixtures("stocked")
+def test_release_does_not_cut_a_result_short_in_silence() -> None:
+    shop.session.add(Author(name="bea"))
+    shop.session.commit()
+    options = {"yield_per": 1}
+    rows = shop.session.execute(select(Author), execution_options=options)
+    next(rows)
+    shop.release()
+    with pytest.raises(DBAPIError):
+        rows.all()
 
 
 @pytest.mark.usefixtures("stocked")
