@@ -182,6 +182,11 @@ def test_commit_in_the_middle_of_a_block() -> None:
             db.session.commit()
             db.session.scalars(select(User))
     assert names() == ["first"]
+    db.session.scalars(select(User)).all()
+    with db.transaction():  # which began before the block
+        db.session.commit()
+        with pytest.raises(InvalidRequestError, match="closed transaction"):
+            db.session.scalars(select(User))
     with db.transaction():
         db.session.add(User(name="last"))
         db.session.commit()
@@ -842,9 +847,17 @@ def test_release_without_tracking(
         assert names() == ["b"]
 
 
-def test_release_in_a_session_that_joined_a_transaction(bare: Flask) -> None:
+def test_release_in_a_session_that_joined_a_transaction(
+    make_app: Callable[..., Flask], sqlite_url: str
+) -> None:
     """As tests do that roll back everything: what is committed there is no loss."""
-    with bare.app_context(), db.engine.connect() as connection:
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=sqlite_url,
+        SCOPEDSESSION_SQLITE_BEGIN="DEFERRED",  # for savepoints
+    )
+    with app.app_context(), db.engine.connect() as connection:
+        db.create_all()
         for mode in ("create_savepoint", "rollback_only"):
             with connection.begin() as transaction:
                 db.session.remove()
