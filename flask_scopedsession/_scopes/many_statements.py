@@ -50,8 +50,9 @@ class ManyStatements:
         """Count a statement, which ``scope.statements`` includes already."""
         texts = scope.texts
         if texts is None:
-            texts = scope.texts = Texts()
+            texts = Texts()
             texts.lines = {}
+            scope.texts = texts  # complete, as another thread may share the scope
         times = texts.get(statement, 0) + 1
         if times == 1:
             if (
