@@ -22,7 +22,6 @@ from .extensions import db
 from .models import AuditEntry
 from .models import Flight
 from .models import utcnow
-from .paging import whole_number
 
 #: An airline's two- or three-character code, a number, and an optional letter.
 FLIGHT_NUMBER = re.compile(r"([A-Z]{3}|[A-Z][A-Z0-9]|[0-9][A-Z])[0-9]{1,4}[A-Z]?")
@@ -70,6 +69,14 @@ def parse_flight(raw: Mapping[str, object]) -> FlightData:
         raise InvalidFlightError(errors)
 
     return FlightData(**values)
+
+
+def whole_number(text: str, minimum: int, maximum: int) -> int:
+    """Parse ASCII digits only; ``int`` also accepts ``1_0`` and ``٣``."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not minimum <= int(text) <= maximum:
+        raise ValueError(f"Enter a whole number from {minimum} to {maximum}.")
+
+    return int(text)
 
 
 def parse_version(raw: Mapping[str, object]) -> int:

@@ -60,14 +60,24 @@ from .errors import UnknownBind
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy import MetaData
+    from sqlalchemy import Row
+    from sqlalchemy import Select
     from sqlalchemy import Table
     from sqlalchemy.orm import Mapper
     from sqlalchemy.sql.expression import TableClause
+    from sqlalchemy.sql.selectable import TypedReturnsRows as Statement
     from typing_extensions import TypeVar
+    from typing_extensions import TypeVarTuple
+    from typing_extensions import Unpack
 
     from .snapshot import Survey
     from .snapshot import WorkerSnapshot
     from .snapshot._readings import Role
+    from .views import Pagination
+
+    T = TypeVar("T")
+    T2 = TypeVar("T2")
+    Ts = TypeVarTuple("Ts")
 
     S = TypeVar("S", bound=Session, default=Session)
 else:
@@ -425,6 +435,151 @@ class ScopedSession(t.Generic[S]):
         for name in names:
             self._engine(application, name)
         return names
+
+    # -- what views use --------------------------------------------------------
+    # A statement has three overloads: one thing as SQLAlchemy 2.0 writes its type, one
+    # thing as 2.1 does, and several.
+
+    def get_or_404(
+        self,
+        entity: type[T] | Mapper[T],
+        ident: t.Any,
+        *,
+        description: str | None = None,
+        **options: t.Any,
+    ) -> T:
+        """Return the row with this primary key, or abort with 404 Not Found.
+
+        :param entity: The model.
+        :param ident: The primary key, as :meth:`sqlalchemy.orm.Session.get` takes it.
+            One that no row can have, such as a number that is too large for its
+            column, is not found.
+        :param description: What the error page says.
+        :param options: For :meth:`sqlalchemy.orm.Session.get`.
+        """
+        from .views._lookups import get_or_404
+
+        found = get_or_404(self.session(), entity, ident, description, options)
+        return t.cast("T", found)
+
+    @t.overload
+    def first_or_404(
+        self, statement: Statement[tuple[T]], *, description: str | None = None
+    ) -> T: ...
+    @t.overload
+    def first_or_404(
+        self, statement: Statement[T], *, description: str | None = None
+    ) -> T: ...
+    @t.overload
+    def first_or_404(
+        self, statement: Statement[T, T2, Unpack[Ts]], *, description: str | None = None
+    ) -> Row[T, T2, Unpack[Ts]]: ...
+    def first_or_404(
+        self, statement: t.Any, *, description: str | None = None
+    ) -> t.Any:
+        """Return the first item of a statement, or abort with 404 Not Found.
+
+        :param statement: Selects an entity or a value, which is returned, or several
+            things, for a row of them. A limit is not added.
+        :param description: What the error page says.
+        """
+        from .views._lookups import first_or_404
+
+        return first_or_404(self.session(), statement, description)
+
+    @t.overload
+    def one_or_404(
+        self, statement: Statement[tuple[T]], *, description: str | None = None
+    ) -> T: ...
+    @t.overload
+    def one_or_404(
+        self, statement: Statement[T], *, description: str | None = None
+    ) -> T: ...
+    @t.overload
+    def one_or_404(
+        self, statement: Statement[T, T2, Unpack[Ts]], *, description: str | None = None
+    ) -> Row[T, T2, Unpack[Ts]]: ...
+    def one_or_404(self, statement: t.Any, *, description: str | None = None) -> t.Any:
+        """Return the only item of a statement.
+
+        If there is none, or more than one, abort with 404 Not Found. The arguments are
+        those of :meth:`first_or_404`.
+        """
+        from .views._lookups import one_or_404
+
+        return one_or_404(self.session(), statement, description)
+
+    @t.overload
+    def paginate(
+        self,
+        statement: Select[tuple[T]],
+        *,
+        page: int | None = ...,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        error_out: bool = ...,
+        count: bool = ...,
+    ) -> Pagination[T]: ...
+    @t.overload
+    def paginate(
+        self,
+        statement: Select[T],
+        *,
+        page: int | None = ...,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        error_out: bool = ...,
+        count: bool = ...,
+    ) -> Pagination[T]: ...
+    @t.overload
+    def paginate(
+        self,
+        statement: Select[T, T2, Unpack[Ts]],
+        *,
+        page: int | None = ...,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        error_out: bool = ...,
+        count: bool = ...,
+    ) -> Pagination[Row[T, T2, Unpack[Ts]]]: ...
+    def paginate(
+        self,
+        statement: t.Any,
+        *,
+        page: int | None = None,
+        per_page: int | None = None,
+        max_per_page: int | None = 100,
+        error_out: bool = True,
+        count: bool = True,
+    ) -> Pagination[t.Any]:
+        """Return one page of a statement's items.
+
+        :param statement: A ``select()`` without a limit, with an unambiguous order.
+            Joins do not repeat the entities of ``select(User)``.
+        :param page: The number of the page, from 1. ``None`` for ``page`` in the
+            request's query string, else 1.
+        :param per_page: The most items of a page. ``None`` for ``per_page`` in the
+            request's query string, else 20.
+        :param max_per_page: The most that `per_page` may be; ``None`` for no limit.
+        :param error_out: Abort with 404 Not Found if there is no such page, or if
+            `page` or `per_page` is not a whole number from 1. Else the page is empty,
+            and the default is used.
+        :param count: Count the items of all pages, with one more statement where that
+            is needed.
+        :raises ConfigError: The statement is none that has pages, or an argument is
+            wrong.
+        """
+        from .views import Pagination
+
+        return Pagination(
+            self.session(),
+            statement,
+            page=page,
+            per_page=per_page,
+            max_per_page=max_per_page,
+            error_out=error_out,
+            count=count,
+        )
 
     # -- the live view ---------------------------------------------------------
 

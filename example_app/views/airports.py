@@ -19,7 +19,6 @@ from example_app.export import csv_response
 from example_app.extensions import db
 from example_app.models import Airport
 from example_app.models import Flight
-from example_app.paging import paginate
 
 bp = Blueprint("airports", __name__)
 
@@ -28,7 +27,7 @@ bp = Blueprint("airports", __name__)
 def search() -> ResponseReturnValue:
     """Search the airports; without a search term, list all."""
     text = request.args.get("q", "").strip()
-    page = paginate(search_airports(text))
+    page = db.paginate(search_airports(text))
     return render_template("airports/search.html", q=text, page=page)
 
 

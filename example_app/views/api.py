@@ -11,6 +11,7 @@ from flask import jsonify
 from flask import request
 from flask import url_for
 from flask.typing import ResponseReturnValue
+from sqlalchemy import Select
 from sqlalchemy import select
 from werkzeug.exceptions import BadRequest
 
@@ -28,8 +29,6 @@ from example_app.jobs import start_recount
 from example_app.models import AuditEntry
 from example_app.models import Flight
 from example_app.models import Job
-from example_app.paging import Page
-from example_app.paging import paginate
 
 from .flights import get_flight
 from .flights import ID
@@ -37,10 +36,15 @@ from .flights import ID
 bp = Blueprint("api", __name__, url_prefix="/api")
 
 
-def listing(name: str, page: Page[Any]) -> ResponseReturnValue:
-    """Answer with the rows of *page*, its number and the totals."""
-    items = [item.to_dict() for item in page.items]
-    return jsonify({name: items, **page.to_dict()})
+def listing(name: str, statement: Select[Any]) -> ResponseReturnValue:
+    """Answer with the page of the query string, its number and the totals."""
+    page = db.paginate(statement)
+    answer = {name: [item.to_dict() for item in page]}
+
+    for field in ("page", "per_page", "pages", "total"):
+        answer[field] = getattr(page, field)
+
+    return jsonify(answer)
 
 
 def json_object() -> Mapping[str, object]:
@@ -58,9 +62,9 @@ def json_object() -> Mapping[str, object]:
 
 @bp.get("/airports")
 def airports() -> ResponseReturnValue:
-    """Search the airports: ``?q=…&page=1&per_page=25``."""
+    """Search the airports: ``?q=…&page=1&per_page=20``."""
     text = request.args.get("q", "").strip()
-    return listing("airports", paginate(search_airports(text)))
+    return listing("airports", search_airports(text))
 
 
 @bp.get("/airports/<code>")
@@ -74,7 +78,7 @@ def airport(code: str) -> ResponseReturnValue:
 def flights() -> ResponseReturnValue:
     """List the log, latest flight first."""
     statement = select(Flight).order_by(Flight.date.desc(), Flight.number)
-    return listing("flights", paginate(statement))
+    return listing("flights", statement)
 
 
 @bp.post("/flights")
@@ -104,13 +108,13 @@ def update_flight(flight_id: int) -> ResponseReturnValue:
 def audit() -> ResponseReturnValue:
     """List every change of the log, latest first."""
     statement = select(AuditEntry).order_by(AuditEntry.id.desc())
-    return listing("entries", paginate(statement, db.get_session("audit")))
+    return listing("entries", statement)
 
 
 @bp.get("/statistics")
 def statistics() -> ResponseReturnValue:
     """List the counts of the last recount, busiest airport first."""
-    return listing("airports", paginate(busiest_airports()))
+    return listing("airports", busiest_airports())
 
 
 @bp.post("/jobs/recount")
@@ -129,5 +133,5 @@ def recount() -> ResponseReturnValue:
 @bp.get(f"/jobs/<{ID}:job_id>")
 def job(job_id: int) -> ResponseReturnValue:
     """Show the state of a job."""
-    found = db.session.get(Job, job_id) or abort(404, "There is no such job.")
+    found = db.get_or_404(Job, job_id, description="There is no such job.")
     return jsonify(found.to_dict())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flask import abort
 from flask import Blueprint
 from flask import redirect
 from flask import render_template
@@ -25,7 +24,6 @@ from example_app.flightlog import parse_flight
 from example_app.flightlog import parse_version
 from example_app.models import AuditEntry
 from example_app.models import Flight
-from example_app.paging import paginate
 
 bp = Blueprint("flights", __name__)
 
@@ -35,9 +33,7 @@ ID = "int(max=2147483647)"
 
 def get_flight(flight_id: int) -> Flight:
     """Return an entry, or abort with 404."""
-    return db.session.get(Flight, flight_id) or abort(
-        404, "The log has no such flight."
-    )
+    return db.get_or_404(Flight, flight_id, description="The log has no such flight.")
 
 
 @bp.get("/flights")
@@ -50,7 +46,7 @@ def index() -> ResponseReturnValue:
         )
         .order_by(Flight.date.desc(), Flight.number)
     )
-    return render_template("flights/index.html", page=paginate(statement))
+    return render_template("flights/index.html", page=db.paginate(statement))
 
 
 @bp.route("/flights/new", methods=["GET", "POST"])
@@ -115,7 +111,7 @@ def export() -> Response:
 def audit() -> ResponseReturnValue:
     """List every change of the log."""
     statement = select(AuditEntry).order_by(AuditEntry.id.desc())
-    page = paginate(statement, db.get_session("audit"))
+    page = db.paginate(statement)
     return render_template("flights/audit.html", page=page)
 
 

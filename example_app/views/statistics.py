@@ -14,7 +14,6 @@ from example_app.jobs import busiest_airports
 from example_app.jobs import running_job
 from example_app.jobs import start_recount
 from example_app.models import Job
-from example_app.paging import paginate
 
 bp = Blueprint("statistics", __name__)
 
@@ -22,7 +21,7 @@ bp = Blueprint("statistics", __name__)
 @bp.get("/statistics")
 def index() -> ResponseReturnValue:
     """Show the counts, and the time of the last recount."""
-    page = paginate(busiest_airports())
+    page = db.paginate(busiest_airports())
     job = db.session.scalar(select(Job).order_by(Job.id.desc()).limit(1))
     return render_template("statistics.html", page=page, job=job)
 

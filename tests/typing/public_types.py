@@ -8,8 +8,12 @@ from typing import Any
 
 from flask import Flask
 from sqlalchemy import Engine
+from sqlalchemy import insert
 from sqlalchemy import MetaData
+from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
@@ -19,6 +23,7 @@ from flask_scopedsession import ScopedSession
 from flask_scopedsession.snapshot import PoolSnapshot
 from flask_scopedsession.snapshot import Survey
 from flask_scopedsession.snapshot import WorkerSnapshot
+from flask_scopedsession.views import Pagination
 
 
 class Base(DeclarativeBase):
@@ -95,3 +100,27 @@ async def wait(name: str) -> str:
 assert_type(add("a", times=2), str)
 waiting: Coroutine[Any, Any, str] = wait("a")
 add(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# What views use follows the entity or statement.
+
+
+class User(Base):
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+assert_type(db.get_or_404(User, 1, description="No such user."), User)
+assert_type(db.first_or_404(select(User)), User)
+assert_type(db.one_or_404(select(User.name)), str)
+assert_type(db.one_or_404(insert(User).returning(User.id)), int)
+print(db.first_or_404(select(User.id, User.name)).name)
+_id, _name = db.one_or_404(select(User.id, User.name))._t
+assert_type(_name, str)
+assert_type(db.paginate(select(User)), Pagination[User])
+assert_type(db.paginate(select(User)).items, list[User])
+assert_type(db.paginate(select(User)).next(), Pagination[User])
+assert_type(list(db.paginate(select(User.name), page=2, count=False)), list[str])
+for _row in db.paginate(select(User.id, User.name)):
+    assert_type(_row._t[1], str)

@@ -32,6 +32,7 @@ PRELUDES = {
     "index.md": "",
     "scope.md": "",
     "transactions.md": "",
+    "views.md": "",
 }
 
 #: What shows that they work, if the page does not say.
@@ -52,6 +53,19 @@ assert app.test_cli_runner().invoke(args=["create-tables"]).exit_code == 0
 client = app.test_client()
 assert client.post("/users/ed").status_code == 201
 assert client.get("/users").json == ["ed"]
+""",
+    "views.md": """
+with create_app().app_context():
+    db.create_all()
+    db.session.add(Book(id=1, title="Emma", isbn="978-0", author=Author(name="Jane")))
+    db.session.commit()
+    client = create_app().test_client()
+    assert client.get("/books/1").text == client.get("/isbn/978-0").text == "Emma"
+    assert client.get("/books/2").status_code == 404
+    assert "No such book" in client.get("/isbn/978-1").text
+    assert client.get("/authors").json == {"authors": ["Jane"], "total": 1}
+    assert client.get("/authors?page=2").status_code == 404
+    assert productive_authors() == [("Jane", 1)]
 """,
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
