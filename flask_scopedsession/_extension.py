@@ -73,6 +73,7 @@ if t.TYPE_CHECKING:
     from .snapshot import Survey
     from .snapshot import WorkerSnapshot
     from .snapshot._readings import Role
+    from .views import KeysetPage
     from .views import Pagination
 
     T = TypeVar("T")
@@ -580,6 +581,62 @@ class ScopedSession(t.Generic[S]):
             error_out=error_out,
             count=count,
         )
+
+    @t.overload
+    def paginate_keyset(
+        self,
+        statement: Select[tuple[T]],
+        *,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        bookmark: str | None = ...,
+    ) -> KeysetPage[T]: ...
+    @t.overload
+    def paginate_keyset(
+        self,
+        statement: Select[T],
+        *,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        bookmark: str | None = ...,
+    ) -> KeysetPage[T]: ...
+    @t.overload
+    def paginate_keyset(
+        self,
+        statement: Select[T, T2, Unpack[Ts]],
+        *,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        bookmark: str | None = ...,
+    ) -> KeysetPage[Row[T, T2, Unpack[Ts]]]: ...
+    def paginate_keyset(
+        self,
+        statement: t.Any,
+        *,
+        per_page: int | None = None,
+        max_per_page: int | None = 100,
+        bookmark: str | None = None,
+    ) -> KeysetPage[t.Any]:
+        """Return one page of a statement's items, found by a bookmark.
+
+        For large tables: a page costs the same wherever it is, and no row is lost or
+        repeated when others are added or deleted. Bookmarks are sealed with the
+        application's ``SECRET_KEY``.
+
+        :param statement: A ``select()`` without a limit, DISTINCT and GROUP BY. The
+            primary key is added to its order.
+        :param per_page: The most items of a page. ``None`` for ``per_page`` in the
+            request's query string, else 20. Not a whole number from 1: 404 Not Found.
+        :param max_per_page: The most that `per_page` may be; ``None`` for no limit.
+        :param bookmark: ``next`` or ``previous`` of another page. ``None`` for
+            ``bookmark`` in the request's query string, else the first page. One that
+            was not made for this order: 404 Not Found.
+        :raises ConfigError: The statement cannot be paged so without losing rows; the
+            message says why.
+        """
+        from .views._keyset import keyset_page
+
+        return keyset_page(self.session(), statement, per_page, max_per_page, bookmark)
 
     # -- the live view ---------------------------------------------------------
 

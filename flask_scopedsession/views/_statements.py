@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import typing as t
+from collections.abc import Generator
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 from flask import abort
@@ -33,6 +35,26 @@ def entity_of(statement: t.Any) -> t.Any:
         if len(found) == 1 and found[0]["expr"] is found[0].get("entity"):
             return found[0]["expr"]
     return None
+
+
+def primary_key_of(entity: t.Any) -> list[t.Any]:
+    """Return the attributes of a mapped class, or of an alias of it."""
+    mapper = sa.inspect(entity).mapper
+    keys = map(mapper.get_property_by_column, mapper.primary_key)
+    return [getattr(entity, each.key) for each in keys]
+
+
+def _froms(statement: t.Any) -> Sequence[t.Any]:
+    """Return what a statement selects from, without what loads relationships."""
+    columns: list[t.Any] = []
+    for found in statement.column_descriptions:
+        is_entity = found["expr"] is found.get("entity")
+        columns += primary_key_of(found["expr"]) if is_entity else [found["expr"]]
+    bare = statement.order_by(None).with_only_columns(
+        *columns, maintain_column_froms=True
+    )
+    froms: Sequence[t.Any] = bare.get_final_froms()
+    return froms
 
 
 def items_of(result: t.Any, entity: t.Any) -> t.Any:
@@ -97,21 +119,39 @@ class Pages:
         self.session = session
         self.statement = statement
         self.entity = entity_of(statement)
+        self.froms = _froms(statement)
         self.joined = False
         if self.entity is not None:
             inspected = sa.inspect(self.entity)
             self.mapper = inspected.mapper
-            keys = map(self.mapper.get_property_by_column, self.mapper.primary_key)
-            self.primary_key = [getattr(self.entity, each.key) for each in keys]
-            froms = statement.get_final_froms()
+            self.primary_key = primary_key_of(self.entity)
             # Else a join may give rows in which an entity is repeated.
-            self.joined = len(froms) != 1 or not froms[0].compare(inspected.selectable)
+            only = inspected.selectable
+            self.joined = len(self.froms) != 1 or not self.froms[0].compare(only)
 
     def fetch(self, statement: t.Any) -> list[t.Any]:
         """Return all items of this statement, or of a part of it."""
+        with self._rows_refused():
+            return list(items_of(self.session.execute(statement), self.entity))
+
+    def split(self, statement: t.Any, more: int) -> tuple[list[t.Any], list[t.Any]]:
+        """Return the items, and the values of columns that were added at the end."""
         result = self.session.execute(statement)
+        if self.entity is not None:
+            rows = result.unique().all()
+            return [row[0] for row in rows], [tuple(row[1:]) for row in rows]
+        with self._rows_refused():
+            frozen = result.freeze()
+            rows = frozen().all()
+        width = len(rows[0]) - more if rows else 1
+        items = frozen().columns(*range(width))
+        values = [tuple(row[width:]) for row in rows]
+        return list(items.scalars() if width == 1 else items), values
+
+    @contextmanager
+    def _rows_refused(self) -> Generator[None]:
         try:
-            return list(items_of(result, self.entity))
+            yield
         except InvalidRequestError as error:
             raise ConfigError(
                 f"{self.what} cannot load collections into rows by joins. Use"

@@ -23,6 +23,7 @@ from flask_scopedsession import ScopedSession
 from flask_scopedsession.snapshot import PoolSnapshot
 from flask_scopedsession.snapshot import Survey
 from flask_scopedsession.snapshot import WorkerSnapshot
+from flask_scopedsession.views import KeysetPage
 from flask_scopedsession.views import Pagination
 
 
@@ -122,5 +123,10 @@ assert_type(db.paginate(select(User)), Pagination[User])
 assert_type(db.paginate(select(User)).items, list[User])
 assert_type(db.paginate(select(User)).next(), Pagination[User])
 assert_type(list(db.paginate(select(User.name), page=2, count=False)), list[str])
+assert_type(db.paginate_keyset(select(User)), KeysetPage[User])
+assert_type(db.paginate_keyset(select(User.name), bookmark="x").items, list[str])
+assert_type(db.paginate_keyset(select(User)).next, str | None)
+for _row in db.paginate_keyset(select(User.id, User.name)):
+    assert_type(_row._t[1], str)
 for _row in db.paginate(select(User.id, User.name)):
     assert_type(_row._t[1], str)

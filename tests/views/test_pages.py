@@ -82,6 +82,24 @@ class Tag(Base):
     name: Mapped[str] = mapped_column(sa.String(99), primary_key=True)
 
 
+class Shape(Base):
+    __tablename__ = "shape"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(9))
+    __mapper_args__ = {  # noqa: RUF012
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "shape",
+        "with_polymorphic": "*",
+    }
+
+
+class Square(Shape):
+    __tablename__ = "square"
+    id: Mapped[int] = mapped_column(sa.ForeignKey(Shape.id), primary_key=True)
+    size: Mapped[int | None]
+    __mapper_args__ = {"polymorphic_identity": "square"}  # noqa: RUF012
+
+
 class Small(Base):
     __tablename__ = "small"
     id: Mapped[int] = mapped_column(
@@ -135,6 +153,13 @@ def all_pages(db: Any, statement: Any, per_page: int) -> list[Any]:
     assert last.total == page.total == len(found)
     assert page.pages == (page.page if found else 0)
     return found
+
+
+def sent_to(db: Any) -> list[str]:
+    """Return a list to which each statement is added that is sent from now on."""
+    sent: list[str] = []
+    event.listen(db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    return sent
 
 
 # A row, or 404
@@ -411,6 +436,33 @@ def test_numbers_for_links(db: Any) -> None:
 
 @pytest.mark.databases("sqlite")
 @pytest.mark.usefixtures("context")
+def test_only_joins_of_the_statement_are_paged_by_keys(db: Any) -> None:
+    """Not those that load relationships, which SQLAlchemy pages itself."""
+    sent = sent_to(db)
+    db.paginate(select(Author).options(joinedload(Author.books)), count=False)
+    db.paginate(select(Book).options(joinedload(Book.author)), count=False)
+    assert len(sent) == 2
+    db.session.add_all([Shape(id=1), Square(id=2, size=2), Square(id=3)])
+    db.session.flush()
+    sent.clear()
+    assert [each.id for each in db.paginate(select(Shape).order_by(Shape.id))] == [
+        1,
+        2,
+        3,
+    ]
+    by_size = select(Square).order_by(Square.size.desc())
+    assert [each.id for each in db.paginate(by_size)] == [2, 3]
+    page = db.paginate_keyset(by_size, per_page=1)
+    page = db.paginate_keyset(by_size, per_page=1, bookmark=page.next)
+    assert [each.id for each in page] == [3]
+    assert len(sent) == 4
+    sent.clear()
+    db.paginate(select(Author).join(Author.books), count=False)
+    assert len(sent) == 2
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.usefixtures("context")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -423,8 +475,7 @@ def test_numbers_for_links(db: Any) -> None:
 def test_items_are_counted_only_if_need_be(
     db: Any, arguments: Any, expected: int
 ) -> None:
-    sent = []
-    event.listen(db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    sent = sent_to(db)
     db.paginate(select(Author).order_by(Author.id), **arguments)
     assert len(sent) == expected
 

@@ -66,6 +66,12 @@ with create_app().app_context():
     assert client.get("/authors").json == {"authors": ["Jane"], "total": 1}
     assert client.get("/authors?page=2").status_code == 404
     assert productive_authors() == [("Jane", 1)]
+    db.session.add(Book(title="Persuasion", isbn="978-9", author_id=1))
+    db.session.commit()
+    page = client.get("/titles?per_page=1").json
+    page = client.get("/titles", query_string={"bookmark": page["next"]}).json
+    assert page == {"titles": ["Persuasion"], "next": None}
+    assert client.get("/titles?bookmark=x").status_code == 404
 """,
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
