@@ -151,7 +151,7 @@ def keyset_page(
     pages = Pages(WHAT, session, statement)
     if not statement.compare(statement.group_by(None)):
         raise ConfigError(f"{WHAT} cannot page GROUP BY. Use paginate().")
-    if statement.compare(statement.distinct()):
+    if pages.is_distinct:
         raise ConfigError(
             f"{WHAT} cannot page DISTINCT. Use paginate(), or leave it out if you"
             " select one entity: that is shown once also with joins."

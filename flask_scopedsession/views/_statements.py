@@ -89,13 +89,21 @@ def _resolved(what: str, statement: t.Any, clause: t.Any, entity: t.Any) -> t.An
         if entity is None:
             found = statement.selected_columns.get(clause.element)
         if found is not None:
-            return found.expression
-    if clause.__visit_name__ in ("textual_label_reference", "textclause"):
+            return _resolved(what, statement, found.expression, entity)
+    is_text = clause.__visit_name__ == "textual_label_reference"
+    if is_text or not isinstance(clause, sa.ColumnElement):
         raise ConfigError(
             f"{what} cannot use order_by({str(clause)!r}), which is text. Order by a"
             " column or an expression."
         )
     return clause.element if clause.__visit_name__ == "label" else clause
+
+
+def _unmodified(clause: t.Any) -> t.Any:
+    """Return an expression of an ORDER BY without its direction."""
+    while clause.__visit_name__ == "unary" and clause.modifier is not None:
+        clause = clause.element
+    return clause
 
 
 class Pages:
@@ -128,6 +136,11 @@ class Pages:
             # Else a join may give rows in which an entity is repeated.
             only = inspected.selectable
             self.joined = len(self.froms) != 1 or not self.froms[0].compare(only)
+
+    @property
+    def is_distinct(self) -> bool:
+        """Whether the statement has DISTINCT, or DISTINCT ON."""
+        return bool(self.statement.compare(self.statement.distinct()))
 
     def fetch(self, statement: t.Any) -> list[t.Any]:
         """Return all items of this statement, or of a part of it."""
@@ -180,14 +193,24 @@ class Pages:
         """Return some of the items."""
         if not self.joined:
             return self.fetch(self.statement.limit(limit).offset(offset))
-        statement = self._keys().limit(limit).offset(offset)
-        return self.load([tuple(row) for row in self.session.execute(statement)])
+        order = order_of(self.what, self.statement, self.entity)
+        statement = self.statement
+        shown: list[t.Any] = []
+        if self.is_distinct:  # DISTINCT ON needs the order, and DISTINCT to select it
+            shown = [_unmodified(each).label(None) for each in order]
+        else:
+            statement = statement.order_by(None)
+        place = func.row_number().over(order_by=order or None).label("place")
+        keys, places = self._keys(statement, place, *shown)
+        # Each where the statement has it first.
+        places = keys.order_by(func.min(places.c.place)).limit(limit).offset(offset)
+        return self.load([tuple(row) for row in self.session.execute(places)])
 
     def total(self) -> int:
         """Return how many items there are."""
         counted = self.statement.order_by(None)
         if self.joined:
-            counted = self._keys().order_by(None)
+            counted, _ = self._keys(counted)
         elif self.entity is not None:
             counted = counted.with_only_columns(
                 *self.primary_key, maintain_column_froms=True
@@ -195,18 +218,17 @@ class Pages:
         counts = select(func.count()).select_from(counted.subquery())
         return self.session.execute(counts).scalar_one()
 
-    def _keys(self) -> sa.Select[t.Any]:
-        """Select the primary keys, each where the statement has it first."""
-        order = order_of(self.what, self.statement, self.entity)
-        place = func.row_number().over(order_by=order or None)
-        places = (
-            self.statement.order_by(None)
-            .with_only_columns(*self.primary_key, place, maintain_column_froms=True)
+    def _keys(self, statement: t.Any, *more: t.Any) -> tuple[sa.Select[t.Any], t.Any]:
+        """Select the primary keys, each once; return also the subquery with more."""
+        inner = (
+            statement.with_only_columns(
+                *self.primary_key, *more, maintain_column_froms=True
+            )
             .where(self.primary_key[0].is_not(None))
             .subquery()
         )
-        *keys, place_ = places.c
-        return select(*keys).group_by(*keys).order_by(func.min(place_))
+        keys = list(inner.c)[: len(self.primary_key)]
+        return select(*keys).group_by(*keys), inner
 
 
 def whole_number(

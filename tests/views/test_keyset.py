@@ -72,6 +72,9 @@ class Thing(Base):
     code: Mapped[uuid.UUID | None]
     data: Mapped[bytes | None]
     odd: Mapped[str | None] = mapped_column(Upper)
+    seen: Mapped[dt.datetime | None] = mapped_column(sa.DateTime(timezone=True))
+    time: Mapped[dt.time | None]
+    span: Mapped[dt.timedelta | None]
     parts: Mapped[list[Part]] = relationship(back_populates="thing")
 
 
@@ -157,13 +160,14 @@ def walk(db: Any, statement: Any, per_page: int) -> list[Any]:
 # At random
 
 NAMES = ("number", "must", "text", "color", "ratio", "price", "at", "day", "flag")
-COLUMNS = {name: getattr(Thing, name) for name in (*NAMES, "code", "data", "odd", "id")}
+MORE = ("code", "data", "odd", "seen", "time", "span")
+COLUMNS = {name: getattr(Thing, name) for name in (*NAMES, *MORE, "id")}
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4)
 VALUES: dict[str, Any] = {
     "number": st.integers(-3, 3),
     "text": st.sampled_from(["", "a", "B", "b", "ä", "Z", "'", " "]) | texts,
     "color": st.sampled_from(Color),
-    "ratio": st.floats(allow_nan=False, allow_infinity=False, width=64),
+    "ratio": st.floats(width=64),
     "price": st.decimals(-999, 999, places=5),
     "at": st.datetimes(dt.datetime(1900, 1, 1)),
     "day": st.dates(dt.date(1900, 1, 1)),
@@ -171,6 +175,9 @@ VALUES: dict[str, Any] = {
     "code": st.uuids(),
     "data": st.binary(max_size=3),
     "odd": texts,
+    "seen": st.datetimes(dt.datetime(1900, 1, 1), timezones=st.just(dt.timezone.utc)),
+    "time": st.times(),
+    "span": st.timedeltas(dt.timedelta(-999), dt.timedelta(999)),
 }
 things = st.fixed_dictionaries(
     {"must": st.integers(-2, 2)},
@@ -237,6 +244,10 @@ STATEMENTS: dict[str, tuple[Any, list[Any]]] = {
     "label": (
         select(Thing.id, Thing.number.label("n")).order_by(sa.desc("n")),
         [Thing.id.desc()],
+    ),
+    "label of an expression": (
+        select(Thing.id, func.coalesce(Thing.number, 5).label("n")).order_by("n"),
+        [Thing.id],
     ),
     "expression": (
         select(Thing).order_by(-Thing.must, func.coalesce(Thing.number, 5)),

@@ -12,6 +12,7 @@ from flask import Flask
 from sqlalchemy import event
 from sqlalchemy import func
 from sqlalchemy import select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 from sqlalchemy.orm import contains_eager
 from sqlalchemy.orm import DeclarativeBase
@@ -313,6 +314,21 @@ def test_each_item_is_on_exactly_one_page(db: Any, name: str) -> None:
             assert sorted(map(id, found)) == sorted(map(id, expected))
         else:
             assert found == expected
+
+
+@pytest.mark.databases("postgresql")
+@pytest.mark.usefixtures("context")
+def test_distinct_on_keeps_the_first_of_the_order(db: Any) -> None:
+    distinct_on = getattr(postgresql, "distinct_on", None)
+    statement = select(Author).join(Author.books)
+    if distinct_on is None:  # SQLAlchemy 2.0
+        statement = statement.distinct(Author.name)
+    else:
+        statement = statement.ext(distinct_on(Author.name))
+    statement = statement.order_by(Author.name, Book.title.desc())
+    expected = db.session.scalars(statement).all()
+    assert [author.id for author in expected] == [9, 10, 7, 8]
+    assert all_pages(db, statement, 3) == expected
 
 
 @pytest.mark.usefixtures("context")
