@@ -17,7 +17,7 @@ default_role = "code"
 nitpicky = True
 # References to other projects are not resolved, so the build needs no network.
 # Neither are private names, such as those of type variables.
-nitpick_ignore_regex = [(r"py:.*", r"(?!flask_scopedsession\.[a-zA-Z]).*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!flask_scopedsession\.[a-zA-Z]).*|.*\._.*")]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3

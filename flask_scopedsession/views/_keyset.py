@@ -232,6 +232,8 @@ def _keys(pages: Pages, dialect: t.Any) -> list[_Key]:
                 )
             else:
                 unique += each.primary_key
+    if not unique:
+        raise ConfigError(f"{WHAT} needs a statement that selects from a table.")
     keys: list[_Key] = []
     for clause in order:
         given: dict[str, bool] = {}

@@ -355,6 +355,7 @@ def test_an_order_that_would_lose_rows_is_refused(db: Any) -> None:
         (things.order_by("nothing"), "is text"),
         (select(lower.c.n).order_by(lower.c.n), "primary key"),
         (select(no_key.c.x), "'no_key' apart"),
+        (select(sa.literal(1)), "from a table"),
         (
             select(Thing, Part.name).join(Thing.parts).options(joinedload(Thing.parts)),
             "selectinload",
