@@ -78,6 +78,7 @@ if t.TYPE_CHECKING:
 
     T = TypeVar("T")
     T2 = TypeVar("T2")
+    TP = TypeVar("TP", bound=tuple[t.Any, t.Any, Unpack[tuple[t.Any, ...]]])
     Ts = TypeVarTuple("Ts")
 
     S = TypeVar("S", bound=Session, default=Session)
@@ -438,8 +439,8 @@ class ScopedSession(t.Generic[S]):
         return names
 
     # -- what views use --------------------------------------------------------
-    # A statement has three overloads: one thing as SQLAlchemy 2.0 writes its type, one
-    # thing as 2.1 does, and several.
+    # A statement has four overloads: of one thing and of several, as SQLAlchemy 2.0
+    # writes its type, and the same as 2.1 does.
 
     def get_or_404(
         self,
@@ -469,6 +470,10 @@ class ScopedSession(t.Generic[S]):
     ) -> T: ...
     @t.overload
     def first_or_404(
+        self, statement: Statement[TP], *, description: str | None = None
+    ) -> Row[TP]: ...
+    @t.overload
+    def first_or_404(
         self, statement: Statement[T], *, description: str | None = None
     ) -> T: ...
     @t.overload
@@ -492,6 +497,10 @@ class ScopedSession(t.Generic[S]):
     def one_or_404(
         self, statement: Statement[tuple[T]], *, description: str | None = None
     ) -> T: ...
+    @t.overload
+    def one_or_404(
+        self, statement: Statement[TP], *, description: str | None = None
+    ) -> Row[TP]: ...
     @t.overload
     def one_or_404(
         self, statement: Statement[T], *, description: str | None = None
@@ -521,6 +530,17 @@ class ScopedSession(t.Generic[S]):
         error_out: bool = ...,
         count: bool = ...,
     ) -> Pagination[T]: ...
+    @t.overload
+    def paginate(
+        self,
+        statement: Select[TP],
+        *,
+        page: int | None = ...,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        error_out: bool = ...,
+        count: bool = ...,
+    ) -> Pagination[Row[TP]]: ...
     @t.overload
     def paginate(
         self,
@@ -591,6 +611,15 @@ class ScopedSession(t.Generic[S]):
         max_per_page: int | None = ...,
         bookmark: str | None = ...,
     ) -> KeysetPage[T]: ...
+    @t.overload
+    def paginate_keyset(
+        self,
+        statement: Select[TP],
+        *,
+        per_page: int | None = ...,
+        max_per_page: int | None = ...,
+        bookmark: str | None = ...,
+    ) -> KeysetPage[Row[TP]]: ...
     @t.overload
     def paginate_keyset(
         self,

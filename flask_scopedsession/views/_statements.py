@@ -218,7 +218,7 @@ class Pages:
         counts = select(func.count()).select_from(counted.subquery())
         return self.session.execute(counts).scalar_one()
 
-    def _keys(self, statement: t.Any, *more: t.Any) -> tuple[sa.Select[t.Any], t.Any]:
+    def _keys(self, statement: t.Any, *more: t.Any) -> tuple[t.Any, t.Any]:
         """Select the primary keys, each once; return also the subquery with more."""
         inner = (
             statement.with_only_columns(
