@@ -47,6 +47,23 @@ _NULLS_LAST = {
     "sqlite": False,
 }
 
+#: Functions with which an order differs from page to page.
+_VOLATILE = {
+    "clock_timestamp",
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "gen_random_uuid",
+    "localtime",
+    "localtimestamp",
+    "newid",
+    "now",
+    "rand",
+    "random",
+    "sysdate",
+    "uuid",
+}
+
 _MODIFIERS = {
     operators.asc_op: ("descending", False),
     operators.desc_op: ("descending", True),
@@ -177,15 +194,15 @@ def keyset_page(
     if place is not None:
         condition = _beyond(keys, place, backwards, inclusive)
     fetch = _entities if pages.joined else _rows
-    items, places = fetch(pages, keys, condition, backwards, size + 1)
+    items, places = fetch(pages, keys, condition, backwards, size)
     for key, values in zip(keys, zip(*places, strict=True), strict=False):
         if key.nulls_last is None and None in values:
             raise ConfigError(
                 f"{WHAT} has met NULL in {key.expression}, which is declared to have"
                 " none. Declare it as it is."
             )
-    more = len(items) > size
-    items, places = items[:size], places[:size]
+    more = len(places) > size
+    places = places[:size]
     if backwards:
         items.reverse()
         places.reverse()
@@ -213,27 +230,30 @@ def keyset_page(
 
 def _keys(pages: Pages, dialect: t.Any) -> list[_Key]:
     """Return an order that tells every two rows apart."""
-    order = order_of(WHAT, pages.statement, pages.entity)
-    outer = False
-    if pages.entity is not None:
-        unique = [each.expression for each in pages.primary_key]
-    else:
-        unique = []
-        froms: list[t.Any] = list(pages.froms)
-        for each in froms:
-            if isinstance(each, sa.Join):
-                outer = outer or each.isouter or each.full
-                froms += each.left, each.right
-            elif not _is_table(each) or not list(each.primary_key):
+    order = order_of(WHAT, pages.statement)
+    outer = not pages.froms
+    unique: list[t.Any] = []
+    froms = list(pages.froms)
+    for each in froms:
+        is_join = isinstance(each, sa.Join)
+        if is_join:
+            froms += each.left, each.right
+        outer = outer or (is_join and (each.isouter or each.full)) or _is_alias(each)
+        if pages.entity is None and not is_join:
+            if not _is_table(each) or not list(each.primary_key):
                 name = getattr(each, "name", type(each).__name__)
                 raise ConfigError(
                     f"{WHAT} cannot tell the rows of {name!r} apart, which has no"
                     " primary key. Select from tables that have one, or use paginate()."
                 )
-            else:
-                unique += each.primary_key
+            unique += each.primary_key
+    if pages.entity is not None:
+        unique = [each.expression for each in pages.primary_key]
     if not unique:
-        raise ConfigError(f"{WHAT} needs a statement that selects from a table.")
+        raise ConfigError(
+            f"{WHAT} cannot tell which tables the statement selects from, and so not"
+            " tell its rows apart. Use paginate()."
+        )
     keys: list[_Key] = []
     for clause in order:
         given: dict[str, bool] = {}
@@ -251,6 +271,11 @@ def _keys(pages: Pages, dialect: t.Any) -> list[_Key]:
             descending = bool(keys) and keys[-1].descending
             keys.append(_key(column, dialect, outer, descending))
     return keys
+
+
+def _is_alias(selectable: t.Any) -> bool:
+    """Whether this is an alias of a join, which may be an outer one."""
+    return isinstance(selectable, sa.Alias) and isinstance(selectable.element, sa.Join)
 
 
 def _is_table(selectable: t.Any) -> bool:
@@ -286,8 +311,8 @@ def _refuse_expression(pages: Pages, expression: t.Any, dialect: t.Any) -> None:
         name = str(getattr(part, "name", "")).lower()
         if part.__visit_name__ == "over":
             problem = "a window function"
-        elif part.__visit_name__ == "function" and name in ("random", "rand", "newid"):
-            problem = "random, and differs each time"
+        elif part.__visit_name__ == "function" and name in _VOLATILE:
+            problem = f"another one each time, because of {name}()"
         elif isinstance(part, sa.Column) and pages.joined:
             own = sa.inspect(pages.entity).selectable.c
             if not own.contains_column(part):
@@ -317,25 +342,29 @@ def _beyond(
     That is ``a >= 1 AND (a > 1 OR b >= 2 AND (b > 2 OR c > 3))``, which an index on the
     first column serves with every database.
     """
-    condition: t.Any = sa.true() if inclusive else sa.false()
+    condition: t.Any = None
     for key, value in reversed(list(zip(keys, place, strict=True))):
         after, at = key.from_(value, backwards)
-        condition = sa.and_(at, sa.or_(after, condition))
+        if condition is None:
+            condition = at if inclusive else after
+        else:
+            condition = sa.and_(at, sa.or_(after, condition))
     return condition
 
 
 def _rows(
-    pages: Pages, keys: Sequence[_Key], condition: t.Any, backwards: bool, limit: int
+    pages: Pages, keys: Sequence[_Key], condition: t.Any, backwards: bool, size: int
 ) -> tuple[list[t.Any], list[t.Any]]:
-    """Return items and their places, in one statement."""
+    """Return items, and their places and one more, in one statement."""
     statement = (
         pages.statement.where(condition)
         .order_by(None)
         .order_by(*(each.clause(backwards) for each in keys))
         .add_columns(*_labelled(keys))
-        .limit(limit)
+        .limit(size + 1)
     )
-    return pages.split(statement, len(keys))
+    items, places = pages.split(statement, len(keys))
+    return items[:size], places
 
 
 def _labelled(keys: Sequence[_Key]) -> list[t.Any]:
@@ -343,9 +372,9 @@ def _labelled(keys: Sequence[_Key]) -> list[t.Any]:
 
 
 def _entities(
-    pages: Pages, keys: Sequence[_Key], condition: t.Any, backwards: bool, limit: int
+    pages: Pages, keys: Sequence[_Key], condition: t.Any, backwards: bool, size: int
 ) -> tuple[list[t.Any], list[t.Any]]:
-    """Return entities, each once, and their places; a join may repeat them."""
+    """Do the same for entities that a join may repeat: each is returned once."""
     places = (
         pages.statement.where(condition, pages.primary_key[0].is_not(None))
         .order_by(None)
@@ -358,7 +387,8 @@ def _entities(
         .subquery()
     )
     order = [key.clause(backwards, places.c[i]) for i, key in enumerate(keys)]
-    rows = pages.session.execute(select(*places.c).order_by(*order).limit(limit)).all()
-    found = [tuple(row) for row in rows]
+    statement = select(*places.c).order_by(*order).limit(size + 1)
+    found = [tuple(row) for row in pages.session.execute(statement)]
     width = len(keys)
-    return pages.load([row[width:] for row in found]), [row[:width] for row in found]
+    items = pages.load([row[width:] for row in found[:size]])
+    return items, [row[:width] for row in found]

@@ -19,6 +19,7 @@ from flask import has_request_context
 from flask import request
 from sqlalchemy import func
 from sqlalchemy import select
+from sqlalchemy.exc import CompileError
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
@@ -45,7 +46,10 @@ def primary_key_of(entity: t.Any) -> list[t.Any]:
 
 
 def _froms(statement: t.Any) -> Sequence[t.Any]:
-    """Return what a statement selects from, without what loads relationships."""
+    """Return what a statement selects from, without what loads relationships.
+
+    Nothing if SQLAlchemy cannot tell, because of a construct for one database only.
+    """
     columns: list[t.Any] = []
     for found in statement.column_descriptions:
         is_entity = found["expr"] is found.get("entity")
@@ -53,7 +57,10 @@ def _froms(statement: t.Any) -> Sequence[t.Any]:
     bare = statement.order_by(None).with_only_columns(
         *columns, maintain_column_froms=True
     )
-    froms: Sequence[t.Any] = bare.get_final_froms()
+    try:
+        froms: Sequence[t.Any] = bare.get_final_froms()
+    except CompileError:
+        return []
     return froms
 
 
@@ -65,31 +72,28 @@ def items_of(result: t.Any, entity: t.Any) -> t.Any:
     return result.scalars() if single else result
 
 
-def order_of(what: str, statement: t.Any, entity: t.Any) -> list[t.Any]:
+def order_of(what: str, statement: t.Any) -> list[t.Any]:
     """Return the expressions of a statement's ORDER BY."""
     marked = list(statement.order_by(_MARK).get_children())
     cleared = list(statement.order_by(None).order_by(_MARK).get_children())
     block = slice(_position(cleared), _position(marked))
-    return [_resolved(what, statement, each, entity) for each in marked[block]]
+    return [_resolved(what, statement, each) for each in marked[block]]
 
 
 def _position(children: Sequence[t.Any]) -> int:
     return next(i for i, each in enumerate(children) if each is _MARK)
 
 
-def _resolved(what: str, statement: t.Any, clause: t.Any, entity: t.Any) -> t.Any:
+def _resolved(what: str, statement: t.Any, clause: t.Any) -> t.Any:
     """Return an expression of an ORDER BY without references to labels."""
     if clause.__visit_name__ == "label_reference":
-        return _resolved(what, statement, clause.element, entity)
+        return _resolved(what, statement, clause.element)
     if clause.__visit_name__ == "unary" and clause.modifier is not None:
-        inner = _resolved(what, statement, clause.element, entity)
-        return clause.modifier(inner)
+        return clause.modifier(_resolved(what, statement, clause.element))
     if clause.__visit_name__ == "textual_label_reference":
-        found = getattr(entity, clause.element, None)
-        if entity is None:
-            found = statement.selected_columns.get(clause.element)
+        found = statement.selected_columns.get(clause.element)
         if found is not None:
-            return _resolved(what, statement, found.expression, entity)
+            return _resolved(what, statement, found)
     is_text = clause.__visit_name__ == "textual_label_reference"
     if is_text or not isinstance(clause, sa.ColumnElement):
         raise ConfigError(
@@ -193,14 +197,15 @@ class Pages:
         """Return some of the items."""
         if not self.joined:
             return self.fetch(self.statement.limit(limit).offset(offset))
-        order = order_of(self.what, self.statement, self.entity)
+        order = order_of(self.what, self.statement)
         statement = self.statement
         shown: list[t.Any] = []
         if self.is_distinct:  # DISTINCT ON needs the order, and DISTINCT to select it
             shown = [_unmodified(each).label(None) for each in order]
         else:
             statement = statement.order_by(None)
-        place = func.row_number().over(order_by=order or None).label("place")
+        order += self.primary_key  # else ties are in another order for each page
+        place = func.row_number().over(order_by=order).label("place")
         keys, places = self._keys(statement, place, *shown)
         # Each where the statement has it first.
         places = keys.order_by(func.min(places.c.place)).limit(limit).offset(offset)

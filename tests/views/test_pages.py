@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
 from sqlalchemy.orm import contains_eager
 from sqlalchemy.orm import DeclarativeBase
@@ -341,6 +342,29 @@ def test_loaded_collections_are_complete(db: Any) -> None:
     db.session.expunge_all()
     some = STATEMENTS["contains_eager"].where(Book.title.like("%.1"))
     assert [len(author.books) for author in db.paginate(some)] == [1] * 10
+
+
+class Always(sa.ColumnElement[int]):
+    """A construct that SQLAlchemy can render for SQLite only."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(Always, "sqlite")
+def _render(element: Any, compiler: Any, **kw: Any) -> str:
+    return "1"
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.usefixtures("context")
+def test_a_construct_for_one_database_only(db: Any) -> None:
+    statement = select(Author).where(Always() == 1).order_by(Author.id)
+    assert len(all_pages(db, statement, 3)) == 10
+    assert len(all_pages(db, select(Author.name).where(Always() == 1), 3)) == 10
+    page = db.paginate_keyset(statement, per_page=9)
+    page = db.paginate_keyset(statement, bookmark=page.next)
+    assert [author.id for author in page] == [10]
 
 
 @pytest.mark.usefixtures("context")
