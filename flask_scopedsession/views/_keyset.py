@@ -246,7 +246,7 @@ def _keys(pages: Pages, dialect: t.Any) -> list[_Key]:
                     f"{WHAT} cannot tell the rows of {name!r} apart, which has no"
                     " primary key. Select from tables that have one, or use paginate()."
                 )
-            unique += each.primary_key
+            unique.extend(each.primary_key)
     if pages.entity is not None:
         unique = [each.expression for each in pages.primary_key]
     if not unique:
