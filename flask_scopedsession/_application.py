@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
 
 from ._control.server import SERVER
 from ._live.worker import LiveView
@@ -53,7 +52,13 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from ._live.reader import Reader
+    from ._settings.config import BindSettings
     from ._settings.config import Settings
+
+    EngineMaker = Callable[
+        [Flask, Mapping[str, BindSettings], Callable[[BindSettings], Engine]],
+        Mapping[str, Engine],
+    ]
 
 #: Where ``app.extensions`` has the extension.
 EXTENSION = "scopedsession"
@@ -88,11 +93,13 @@ class Application:
         registry: Registry,
         template: AppSessionmaker,
         session_options: Mapping[str, t.Any],
+        make_engines: EngineMaker,
     ) -> None:
         """Build the engines; nothing is connected yet.
 
         :param template: Has the class of the extension's sessions.
         :param session_options: For the sessionmaker; ``app.config`` wins.
+        :param make_engines: Takes a function that makes the engine of one bind.
         :raises ConfigError: The engine or the session refuses an option.
         """
         self.settings = settings
@@ -120,25 +127,28 @@ class Application:
             )
             for name, bind in settings.binds.items()
         }
-        self.engines: Mapping[str, Engine] = MappingProxyType(
-            {
-                name: make_engine(
-                    bind,
-                    app_name=settings.connection_name or app.name,
-                    instance_path=app.instance_path,
-                    account=accounts[name],
-                    tracking=settings.tracking,
-                    after_fork=fork.after_fork_in_child,
-                )
-                for name, bind in settings.binds.items()
-            }
+        app_name, instance_path = (
+            settings.connection_name or app.name,
+            app.instance_path,
         )
+
+        def make(bind: BindSettings) -> Engine:
+            return make_engine(
+                bind,
+                app_name=app_name,
+                instance_path=instance_path,
+                account=accounts[bind.name],
+                tracking=settings.tracking,
+                after_fork=fork.after_fork_in_child,
+            )
+
+        self.engines = make_engines(app, settings.binds, make)
         self.accounts = accounts if settings.tracking else {}
         """By bind; empty if tracking is off."""
         self.ledger.accounts.extend(self.accounts.values())
         self._models = models
         self._template = template
-        self._session_options = {**options, "bind": self.engines.get(DEFAULT_BIND)}
+        self._session_options = {"bind": self.engines.get(DEFAULT_BIND), **options}
         self._maker: AppSessionmaker | None = None
         self.live = LiveView(
             app,

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from os import getpid
+from types import MappingProxyType
 
 from flask import Flask
 from sqlalchemy.orm import DeclarativeBase
@@ -70,6 +71,8 @@ if t.TYPE_CHECKING:
     from typing_extensions import TypeVarTuple
     from typing_extensions import Unpack
 
+    from ._settings.config import BindSettings
+    from ._settings.config import Settings
     from .snapshot import Survey
     from .snapshot import WorkerSnapshot
     from .snapshot._readings import Role
@@ -168,11 +171,7 @@ class ScopedSession(t.Generic[S]):
                 f" {'this' if mine else 'another'} ScopedSession. Call init_app once"
                 " per app; for several databases use SQLALCHEMY_BINDS."
             )
-        settings = read_settings(
-            app.config,
-            default_name=f"{app.name}:{os.path.realpath(app.root_path)}",
-            engine_options=self._engine_options,
-        )
+        settings = self._read_settings(app)
         for name in self._models.binds.values():
             if name not in settings.binds:
                 raise ConfigError(
@@ -187,6 +186,7 @@ class ScopedSession(t.Generic[S]):
             registry=self._registry,
             template=self._template,
             session_options=self._session_options,
+            make_engines=self._make_engines,
         )
         app.extensions[EXTENSION] = self
         app.__dict__[self._attribute] = application
@@ -197,6 +197,27 @@ class ScopedSession(t.Generic[S]):
             log.warning("%s", note, extra=fields("configuration"))
         app.shell_context_processor(lambda: {"db": self})
         add_commands(app)
+
+    def _read_settings(self, app: Flask) -> Settings:
+        return self._settings_from(app, app.config)
+
+    def _settings_from(
+        self, app: Flask, config: Mapping[str, t.Any], **others: t.Any
+    ) -> Settings:
+        return read_settings(
+            config,
+            default_name=f"{app.name}:{os.path.realpath(app.root_path)}",
+            engine_options=self._engine_options,
+            **others,
+        )
+
+    def _make_engines(
+        self,
+        app: Flask,  # noqa: ARG002
+        binds: Mapping[str, BindSettings],
+        make: Callable[[BindSettings], Engine],
+    ) -> Mapping[str, Engine]:
+        return MappingProxyType({name: make(bind) for name, bind in binds.items()})
 
     def _application_of(self, app: Flask) -> Application:
         application: Application | None = app.__dict__.get(self._attribute)

@@ -64,7 +64,7 @@ def make_engine(
     in_shared_memory = False
     if is_sqlite(url) and "creator" not in options:
         if not in_memory(url):
-            url = _in_instance_folder(bind, url, instance_path)
+            url = in_instance_folder(bind.key, url, instance_path)
         else:
             in_shared_memory = _in_memory(url, options)
     if options.get("pool") is None:
@@ -159,7 +159,12 @@ def _in_memory(url: URL, options: dict[str, t.Any]) -> bool:
     return shared
 
 
-def _in_instance_folder(bind: BindSettings, url: URL, instance_path: str) -> URL:
+def in_instance_folder(key: str, url: URL, instance_path: str) -> URL:
+    """Return the URL of a SQLite file with an absolute path, and make its folder.
+
+    :param key: What is named in an error.
+    :raises ConfigError: The folder cannot be made.
+    """
     path = t.cast(str, url.database)
     uri = is_sqlite_uri(url) and path.startswith("file:")
     if uri:
@@ -170,7 +175,7 @@ def _in_instance_folder(bind: BindSettings, url: URL, instance_path: str) -> URL
     error = attempt(lambda: os.makedirs(folder, exist_ok=True), OSError)
     if isinstance(error, OSError):
         raise ConfigError(
-            f"{bind.key}: the folder of the SQLite file, {folder}, cannot be created"
+            f"{key}: the folder of the SQLite file, {folder}, cannot be created"
             f" ({error.strerror}). Create it, or use an absolute path."
         )
     if uri:

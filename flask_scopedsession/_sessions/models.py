@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -32,7 +33,16 @@ if t.TYPE_CHECKING:
 class Models:
     """The base given as ``model_class``, and what is placed in other binds."""
 
-    def __init__(self, model_class: t.Any, binds: t.Any) -> None:
+    def __init__(
+        self,
+        model_class: t.Any,
+        binds: t.Any,
+        metadatas: Callable[[], Iterable[MetaData]] = tuple,
+    ) -> None:
+        """Refuse what is no base, and no bind.
+
+        :param metadatas: Returns more of the application's metadatas.
+        """
         if model_class is not None and not hasattr(model_class, "metadata"):
             raise ConfigError(
                 "model_class must be a declarative base: a subclass of"
@@ -54,6 +64,7 @@ class Models:
         }
         self._roots: list[t.Any] = [] if model_class is None else [model_class]
         self._roots.extend(self.binds)
+        self._more = metadatas
         self._owned: dict[str, MetaData] = {}
         """For binds that no other metadata belongs to, by name."""
         self._met: WeakSet[registry] = WeakSet()
@@ -110,7 +121,7 @@ class Models:
 
     def refresh(self) -> Catalogue:
         """Look at what is mapped by now."""
-        roots = (*self._roots, *self._owned.values())
+        roots = (*self._roots, *self._more(), *self._owned.values())
         self._catalogue = found = Catalogue(roots, self.binds, self._met)
         return found
 

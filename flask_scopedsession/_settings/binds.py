@@ -43,12 +43,15 @@ class BindSettings:
 
 
 def read_binds(
-    values: Mapping[str, t.Any], defaults: Mapping[str, t.Any] | None
+    values: Mapping[str, t.Any],
+    defaults: Mapping[str, t.Any] | None,
+    inherit: bool = True,
 ) -> dict[str, BindSettings]:
     """Return the settings of every bind by its name.
 
     :param values: The values of all keys, as :func:`.read_keys` returns them.
     :param defaults: The engine options that were given to the constructor.
+    :param inherit: Whether other binds than the default one get the general options.
     :raises ConfigError: A bind or one of its options is wrong, or there is no bind.
     """
     basic = engine_options("ScopedSession(engine_options=...)", defaults)
@@ -60,7 +63,9 @@ def read_binds(
     binds = {}
     for name, (key, url, own) in parsed.items():
         # Another driver may refuse the options that this one understands.
-        inherits = main is None or driver_of(url) == driver_of(main[1])
+        inherits = name == DEFAULT_BIND or (
+            inherit and (main is None or driver_of(url) == driver_of(main[1]))
+        )
         shared = values[ENGINE_OPTIONS] if inherits else {}
         options = {"echo": values["SQLALCHEMY_ECHO"], **basic, **shared, **own}
         binds[name] = _bind(values, name, key, url, without_defaults(options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from collections.abc import Collection
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
@@ -59,15 +60,20 @@ def read_settings(
     default_name: str,
     engine_options: Mapping[str, t.Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    inherit: bool = True,
+    others: Collection[str] = (),
 ) -> Settings:
     """Turn ``app.config`` into :class:`Settings`.
 
     :param default_name: The deployment's name when ``SCOPEDSESSION_NAME`` is unset.
     :param engine_options: Defaults for every bind, given to the constructor.
     :param environ: The process environment; ``SCOPEDSESSION_CONTROL=0`` in it wins.
+    :param inherit: Whether ``SQLALCHEMY_ENGINE_OPTIONS`` are for every bind of the same
+        driver, or for the default bind only.
+    :param others: More keys that have a meaning.
     :raises ConfigError: A key is missing or wrong; the message says which.
     """
-    notes = unread_keys(config)
+    notes = unread_keys(config, others)
     values = read_keys(config)
     switch = chosen(os.environ if environ is None else environ, CONTROL)
     name, tracking = values["SCOPEDSESSION_NAME"], values["SCOPEDSESSION_TRACKING"]
@@ -78,7 +84,7 @@ def read_settings(
     return Settings(
         name=default_name if name is None else name,
         connection_name=name,
-        binds=MappingProxyType(read_binds(values, engine_options)),
+        binds=MappingProxyType(read_binds(values, engine_options, inherit)),
         session_options=MappingProxyType(values[SESSION_OPTIONS]),
         tracking=tracking,
         control=values[CONTROL]

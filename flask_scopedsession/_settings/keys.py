@@ -9,6 +9,7 @@ import os
 import re
 import typing as t
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from functools import partial
 
@@ -113,14 +114,17 @@ def read_key(config: Mapping[str, t.Any], name: str, debug: bool = False) -> t.A
     return key.in_debug if debug and key.in_debug is not None else key.default
 
 
-def unread_keys(config: Mapping[str, t.Any]) -> tuple[str, ...]:
+def unread_keys(
+    config: Mapping[str, t.Any], others: Collection[str] = ()
+) -> tuple[str, ...]:
     """Return a sentence on each key that looks like one of ours and does nothing.
 
+    :param others: More keys that have a meaning.
     :raises ConfigError: It is a misspelt one.
     """
     sentences = []
     for name in map(str, config):
-        if name in KEYS:
+        if name in KEYS or name in others:
             continue
         if name.startswith(PREFIX):
             raise _unknown(name, _near(name, PREFIX, 0.6))
