@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install
 FLASK = $(BIN)/python -m flask --app example_app
 
-.PHONY: help demo serve test bench clean
+.PHONY: help demo serve test test-flask-sqlalchemy bench clean
 
 help:
 	@echo 'make demo    start the example in three workers, and see who holds the connections'
@@ -20,6 +20,8 @@ help:
 	@echo '             (PORT=8001 another port, FAULTS=1 with views that misbehave)'
 	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest,"
 	@echo '             PROCESSES=0 runs them in one process)'
+	@echo 'make test-flask-sqlalchemy'
+	@echo "             run Flask-SQLAlchemy's own tests on flask_scopedsession.flask_sqlalchemy"
 	@echo "make bench   measure it beside its peers (ARGS=--quick for a few minutes' run)"
 	@echo 'make clean   remove .venv, caches, and instance/ with the flight log'
 	@echo
@@ -49,6 +51,10 @@ test: $(VENV)/.tests
 	@echo 'They start servers on this machine (gunicorn, Celery, PostgreSQL and others)'
 	@echo 'and stop them again.'
 	@$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+
+# With the SQLAlchemy that is installed; 'tox' has an environment for each version.
+test-flask-sqlalchemy: $(VENV)/.tests
+	@$(BIN)/python .ci/flask_sqlalchemy_tests.py
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)

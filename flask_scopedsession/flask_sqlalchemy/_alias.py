@@ -52,7 +52,7 @@ def _replace(
     """Replace the names that modules have of the real package by ours."""
     found = []
     for name, module in list(sys.modules.items()):
-        if name in real or module is None:
+        if name in real:
             continue
         for key, value in list(getattr(module, "__dict__", {}).items()):
             _refuse_use(name, key, value)

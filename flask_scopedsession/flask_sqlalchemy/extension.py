@@ -62,6 +62,8 @@ if t.TYPE_CHECKING:
     from .._settings.config import BindSettings
     from .._settings.config import Settings
 
+#: Within :class:`SQLAlchemy`, ``Model`` is the base of its models.
+_FSAModel = Model
 _O = t.TypeVar("_O", bound=object)
 _BindKeys = t.Union[str, None, "list[str | None]"]
 
@@ -88,7 +90,8 @@ class SQLAlchemy(ScopedSession[Session]):
     :param query_class: The class of ``Model.query``, of ``db.session.query()`` and of
         dynamic relationships.
     :param model_class: What :attr:`Model` inherits from: a declarative base, or a
-        subclass of :class:`.Model` to make one of.
+        subclass of :class:`.Model` to make one of. A declarative base with
+        :class:`.BindMixin` is :attr:`Model` itself.
     :param engine_options: Defaults for every bind; ``app.config`` wins.
     :param add_models_to_shell: Offer ``db`` and all models in ``flask shell``.
     :param disable_autonaming: Derive no names of tables from those of classes.
@@ -119,7 +122,11 @@ class SQLAlchemy(ScopedSession[Session]):
         if metadata is not None:
             self._metadatas[None] = metadata
         model = self._make_declarative_base(model_class, disable_autonaming)
-        given = {"class_": Session, "query_cls": query_class, **(session_options or {})}
+        given: dict[str, t.Any] = {
+            "class_": Session,
+            "query_cls": query_class,
+            **(session_options or {}),
+        }
         options = dict(given)
         # Core has places of its own for these. They are used as they are given here.
         scopefunc = options.pop("scopefunc", None)
@@ -169,9 +176,9 @@ class SQLAlchemy(ScopedSession[Session]):
         for bind_key, engine in self._app_engines[app].items():
             self._make_metadata(bind_key)
             if is_on(app.config, _RECORD):
-                record_queries._listen(engine)
+                record_queries.listen(engine)
         if is_on(app.config, _TRACK):
-            track_modifications._listen(self.session)
+            track_modifications.listen(self.session)
         if self._add_models_to_shell:
             app.shell_context_processor(add_models_to_shell)
 
@@ -321,7 +328,7 @@ class SQLAlchemy(ScopedSession[Session]):
 
     if t.TYPE_CHECKING:
         #: Base of the models. Checkers take it for :class:`.Model`.
-        Model: type[Model]
+        Model: type[_FSAModel]  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def metadatas(self) -> dict[str | None, MetaData]:
@@ -366,14 +373,15 @@ class SQLAlchemy(ScopedSession[Session]):
                     DeprecationWarning,
                     stacklevel=3,
                 )
-            names = () if disable_autonaming else (NameMixin,)
-            body = {
-                "__abstract__": True,
-                "__fsa__": self,
-                "__module__": model_class.__module__,
-            }
-            mixed = (BindMixin, *names, model_class, Model)
-            model = types.new_class("Model", mixed, exec_body=lambda b: b.update(body))
+            if not issubclass(model_class, BindMixin):
+                names = () if disable_autonaming else (NameMixin,)
+                model = types.new_class(
+                    "Model",
+                    (BindMixin, *names, model_class, Model),
+                    exec_body=lambda body: body.update(
+                        __abstract__=True, __module__=model_class.__module__
+                    ),
+                )
         elif not isinstance(model_class, sa_orm.DeclarativeMeta):
             model = sa_orm.declarative_base(
                 cls=model_class,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing as t
 from contextlib import contextmanager
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy import MetaData
@@ -19,7 +20,7 @@ if t.TYPE_CHECKING:
 _BASES = (orm.DeclarativeBase, orm.DeclarativeBaseNoMeta)
 
 
-class _QueryProperty:
+class _QueryProperty:  # pyright: ignore[reportUnusedClass]
     """``Model.query``: a query of the model in the current session."""
 
     def __get__(self, obj: object, cls: type[Model]) -> Query[t.Any]:
@@ -38,7 +39,7 @@ class Model:
         """A legacy query of this model."""
 
     def __repr__(self) -> str:
-        state = t.cast("t.Any", sa.inspect(self))
+        state: t.Any = sa.inspect(self)
         if state.identity is not None:
             key = ", ".join(map(str, state.identity))
         else:
@@ -130,8 +131,12 @@ def _keep_place(cls: type) -> None:
             table.info.setdefault("bind_key", DEFAULT_BIND if key is None else key)
 
 
+def _ready(table: sa.Table, *_: object, **__: object) -> sa.Table:
+    return table
+
+
 @contextmanager
-def _hand_over_table(cls: t.Any) -> t.Iterator[None]:
+def _hand_over_table(cls: t.Any) -> t.Generator[None, None, None]:
     """Let SQLAlchemy map a dataclass to a ready-made table, which it refuses to do."""
     table = vars(cls).get("__table__")
     if not (isinstance(table, sa.Table) and issubclass(cls, orm.MappedAsDataclass)):
@@ -139,7 +144,7 @@ def _hand_over_table(cls: t.Any) -> t.Iterator[None]:
         return
     del cls.__table__
     cls.metadata, cls.__tablename__ = table.metadata, table.name
-    cls.__table_cls__ = lambda *_, **__: table
+    cls.__table_cls__ = partial(_ready, table)
     yield
     del cls.__table_cls__
 

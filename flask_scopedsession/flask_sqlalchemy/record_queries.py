@@ -44,7 +44,8 @@ def get_recorded_queries() -> list[_QueryInfo]:
     return found
 
 
-def _listen(engine: Engine) -> None:
+def listen(engine: Engine) -> None:
+    """Begin to record the statements of an engine."""
     event.listen(engine, "before_cursor_execute", _note_start)
     event.listen(engine, "after_cursor_execute", _record)
 

@@ -46,7 +46,9 @@ class Session(orm.Session):
         return engines.get(None)
 
     @bind.setter
-    def bind(self, bind: Engine | Connection | None) -> None:
+    def bind(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, bind: Engine | Connection | None
+    ) -> None:
         self._own_bind = bind
 
     def get_bind(
@@ -66,6 +68,6 @@ class Session(orm.Session):
             raise UnknownBindKey(str(error)) from None
 
 
-def _app_ctx_id() -> int:
+def _app_ctx_id() -> int:  # pyright: ignore[reportUnusedFunction]
     """Return what tells the current application context from others."""
     return id(t.cast("t.Any", app_ctx)._get_current_object())

@@ -12,7 +12,7 @@ if t.TYPE_CHECKING:
     from .extension import SQLAlchemy
 
 
-class _Table(sa.Table):
+class _Table(sa.Table):  # pyright: ignore[reportUnusedClass]
     """A table in the metadata of a bind, unless it is given one."""
 
     __fsa__: t.ClassVar[SQLAlchemy]

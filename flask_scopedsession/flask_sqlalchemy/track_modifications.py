@@ -29,7 +29,8 @@ before_models_committed = _signals.signal("before-models-committed")
 _CHANGES = "_flask_sqlalchemy_changes"
 
 
-def _listen(session: scoped_session[t.Any]) -> None:
+def listen(session: scoped_session[t.Any]) -> None:
+    """Begin to send the signals for sessions."""
     for name, listener in (
         ("before_flush", _note),
         ("before_commit", _send_before),

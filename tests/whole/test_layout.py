@@ -110,7 +110,9 @@ def exposed(name: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["", ".cli", ".errors", ".snapshot", ".views"])
+@pytest.mark.parametrize(
+    "module", ["", ".cli", ".errors", ".flask_sqlalchemy", ".snapshot", ".views"]
+)
 def test_all_is_exactly_what_a_module_exposes(module: str) -> None:
     """No public name is missing from ``__all__``, and none is there by accident."""
     listed = importlib.import_module(PACKAGE + module).__all__
