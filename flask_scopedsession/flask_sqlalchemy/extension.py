@@ -67,6 +67,7 @@ _FSAModel = Model
 _O = t.TypeVar("_O", bound=object)
 _BindKeys = t.Union[str, None, "list[str | None]"]
 
+_BEGIN = "SCOPEDSESSION_SQLITE_BEGIN"
 _ECHO = "SQLALCHEMY_ECHO"
 _RECORD = "SQLALCHEMY_RECORD_QUERIES"
 _TRACK = "SQLALCHEMY_TRACK_MODIFICATIONS"
@@ -243,7 +244,8 @@ class SQLAlchemy(ScopedSession[Session]):
         if is_sqlite(url):
             if not in_memory(url):
                 options["url"] = in_instance_folder(URI, url, app.instance_path)
-            elif "pool" not in options:
+            elif "pool" not in options and not app.config.get(_BEGIN):
+                # Sessions that really begin cannot share a connection.
                 options.setdefault("poolclass", StaticPool)
                 args = options.get("connect_args", {})
                 options["connect_args"] = {"check_same_thread": False, **args}

@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 #: What the examples of a page need that the page does not show.
 PRELUDES = {
+    "flask-sqlalchemy.md": "",
     "config.md": "from flask import Flask; app = Flask('docs')",
     "workers.md": "from flights import create_app, db; app = create_app()",
     "troubleshooting.md": "from flights import create_app, db, Flight",
