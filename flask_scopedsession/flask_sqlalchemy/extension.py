@@ -99,6 +99,8 @@ class SQLAlchemy(ScopedSession[Session]):
     :raises ConfigError: An argument is of the wrong kind.
     """
 
+    session: scoped_session[Session]
+
     def __init__(
         self,
         app: Flask | None = None,
@@ -283,7 +285,7 @@ class SQLAlchemy(ScopedSession[Session]):
         return sa_orm.scoped_session(sa_orm.sessionmaker(db=self, **options), scope)
 
     #: As in Flask-SQLAlchemy, SQLAlchemy's class, and not what makes our sessions.
-    sessionmaker = sa_orm.sessionmaker  # type: ignore[assignment]
+    sessionmaker: t.Any = sa_orm.sessionmaker
 
     @property
     def engines(self) -> dict[str | None, Engine]:  # type: ignore[override]

@@ -21,7 +21,8 @@ if t.TYPE_CHECKING:
 class UnknownBindKey(UnknownBind, UnboundExecutionError, KeyError):
     """No bind of that name is configured; an error of SQLAlchemy's, too."""
 
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # a KeyError would quote it
 
 
 class Session(orm.Session):

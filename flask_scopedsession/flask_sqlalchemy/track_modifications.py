@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import sqlalchemy as sa
+from blinker import NamedSignal
 from blinker import Namespace
 from flask import current_app
 from flask import has_app_context
@@ -19,11 +20,11 @@ if t.TYPE_CHECKING:
 
 _signals = Namespace()
 
-models_committed = _signals.signal("models-committed")
+models_committed: NamedSignal = _signals.signal("models-committed")
 """Sent after a commit, with ``changes``: objects, each with ``"insert"``, ``"update"``
 or ``"delete"``."""
 
-before_models_committed = _signals.signal("before-models-committed")
+before_models_committed: NamedSignal = _signals.signal("before-models-committed")
 """Sent before a commit, with the same ``changes``."""
 
 _CHANGES = "_flask_sqlalchemy_changes"
