@@ -6,6 +6,7 @@ import inspect
 import types
 import typing as t
 import warnings
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from flask import abort
-from flask import current_app
 from flask import Flask
 from flask import has_app_context
 from sqlalchemy import MetaData
@@ -51,6 +51,7 @@ from .pagination import Pagination
 from .pagination import SelectPagination
 from .query import Query
 from .session import _app_ctx_id
+from .session import _current_app
 from .session import Session
 from .session import UnknownBindKey
 from .table import _Table
@@ -192,7 +193,7 @@ class SQLAlchemy(ScopedSession[Session]):
 
     def _retire(self, app: Flask) -> None:
         """Let another one take over an application that this one was taken out of."""
-        if has_app_context() and _current() is app:
+        if has_app_context() and _current_app() is app:
             self.session.remove()
         self.dispose(app)
         del app.extensions[EXTENSION]
@@ -235,7 +236,7 @@ class SQLAlchemy(ScopedSession[Session]):
                 engines[key] = self._make_engine(key, options, app)
         finally:
             del self._makers[app]
-        return _ByName(engines)
+        return _ByName(self._app_engines, app)
 
     def _apply_driver_defaults(self, options: dict[str, t.Any], app: Flask) -> None:
         """Complete the options of one engine, ``url`` among them, for its driver.
@@ -294,7 +295,7 @@ class SQLAlchemy(ScopedSession[Session]):
         An engine that is replaced here is replaced for sessions and commands as well.
         """
         self._databases("engines")
-        return self._app_engines[_current()]
+        return self._app_engines[_current_app()]
 
     @property
     def engine(self) -> Engine:
@@ -521,10 +522,21 @@ class SQLAlchemy(ScopedSession[Session]):
 
 
 class _ByName(Mapping[str, "Engine"]):
-    """The engines as the core has them: the default bind has a name, too."""
+    """An app's engines as the core has them: the default bind has a name, too.
 
-    def __init__(self, engines: dict[str | None, Engine]) -> None:
-        self._engines = engines
+    They are looked up each time, since applications replace them.
+    """
+
+    def __init__(
+        self, engines: Mapping[Flask, dict[str | None, Engine]], app: Flask
+    ) -> None:
+        self._all = engines
+        self._app = weakref.ref(app)
+
+    @property
+    def _engines(self) -> dict[str | None, Engine]:
+        app = self._app()
+        return {} if app is None else self._all.get(app, {})
 
     def __getitem__(self, name: str) -> Engine:
         return self._engines[None if name == DEFAULT_BIND else name]
@@ -534,10 +546,6 @@ class _ByName(Mapping[str, "Engine"]):
 
     def __len__(self) -> int:
         return len(self._engines)
-
-
-def _current() -> Flask:
-    return t.cast("Flask", t.cast("t.Any", current_app)._get_current_object())
 
 
 def _name(key: str | None) -> str:

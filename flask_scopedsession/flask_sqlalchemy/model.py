@@ -67,13 +67,16 @@ def should_set_tablename(cls: type) -> bool:
         return False
     for each in cls.__mro__:
         own = vars(each)
-        if each is cls and "__table__" in own:
-            return False
         if "__tablename__" in own:
             # One of a parent's is not for this class, unless it is computed for each.
-            by_hand = isinstance(own["__tablename__"], orm.declared_attr)
-            return "__mapper__" in own and not by_hand
+            computed = isinstance(own["__tablename__"], orm.declared_attr)
+            of_parent = each is not cls and not own.get("__abstract__")
+            return of_parent and _is_declarative(each) and not computed
     return True
+
+
+def _is_declarative(cls: type) -> bool:
+    return issubclass(cls, _BASES) or isinstance(cls, orm.DeclarativeMeta)
 
 
 def _has_primary_key(items: t.Iterable[t.Any]) -> bool:
@@ -123,12 +126,11 @@ def _set_metadata(cls: t.Any) -> None:
 
 
 def _keep_place(cls: type) -> None:
-    """Let the metadata of a table count more than ``__bind_key__`` of its class."""
+    """Let the metadata of a table count more than what its classes say."""
     table = vars(cls).get("__table__")
     if isinstance(table, sa.Table):
         key = table.metadata.info.get("bind_key")
-        if key != getattr(cls, "__bind_key__", key):
-            table.info.setdefault("bind_key", DEFAULT_BIND if key is None else key)
+        table.info.setdefault("bind_key", DEFAULT_BIND if key is None else key)
 
 
 def _ready(table: sa.Table, *_: object, **__: object) -> sa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing as t
 
+from flask import current_app
 from flask import has_app_context
 from flask.globals import app_ctx
 from sqlalchemy import orm
@@ -12,6 +13,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from ..errors import UnknownBind
 
 if t.TYPE_CHECKING:
+    from flask import Flask
     from sqlalchemy import Connection
     from sqlalchemy import Engine
 
@@ -35,7 +37,7 @@ class Session(orm.Session):
     def __init__(self, db: SQLAlchemy, **options: t.Any) -> None:
         self._db = db
         self._own_bind: Engine | Connection | None = None
-        self._app_engines = db.engines if has_app_context() else None
+        self._app = _current_app() if has_app_context() else None
         super().__init__(**options)
 
     @property
@@ -43,8 +45,9 @@ class Session(orm.Session):
         """The default engine of the application, unless the session was given one."""
         if self._own_bind is not None:
             return self._own_bind
-        engines = self._db.engines if self._app_engines is None else self._app_engines
-        return engines.get(None)
+        if self._app is None:
+            return self._db.engines.get(None)
+        return self._db._app_engines.get(self._app, {}).get(None)
 
     @bind.setter
     def bind(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -72,3 +75,7 @@ class Session(orm.Session):
 def _app_ctx_id() -> int:  # pyright: ignore[reportUnusedFunction]
     """Return what tells the current application context from others."""
     return id(t.cast("t.Any", app_ctx)._get_current_object())
+
+
+def _current_app() -> Flask:
+    return t.cast("Flask", t.cast("t.Any", current_app)._get_current_object())

@@ -187,6 +187,39 @@ def test_a_table_with_a_metadata_is_where_that_is() -> None:
         db.dispose()
 
 
+def test_names_that_flask_sqlalchemy_derives_stay(make_app: MakeApp) -> None:
+    """Although the base says something else: another name would be another table."""
+
+    class Base(DeclarativeBase):
+        @orm.declared_attr.directive
+        def __tablename__(cls) -> str:  # noqa: N805
+            return f"{cls.__name__}s"
+
+    db = SQLAlchemy(model_class=Base)
+
+    class UserRole(db.Model):
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Again(db.Model):
+        __table__ = UserRole.__table__
+
+    assert UserRole.__tablename__ == UserRole.__table__.name == "user_role"
+    assert Again.__tablename__ == "again"
+
+
+def test_a_reflected_table_is_where_it_was_found(shop: Shop, context: None) -> None:
+    db = shop.db
+    with db.engines["log"].begin() as connection:
+        connection.execute(sa.text("CREATE TABLE thing (id INTEGER PRIMARY KEY)"))
+    db.reflect("log")
+
+    class Thing(db.Model):
+        __table__ = db.metadatas["log"].tables["thing"]
+
+    assert db.session.get_bind(Thing) is db.engines["log"]
+    assert Thing.query.all() == []
+
+
 def test_names_of_sqlalchemy() -> None:
     db = SQLAlchemy()
     assert db.Integer is sa.Integer
@@ -261,6 +294,25 @@ def test_an_engine_can_be_replaced(shop: Shop) -> None:
         assert sa.inspect(other).has_table("user")
         assert shop.User.query.all() == []
     other.dispose()
+
+
+def test_engines_can_be_added_and_exchanged_as_a_whole(shop: Shop) -> None:
+    """With the functions that made the first ones."""
+    db, app = shop.db, shop.app
+    options: dict[str, Any] = {**db._engine_options, "url": "sqlite://"}
+    with app.app_context():
+        session = db.session()
+        for engine in db.engines.values():
+            engine.dispose()
+        db._apply_driver_defaults(options, app)
+        assert options["poolclass"] is StaticPool
+        made = {key: db._make_engine(key, options, app) for key in (None, "log", "b")}
+        db._app_engines[app] = made
+        db.create_all()
+        assert session.get_bind(shop.User) is made[None]
+        assert session.get_bind(shop.LogEntry) is made["log"]
+        assert {pool.bind for pool in db.snapshot().pools} == {"default", "log"}
+        assert shop.User.query.all() == shop.LogEntry.query.all() == []
 
 
 def test_an_engine_can_be_made_by_a_subclass(make_app: MakeApp) -> None:
