@@ -28,6 +28,7 @@ from .._extension import _flask
 from .._extension import ScopedSession
 from .._pools.engine import in_instance_folder
 from .._sessions.models import Models
+from .._sessions.routing import routed
 from .._settings.config import DEFAULT_BIND
 from .._settings.keys import BINDS
 from .._settings.keys import ENGINE_OPTIONS
@@ -236,7 +237,13 @@ class SQLAlchemy(ScopedSession[Session]):
                 engines[key] = self._make_engine(key, options, app)
         finally:
             del self._makers[app]
-        return _ByName(self._app_engines, app)
+        reference = weakref.ref(app)
+
+        def current() -> dict[str | None, Engine]:
+            app = reference()
+            return engines if app is None else self._app_engines.get(app, engines)
+
+        return _ByName(current)
 
     def _apply_driver_defaults(self, options: dict[str, t.Any], app: Flask) -> None:
         """Complete the options of one engine, ``url`` among them, for its driver.
@@ -283,6 +290,8 @@ class SQLAlchemy(ScopedSession[Session]):
         """
         options = {"class_": Session, "query_cls": self.Query, **options}
         scope = options.pop("scopefunc", _app_ctx_id)
+        engines = _ByName(lambda: self.engines)
+        options["class_"] = routed(options["class_"], self._models, engines)
         return sa_orm.scoped_session(sa_orm.sessionmaker(db=self, **options), scope)
 
     #: As in Flask-SQLAlchemy, SQLAlchemy's class, and not what makes our sessions.
@@ -522,30 +531,22 @@ class SQLAlchemy(ScopedSession[Session]):
 
 
 class _ByName(Mapping[str, "Engine"]):
-    """An app's engines as the core has them: the default bind has a name, too.
+    """The engines of an app as the core has them: the default bind has a name, too.
 
     They are looked up each time, since applications replace them.
     """
 
-    def __init__(
-        self, engines: Mapping[Flask, dict[str | None, Engine]], app: Flask
-    ) -> None:
-        self._all = engines
-        self._app = weakref.ref(app)
-
-    @property
-    def _engines(self) -> dict[str | None, Engine]:
-        app = self._app()
-        return {} if app is None else self._all.get(app, {})
+    def __init__(self, engines: Callable[[], dict[str | None, Engine]]) -> None:
+        self._engines = engines
 
     def __getitem__(self, name: str) -> Engine:
-        return self._engines[None if name == DEFAULT_BIND else name]
+        return self._engines()[None if name == DEFAULT_BIND else name]
 
     def __iter__(self) -> Iterator[str]:
-        return map(_name, self._engines)
+        return map(_name, list(self._engines()))
 
     def __len__(self) -> int:
-        return len(self._engines)
+        return len(self._engines())
 
 
 def _name(key: str | None) -> str:

@@ -6,6 +6,7 @@ what those do not ask for.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -146,7 +147,19 @@ def test_a_base_with_the_mixins_is_the_model_class_itself(make_app: MakeApp) -> 
         assert UserRole.query.all() == Entry.query.all() == []
 
 
-@pytest.mark.parametrize("style", ["old", "declarative", "no meta"])
+@pytest.mark.parametrize(
+    "style",
+    [
+        "old",
+        "declarative",
+        pytest.param(
+            "no meta",
+            marks=pytest.mark.skipif(
+                sa.__version__ == "2.0.0", reason="it has no abstract models of these"
+            ),
+        ),
+    ],
+)
 def test_the_name_of_a_table_is_that_of_its_class(style: str) -> None:
     bases: dict[str, Any] = {
         "old": Model,
@@ -356,6 +369,21 @@ def test_without_a_database_it_says_which_key_is_missing() -> None:
         SQLAlchemy(Flask(__name__))
 
 
+def test_engines_end_with_the_app() -> None:
+    db = SQLAlchemy()
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    db.init_app(app)
+    with app.app_context():
+        pool = db.engine.pool
+        closed: list[object] = []
+        sa.event.listen(pool, "close", lambda *args: closed.append(args))
+        db.session.execute(sa.text("SELECT 1"))
+    del app
+    gc.collect()
+    assert len(closed) == 1
+
+
 def test_a_wrong_key_is_refused_as_in_the_core(make_app: MakeApp) -> None:
     with pytest.raises(ConfigError, match="Did you mean SQLALCHEMY_DATABASE_URI"):
         make_app(SQLAlchemy(), SQLALCHEMY_DATABASE_URL="x", SQLALCHEMY_BINDS={"a": "b"})
@@ -426,6 +454,30 @@ def test_a_session_on_a_connection_rolls_a_test_back(make_app: MakeApp) -> None:
     with shop.app.app_context():
         named = sa.select(shop.User).where(shop.User.name == "in a test")
         assert db.session.execute(named).first() is None
+
+
+def test_a_session_of_ones_own_knows_the_binds(shop: Shop, context: None) -> None:
+    db = shop.db
+    sessions = db._make_scoped_session({"autoflush": False})
+    assert sessions() is sessions()
+    assert not sessions().autoflush
+    assert sessions.get_bind(shop.User) is db.engine
+    assert sessions.get_bind(shop.LogEntry) is db.engines["log"]
+    assert sessions.query(shop.LogEntry).all() == []
+    sessions.remove()
+
+
+def test_a_subclass_can_make_the_sessions(make_app: MakeApp) -> None:
+    class Own(SQLAlchemy):
+        def _make_scoped_session(self, options: Any) -> Any:
+            return super()._make_scoped_session({**options, "info": {"own": True}})
+
+    db = Own(session_options={"scopefunc": lambda: "one"})
+    with make_app(db).app_context():
+        session = db.session()
+        assert session.info == {"own": True}
+        session.execute(sa.text("SELECT 1"))
+    assert not session.in_transaction()
 
 
 # What views use
@@ -579,6 +631,9 @@ def libraries(request: pytest.FixtureRequest, short_tmp: Any) -> str:
         (package / "extension.py").write_text("class SQLAlchemy: pass")
         (package / "session.py").write_text("class Session: pass")
     (short_tmp / "library.py").write_text(LIBRARY)
+    (short_tmp / "user.py").write_text(
+        "import flask_sqlalchemy\ndb = flask_sqlalchemy.SQLAlchemy()"
+    )
     (short_tmp / "subclass.py").write_text(
         "import flask_sqlalchemy\nclass Own(flask_sqlalchemy.SQLAlchemy): pass"
     )
@@ -594,7 +649,15 @@ def test_libraries_find_it_as_flask_sqlalchemy(libraries: str, before: str) -> N
 
 
 @pytest.mark.subprocess
-def test_a_subclass_of_the_real_one_is_in_the_way(libraries: str) -> None:
-    found = run("import subclass" + FIRST, PYTHONPATH=libraries)
-    assert "the class subclass.Own inherits from it" in found
-    assert "Call install_as_flask_sqlalchemy() before" in found
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("subclass", "the class subclass.Own inherits from it"),
+        ("user", "user.db is an object of it"),
+    ],
+)
+def test_the_real_one_is_not_replaced_where_it_is_in_use(
+    libraries: str, module: str, use: str
+) -> None:
+    found = run(f"import {module}{FIRST}", PYTHONPATH=libraries)
+    assert f"is in use: {use}. Call install_as_flask_sqlalchemy() before" in found
