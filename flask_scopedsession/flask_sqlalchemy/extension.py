@@ -133,7 +133,7 @@ class SQLAlchemy(ScopedSession[Session]):
             **(session_options or {}),
         }
         options = dict(given)
-        # Core has places of its own for these. They are used as they are given here.
+        # The core has other places for these.
         scopefunc = options.pop("scopefunc", None)
         bound: dict[str, t.Any] = {
             key: options.pop(key) for key in ("bind", "binds") if key in options
@@ -201,14 +201,16 @@ class SQLAlchemy(ScopedSession[Session]):
 
     def _read_settings(self, app: Flask) -> Settings:
         config = dict(app.config)
-        main, binds = {}, config[BINDS]
+        binds = config[BINDS]
         if isinstance(binds, Mapping) and None in binds:
-            binds = dict(binds)
+            # The general keys are for the default bind, too, and count more.
+            config[BINDS] = binds = dict(binds)
             main = binds.pop(None)
-            main = dict(main) if isinstance(main, Mapping) else {"url": main}
-            config[BINDS] = binds
-            config[URI] = config[URI] or main.pop("url", None)
-            config[ENGINE_OPTIONS] = {**main, **config[ENGINE_OPTIONS]}
+            is_url = not isinstance(main, Mapping) or "drivername" in main
+            main = {"url": main} if is_url else dict(main)
+            url = main.pop("url", None)
+            config[URI] = config[URI] or url
+            config[ENGINE_OPTIONS] = {**main, **(config[ENGINE_OPTIONS] or {})}
         if not config[URI] and not binds:
             raise SetupError(f"Either {URI!r} or {BINDS!r} must be set.")
         others = (_RECORD, _TRACK)

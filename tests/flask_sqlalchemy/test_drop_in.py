@@ -267,6 +267,20 @@ def test_options_are_for_the_default_bind_only(make_app: MakeApp) -> None:
         assert str(db.engine.url.database).endswith("main.db")
 
 
+@pytest.mark.parametrize("url", ["sqlite://", sa.URL.create("sqlite")], ids=type)
+@pytest.mark.parametrize("form", [lambda url: url, lambda url: {"url": url}])
+def test_the_default_bind_can_be_among_the_others(
+    make_app: MakeApp, url: Any, form: Callable[[Any], Any]
+) -> None:
+    db = SQLAlchemy()
+    app = make_app(
+        db, SQLALCHEMY_BINDS={None: form(url)}, SQLALCHEMY_ENGINE_OPTIONS=None
+    )
+    with app.app_context():
+        assert list(db.engines) == [None]
+        assert db.session.execute(sa.text("SELECT 1")).scalar() == 1
+
+
 def test_a_database_in_memory_is_one_connection(shop: Shop, context: None) -> None:
     """As in Flask-SQLAlchemy: tests see what the code under test has not committed."""
     db = shop.db
