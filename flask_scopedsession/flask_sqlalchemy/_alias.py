@@ -62,12 +62,14 @@ def _replace(
         setattr(module, key, value)
 
 
-def _of_real(value: object) -> bool:
+def _of_real(value: t.Any) -> bool:
     """Whether a value is defined by the real package, or is a module of it."""
-    if isinstance(value, types.ModuleType):
-        return value.__name__.partition(".")[0] == _REAL
-    defined = isinstance(value, (type, types.FunctionType))
-    return defined and str(getattr(value, "__module__", "")).partition(".")[0] == _REAL
+    # By type() and not by isinstance(), which would ask a lazy object.
+    kind = type(value)
+    if issubclass(kind, types.ModuleType):
+        return str(value.__name__).partition(".")[0] == _REAL
+    defined = issubclass(kind, (type, types.FunctionType))
+    return defined and str(value.__module__).partition(".")[0] == _REAL
 
 
 def _counterpart(
@@ -84,7 +86,7 @@ def _counterpart(
 
 
 def _refuse_use(module: str, key: str, value: t.Any) -> None:
-    if isinstance(value, type):
+    if issubclass(type(value), type):
         parents = value.__mro__[1:]
         if not _of_real(value) and any(map(_of_real, parents)):
             raise _in_use(f"the class {module}.{key} inherits from it")

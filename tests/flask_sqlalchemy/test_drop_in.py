@@ -220,6 +220,79 @@ def test_names_that_flask_sqlalchemy_derives_stay(make_app: MakeApp) -> None:
     assert Again.__tablename__ == "again"
 
 
+def test_a_dataclass_can_have_a_ready_made_table() -> None:
+    class Base(orm.MappedAsDataclass, DeclarativeBase):
+        pass
+
+    db = SQLAlchemy(model_class=Base)
+    table = db.Table(
+        "user", db.Column("id", db.Integer, primary_key=True), bind_key="log"
+    )
+
+    class User(db.Model):
+        __table__ = table
+
+    class Admin(User):
+        """In the table of its parent."""
+
+    assert User.__table__ is Admin.__table__ is table
+    assert User.metadata is db.metadatas["log"]
+
+
+def test_a_model_shows_its_key(shop: Shop, context: None) -> None:
+    user = shop.User(name="new")
+    assert repr(user) == f"<User (transient {id(user)})>"
+    shop.db.session.add(user)
+    assert repr(user) == f"<User (pending {id(user)})>"
+    shop.db.session.flush()
+    assert repr(user) == "<User 46>"
+
+
+def test_a_metadata_of_ones_own() -> None:
+    own = sa.MetaData(naming_convention={"pk": "pk_%(table_name)s"})
+    db = SQLAlchemy(metadata=own)
+    assert db.Model.metadata is db.metadata is own
+    assert db._make_metadata("log").naming_convention["pk"] == "pk_%(table_name)s"
+
+    class Base(DeclarativeBase):
+        pass
+
+    with pytest.warns(DeprecationWarning, match="Set 'metadata' in that class"):
+        assert SQLAlchemy(metadata=own, model_class=Base).metadata is Base.metadata
+
+
+def test_names_can_be_left_to_the_models() -> None:
+    db = SQLAlchemy(disable_autonaming=True)
+    with pytest.raises(sa.exc.InvalidRequestError, match="__tablename__"):
+        type("User", (db.Model,), {"id": sa.Column(sa.Integer, primary_key=True)})
+
+
+def test_dynamic_relationships_have_the_methods_of_a_query(make_app: MakeApp) -> None:
+    db = SQLAlchemy()
+
+    class Page(db.Model):
+        id = db.Column(db.Integer, primary_key=True)
+        notes = db.relationship("Note", backref="page", lazy="dynamic")
+        links = db.dynamic_loader("Link", backref=db.backref("page"))
+
+    class Note(db.Model):
+        id = db.Column(db.Integer, primary_key=True)
+        page_id = db.Column(db.ForeignKey(Page.id))
+
+    class Link(db.Model):
+        id = db.Column(db.Integer, primary_key=True)
+        page_id = db.Column(db.ForeignKey(Page.id))
+
+    with make_app(db).app_context():
+        db.create_all()
+        db.session.add(Page(id=1, notes=[Note(), Note()]))
+        db.session.commit()
+        page = db.session.get(Page, 1)
+        assert page.notes.paginate(per_page=1).pages == 2
+        with pytest.raises(NotFound):
+            page.links.first_or_404()
+
+
 def test_a_reflected_table_is_where_it_was_found(shop: Shop, context: None) -> None:
     db = shop.db
     with db.engines["log"].begin() as connection:
@@ -279,6 +352,17 @@ def test_the_default_bind_can_be_among_the_others(
     with app.app_context():
         assert list(db.engines) == [None]
         assert db.session.execute(sa.text("SELECT 1")).scalar() == 1
+
+
+def test_mysql_gets_the_options_that_it_needs() -> None:
+    db, app = SQLAlchemy(), Flask(__name__)
+    options: dict[str, Any] = {"url": "mysql+pymysql://host/shop"}
+    db._apply_driver_defaults(options, app)
+    assert options["pool_recycle"] == 7200
+    assert options["url"].query["charset"] == "utf8mb4"
+    given = {"url": "mysql+pymysql://host/shop?charset=latin1", "pool_recycle": 60}
+    db._apply_driver_defaults(options := dict(given), app)
+    assert options == {**given, "url": sa.make_url(given["url"])}
 
 
 def test_a_database_in_memory_is_one_connection(shop: Shop, context: None) -> None:
