@@ -127,16 +127,12 @@ class Application:
             )
             for name, bind in settings.binds.items()
         }
-        app_name, instance_path = (
-            settings.connection_name or app.name,
-            app.instance_path,
-        )
 
         def make(bind: BindSettings) -> Engine:
             return make_engine(
                 bind,
-                app_name=app_name,
-                instance_path=instance_path,
+                app_name=settings.connection_name or app.name,
+                instance_path=app.instance_path,
                 account=accounts[bind.name],
                 tracking=settings.tracking,
                 after_fork=fork.after_fork_in_child,
