@@ -14,13 +14,10 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from flask import abort
 from flask import Flask
 from flask import has_app_context
 from sqlalchemy import MetaData
 from sqlalchemy import orm as sa_orm
-from sqlalchemy.exc import MultipleResultsFound
-from sqlalchemy.exc import NoResultFound
 from sqlalchemy.pool import StaticPool
 
 from .._application import EXTENSION
@@ -66,7 +63,6 @@ if t.TYPE_CHECKING:
 
 #: Within :class:`SQLAlchemy`, ``Model`` is the base of its models.
 _FSAModel = Model
-_O = t.TypeVar("_O", bound=object)
 _BindKeys = t.Union[str, None, "list[str | None]"]
 
 _BEGIN = "SCOPEDSESSION_SQLITE_BEGIN"
@@ -445,39 +441,7 @@ class SQLAlchemy(ScopedSession[Session]):
 
     # -- what views use --------------------------------------------------------
 
-    def get_or_404(
-        self,
-        entity: type[_O],
-        ident: t.Any,
-        *,
-        description: str | None = None,
-        **kwargs: t.Any,
-    ) -> _O:
-        """Return the object with this primary key, or abort with 404.
-
-        :param description: What the error page says.
-        :param kwargs: For ``session.get()``.
-        """
-        found = self.session.get(entity, ident, **kwargs)
-        return abort(404, description) if found is None else found
-
-    def first_or_404(
-        self, statement: sa.Select[t.Any], *, description: str | None = None
-    ) -> t.Any:
-        """Return the first result of a statement, or abort with 404."""
-        found = self.session.execute(statement).scalar()
-        return abort(404, description) if found is None else found
-
-    def one_or_404(
-        self, statement: sa.Select[t.Any], *, description: str | None = None
-    ) -> t.Any:
-        """Return the only result, or abort with 404 if there is none or another."""
-        try:
-            return self.session.execute(statement).scalar_one()
-        except (NoResultFound, MultipleResultsFound):
-            abort(404, description)
-
-    def paginate(
+    def paginate(  # type: ignore[override]
         self,
         select: sa.Select[t.Any],
         *,

@@ -51,7 +51,7 @@ def listen(engine: Engine) -> None:
 
 
 def _note_start(*args: t.Any, **_: t.Any) -> None:
-    args[4]._fsa_start_time = perf_counter()
+    args[4]._scopedsession_began = perf_counter()
 
 
 def _record(
@@ -69,7 +69,7 @@ def _record(
         _QueryInfo(
             statement=statement,
             parameters=context.parameters,
-            start_time=context._fsa_start_time,
+            start_time=context._scopedsession_began,
             end_time=end,
             location=_location(current_app.import_name.partition(".")[0]),
         )
