@@ -67,7 +67,7 @@ def _from_text(key: str, value: str) -> URL:
     with suppress(ArgumentError, ValueError):
         url = make_url(value.strip())
     # The query of one whose password was split, which SQLAlchemy may have left out.
-    in_query = re.search(r"@.*\?[^=&]*@", value)
+    in_query = re.search(r"@.*\?([^=&]*@|.*@[^&]*/)", value)
     if url is None or in_query or _shows_password(url):
         raise _unparsed(key)
     return url

@@ -524,6 +524,8 @@ def test_uri_missing(config: dict[str, Any]) -> None:
 
 
 MALFORMED = [
+    "postgresql://u:p@s?sword=fish@db/app",
+    "postgresql://u:p@s/s?sword=fi&sh=fish@db:5432/app?sslmode=require",
     "swordfish",
     "postgresql//u:swordfish@db/app",
     "postgresql://u:swordfish@db:port/app",
