@@ -626,7 +626,7 @@ def is_transaction_open(driver: t.Any) -> bool | None:
     mutation(
         "lost work: what was committed before counts as lost",
         Change(
-            "flask_scopedsession._pools.account:Slot.forget_writes",
+            "flask_scopedsession._pools.slot:Slot.forget_writes",
             None,
             """
 def forget_writes(self) -> None:
@@ -827,7 +827,7 @@ def stack_of_thread(ident: int) -> RawStack:
     mutation(
         "slots: a connection whose return was interrupted is still out",
         Change(
-            "flask_scopedsession._pools.account:Slot.is_out",
+            "flask_scopedsession._pools.slot:Slot.is_out",
             "return entry is not None and entry.in_use",
             "return True",
         ),
@@ -873,7 +873,7 @@ def stack_of_thread(ident: int) -> RawStack:
         "slots: a connection in the pool keeps its last scope",
         Change(
             "flask_scopedsession._pools.account:PoolAccount.check_in",
-            "slot.scope, slot.sender = None, _NOBODY",
+            "slot.scope, slot.sender = None, NOBODY",
             "slot.scope = None",
         ),
         tests="""

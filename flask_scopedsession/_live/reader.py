@@ -17,12 +17,12 @@ from sqlalchemy.pool import QueuePool
 
 from .._pools.account import Held
 from .._pools.account import PoolAccount
-from .._pools.account import SLOT
-from .._pools.account import Slot
 from .._pools.account import TimedOut
 from .._pools.account import Waiting
 from .._pools.drivers import is_transaction_open
 from .._pools.fair_queue import FairPool
+from .._pools.slot import SLOT
+from .._pools.slot import Slot
 from .._pools.tracked_pool import base_class
 from .._pools.tracked_pool import limits
 from .._scopes.kinds import OfContext

@@ -3,6 +3,7 @@
 ``engine``        settings to engines; ``memory``, SQLite's databases in memory.
 ``tracked_pool``  the pool subclass; ``fair_queue``, the order of waiting threads.
 ``account``       connections, waiters and timeouts; ``meters``, how long they took.
+``slot``          what is known of one connection.
 ``statements``    what the dialect executes, commits and rolls back.
 ``counting``      what a block of code sends.
 ``writes``        what statements change; ``sharing``, two threads on one connection.

@@ -14,149 +14,30 @@ import itertools
 import time
 import typing as t
 import weakref
-from collections import Counter
 from collections import deque
 from threading import get_ident
 from time import perf_counter
-from types import SimpleNamespace
 
 from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
-from .._scopes.many_statements import NOT_JUDGED
 from .._scopes.scope import Scope
-from .drivers import always_tells
 from .meters import Meters
 from .meters import PENDING
+from .slot import NOBODY
+from .slot import SLOT
+from .slot import Slot
 
 if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from .._runtime.stacks import RawStack
     from .._settings.config import BindSettings
     from ..snapshot import Holder
-
-#: Where a pool entry's ``info`` keeps the :class:`Slot`.
-SLOT = "flask_scopedsession"
-
-
-#: Stands for the scope of a connection that was never checked out through the pool.
-_NOBODY = SimpleNamespace(statements=0, texts=NOT_JUDGED)
 
 
 def _view(scope: Scope) -> str | None:
     return scope.command if scope.rule is None else scope.rule.endpoint
-
-
-class Slot:
-    """What is known of one DBAPI connection, from its connect to its close.
-
-    Times are as :func:`time.perf_counter` has them.
-    """
-
-    __slots__ = (
-        "_entry",
-        "abandoned",
-        "account",
-        "backend_pid",
-        "changes_before",
-        "counts_changes",
-        "driver",
-        "execution_options",
-        "generation",
-        "has_begun",
-        "keeps_more",
-        "marks",
-        "moved",
-        "number",
-        "opened",
-        "returned",
-        "runner",
-        "scope",
-        "sender",
-        "since",
-        "stack",
-        "statement",
-        "tells",
-        "temporary",
-        "unsettled",
-        "writes",
-    )
-
-    def __init__(
-        self,
-        account: PoolAccount,
-        entry: ConnectionPoolEntry,
-        driver: t.Any,
-        number: int = 0,
-        backend_pid: int | None = None,
-    ) -> None:
-        self.account = account
-        self._entry = weakref.ref(entry)
-        self.number = number
-        self.driver = driver
-        """The driver's connection; ``None`` once it is closed."""
-        self.backend_pid = backend_pid
-        self.generation = account.generation
-        """How many times the pool had been replaced as this was opened."""
-        self.tells = always_tells(driver)
-        """The driver says whether it is in a transaction."""
-        self.counts_changes = hasattr(driver, "total_changes")
-        """It is SQLite's."""
-        self.opened = perf_counter()
-        self.returned = self.since = self.moved = self.opened
-        """When it was last returned; checked out; began or ended a statement."""
-        self.scope: Scope | None = None
-        """The scope that has it checked out; ``None`` while it is idle."""
-        self.runner: int | None = None
-        """The thread whose statement runs on it now."""
-        self.sender: t.Any = _NOBODY
-        """The scope whose statements are counted."""
-        self.keeps_more = False
-        """Any of the next three is set."""
-        self.statement: str | None = None
-        """The text of the last one, if it may be shown."""
-        self.execution_options: t.Mapping[str, t.Any] | None = None
-        self.stack: RawStack | None = None
-        """Where it was checked out, if that is recorded."""
-        self.has_begun = False
-        """It is in a transaction; known only of a driver that does not tell."""
-        self.abandoned: t.Any = None
-        """The driver's connection, if its scope ended during another thread's
-        statement, which closes it."""
-        self.writes: Counter[str] | None = None
-        """Rows changed and not committed so far, by table."""
-        self.marks: list[tuple[str, Counter[str]]] | None = None
-        """The open savepoints, by name, and what ``writes`` was at each."""
-        self.temporary: set[str] | None = None
-        """Temporary tables that were created on it."""
-        self.unsettled: str | None = None
-        """A table that a RETURNING on SQLite may have changed."""
-        self.changes_before = 0
-        """SQLite's ``total_changes`` before the last statement that had an effect."""
-
-    @property
-    def is_out(self) -> bool:
-        """Whether SQLAlchemy has it as checked out.
-
-        An exception like Ctrl-C may have interrupted the account of its return.
-        """
-        entry = self._entry()
-        return entry is not None and entry.in_use
-
-    def proxied(self) -> t.Any:
-        """Return the proxied connection that is checked out, if it can be found.
-
-        ``fairy_ref`` is private to SQLAlchemy, which keeps no other reference to it.
-        """
-        reference = getattr(self._entry(), "fairy_ref", None)
-        return None if reference is None else reference()
-
-    def forget_writes(self) -> None:
-        """Note that what was written is committed, or rolled back."""
-        self.writes = self.marks = self.unsettled = None
-        self.account.ledger.uncommitted.discard(self)
 
 
 class Held(t.NamedTuple):
@@ -295,7 +176,7 @@ class PoolAccount:
         scope = slot.scope
         if scope is None:
             return
-        slot.scope, slot.sender = None, _NOBODY
+        slot.scope, slot.sender = None, NOBODY
         slot.returned = self.last_return = now = perf_counter()
         meters = self.meters
         if now >= meters.rotate_at or len(self.holds) >= PENDING:

@@ -18,6 +18,7 @@ from .._format import sql_shown
 from .._runtime.native import allocate_lock
 from .._runtime.places import Places
 from ..errors import TooManyStatements
+from .slot import info_of
 from .writes import CONTROL
 
 if t.TYPE_CHECKING:
@@ -194,8 +195,4 @@ def _counts(context: t.Any, statement: str) -> bool:
     connection = getattr(context, "root_connection", None)
     if connection is None or statement.startswith(CONTROL):
         return False
-    try:
-        _ = connection.connection.info
-    except NotImplementedError:
-        return False  # SQLAlchemy's stand-in, as an engine first connects
-    return True
+    return info_of(connection.connection) is not None

@@ -18,8 +18,8 @@ if t.TYPE_CHECKING:
 
     from ..snapshot import Holder
     from .account import PoolAccount
-    from .account import Slot
     from .account import TimedOut
+    from .slot import Slot
 
 #: Seconds between two log records about timeouts of the same pool.
 _LOG_EVERY = 10.0

@@ -26,7 +26,7 @@ from ..errors import SharedSession
 
 if t.TYPE_CHECKING:
     from ..snapshot import ThreadPlace
-    from .account import Slot
+    from .slot import Slot
 
 
 def note_sharing(slot: Slot) -> None:

@@ -19,12 +19,13 @@ from sqlalchemy.pool import StaticPool
 
 from .._scopes.teardown import refusal
 from .account import PoolAccount
-from .account import SLOT
-from .account import Slot
 from .drivers import backend_pid
 from .explanations import explain_lock
 from .sharing import abandon
 from .sharing import note_sharing
+from .slot import info_of
+from .slot import SLOT
+from .slot import Slot
 from .writes import after_effect
 from .writes import before_statement
 from .writes import COUNTED
@@ -178,10 +179,8 @@ def _slot(connection: t.Any) -> Slot | None:
     """Return what is known of a proxied connection, also if it was detached."""
     if not isinstance(connection, PoolProxiedConnection):
         return None  # the driver's own, where psycopg's "info" is something else
-    try:
-        return connection.info.get(SLOT)
-    except NotImplementedError:
-        return None  # SQLAlchemy's stand-in, as an engine first connects
+    info = info_of(connection)
+    return None if info is None else info.get(SLOT)
 
 
 def _watch_statements(engine: Engine, account: PoolAccount) -> None:
@@ -225,10 +224,10 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
     ) -> None:
         slot: Slot | None = None
         if context is not None:
-            try:  # not _slot(), which costs a call; a context's connection is proxied
+            try:  # not info_of(), which costs each statement a call
                 slot = context.root_connection.connection.info.get(SLOT)
             except NotImplementedError:
-                slot = None  # SQLAlchemy's stand-in, as an engine first connects
+                slot = None
         if slot is None:
             original(cursor, statement, parameters, context)
             return

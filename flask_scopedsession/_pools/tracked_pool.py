@@ -26,12 +26,12 @@ from .._scopes.context import current_request_context
 from .._scopes.scope import SCOPE
 from .._scopes.scope import Scope
 from .account import PoolAccount
-from .account import SLOT
-from .account import Slot
 from .account import Waiting
 from .explanations import explain_timeout
 from .fair_queue import fair_parts
 from .fair_queue import FairPool
+from .slot import SLOT
+from .slot import Slot
 
 if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry

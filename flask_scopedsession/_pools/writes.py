@@ -15,9 +15,9 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from .account import Slot
 from .drivers import is_transaction_open
 from .drivers import note_rows_written
+from .slot import Slot
 
 Action = t.Literal["begin", "write", "temporary", "mark", "back", "release", "end"]
 

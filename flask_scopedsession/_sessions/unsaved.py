@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from sqlalchemy import NestedTransaction
 from sqlalchemy.orm import Session
 
-from .._pools.account import SLOT
-from .._pools.account import Slot
 from .._pools.drivers import is_transaction_open
+from .._pools.slot import SLOT
+from .._pools.slot import Slot
 from .._pools.writes import settle
 from .._scopes.lost_work import changed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Iterator
 
 import sqlalchemy as sa
 from flask import abort
@@ -11,10 +10,12 @@ from flask import has_request_context
 from flask import request
 from sqlalchemy import orm
 
+from .. import views
+
 _PER_PAGE = 20
 
 
-class Pagination:
+class Pagination(views.Pagination[t.Any]):
     """One page. Subclasses say where the rows come from.
 
     :param page: Its number, from 1. ``None``: what the URL's ``page`` says, or 1.
@@ -36,17 +37,17 @@ class Pagination:
         **kwargs: t.Any,
     ) -> None:
         self._query_args = kwargs
-        self.max_per_page: int | None = max_per_page
-        self.page: int = _number("page", page, 1, error_out)
+        self.max_per_page = max_per_page
+        self.page = _number("page", page, 1, error_out)
         per_page = _number("per_page", per_page, _PER_PAGE, error_out)
         if max_per_page is not None:
             per_page = min(per_page, max_per_page)
-        self.per_page: int = per_page
+        self.per_page = per_page
         items = self._query_items()
         if not items and self.page != 1 and error_out:
             abort(404)
-        self.items: list[t.Any] = items
-        self.total: int | None = self._query_count() if count else None
+        self.items = items
+        self.total = self._query_count() if count else None
 
     @property
     def _query_offset(self) -> int:
@@ -54,57 +55,19 @@ class Pagination:
         return (self.page - 1) * self.per_page
 
     def _query_items(self) -> list[t.Any]:
-        """Return the rows of the page."""
+        """Return the rows of the page; a subclass says how."""
         raise NotImplementedError
 
     def _query_count(self) -> int:
-        """Return how many rows all pages have."""
+        """Return how many rows all pages have; a subclass says how."""
         raise NotImplementedError
 
     @property
-    def first(self) -> int:
-        """The number of the page's first row, from 1; 0 on an empty page."""
-        return self._query_offset + 1 if self.items else 0
-
-    @property
-    def last(self) -> int:
-        """The number of the page's last row; 0 on an empty page."""
-        return self._query_offset + len(self.items) if self.items else 0
-
-    @property
-    def pages(self) -> int:
-        """How many pages there are; 0 if rows were not counted."""
-        return -(-(self.total or 0) // self.per_page)
-
-    @property
-    def has_prev(self) -> bool:
-        """Whether there is a page before this one."""
-        return self.page > 1
-
-    @property
-    def prev_num(self) -> int | None:
-        """The number of the page before, if there is one."""
-        return self.page - 1 if self.has_prev else None
-
-    def prev(self, *, error_out: bool = False) -> Pagination:
-        """Query the page before."""
-        return self._other(self.page - 1, error_out)
-
-    @property
     def has_next(self) -> bool:
-        """Whether there is a page after this one."""
+        """Whether there is a page after this one. ``False`` without a count."""
         return self.page < self.pages
 
-    @property
-    def next_num(self) -> int | None:
-        """The number of the page after, if there is one."""
-        return self.page + 1 if self.has_next else None
-
-    def next(self, *, error_out: bool = False) -> Pagination:
-        """Query the page after."""
-        return self._other(self.page + 1, error_out)
-
-    def _other(self, page: int, error_out: bool) -> Pagination:
+    def _turn(self, page: int, error_out: bool) -> Pagination:
         made = type(self)(
             page=page,
             per_page=self.per_page,
@@ -115,40 +78,6 @@ class Pagination:
         )
         made.total = self.total
         return made
-
-    def iter_pages(
-        self,
-        *,
-        left_edge: int = 2,
-        left_current: int = 2,
-        right_current: int = 4,
-        right_edge: int = 2,
-    ) -> Iterator[int | None]:
-        """Yield the numbers of pages to link to, and ``None`` where some are left out.
-
-        :param left_edge: How many of the first pages.
-        :param left_current: How many before this page.
-        :param right_current: How many after this page.
-        :param right_edge: How many of the last pages.
-        """
-        end = self.pages + 1
-        shown = {
-            *range(1, min(1 + left_edge, end)),
-            *range(
-                max(1, self.page - left_current),
-                min(self.page + right_current + 1, end),
-            ),
-            *range(max(1, end - right_edge), end),
-        }
-        before = 0
-        for page in sorted(shown):
-            if page != before + 1:
-                yield None
-            yield page
-            before = page
-
-    def __iter__(self) -> Iterator[t.Any]:
-        yield from self.items
 
 
 class SelectPagination(Pagination):

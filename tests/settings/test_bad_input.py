@@ -47,6 +47,14 @@ def refused(make_app: MakeApp, **config: Any) -> str:
     return str(info.value)
 
 
+def refused_options(make_app: MakeApp, options: dict[str, Any]) -> str:
+    """Return the message with which engine options are refused."""
+    uri = "sqlite:///app.db"
+    return refused(
+        make_app, SQLALCHEMY_DATABASE_URI=uri, SQLALCHEMY_ENGINE_OPTIONS=options
+    )
+
+
 # Configuration that is only found to be wrong when engines are made
 
 
@@ -97,11 +105,7 @@ def test_engine_option_of_another_bind(make_app: MakeApp) -> None:
 
 def test_engine_option_refused_by_value(make_app: MakeApp) -> None:
     """Where the dialect refuses a value, the options are listed, without values."""
-    message = refused(
-        make_app,
-        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
-        SQLALCHEMY_ENGINE_OPTIONS={"pool_reset_on_return": SECRET},
-    )
+    message = refused_options(make_app, {"pool_reset_on_return": SECRET})
     assert "create_engine() refused pool_reset_on_return. Check" in message
 
 
@@ -112,11 +116,7 @@ def test_engine_option_of_wrong_kind(
     make_app: MakeApp, name: str, value: object
 ) -> None:
     """Whatever error SQLAlchemy or the dialect stumbles over."""
-    message = refused(
-        make_app,
-        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
-        SQLALCHEMY_ENGINE_OPTIONS={name: value},
-    )
+    message = refused_options(make_app, {name: value})
     assert re.search(rf"create_engine\(\) refused {name}( \(\w+\))?\. Check", message)
 
 
@@ -139,11 +139,7 @@ def test_engine_option_of_wrong_type(
     make_app: MakeApp, name: str, expected: str
 ) -> None:
     """At once, not at the first checkout."""
-    message = refused(
-        make_app,
-        SQLALCHEMY_DATABASE_URI="sqlite:///app.db",
-        SQLALCHEMY_ENGINE_OPTIONS={name: SECRET},
-    )
+    message = refused_options(make_app, {name: SECRET})
     assert message == f"SQLALCHEMY_ENGINE_OPTIONS: {name} {expected}"
 
 

@@ -21,9 +21,9 @@ from flask_scopedsession._format import sql_shown
 from flask_scopedsession._live import reader
 from flask_scopedsession._pools import fair_queue
 from flask_scopedsession._pools import tracked_pool
-from flask_scopedsession._pools.account import SLOT
-from flask_scopedsession._pools.account import Slot
 from flask_scopedsession._pools.naming import process_name
+from flask_scopedsession._pools.slot import SLOT
+from flask_scopedsession._pools.slot import Slot
 from flask_scopedsession._pools.tracked_pool import limits
 from flask_scopedsession._pools.tracked_pool import pool_class
 from flask_scopedsession._pools.tracked_pool import returns_are_seen

@@ -9,23 +9,11 @@ from __future__ import annotations
 import pytest
 from flask import url_for
 from flask.globals import app_ctx
+from models import Base
+from models import User
 from sqlalchemy import select
-from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.orm import Mapped
-from sqlalchemy.orm import mapped_column
 
 from flask_scopedsession import ScopedSession
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
 
 db = ScopedSession(model_class=Base)
 
