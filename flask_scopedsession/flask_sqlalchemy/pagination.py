@@ -37,17 +37,17 @@ class Pagination(views.Pagination[t.Any]):
         **kwargs: t.Any,
     ) -> None:
         self._query_args = kwargs
-        self.max_per_page = max_per_page
-        self.page = _number("page", page, 1, error_out)
+        self.max_per_page: int | None = max_per_page
+        self.page: int = _number("page", page, 1, error_out)
         per_page = _number("per_page", per_page, _PER_PAGE, error_out)
         if max_per_page is not None:
             per_page = min(per_page, max_per_page)
-        self.per_page = per_page
+        self.per_page: int = per_page
         items = self._query_items()
         if not items and self.page != 1 and error_out:
             abort(404)
-        self.items = items
-        self.total = self._query_count() if count else None
+        self.items: list[t.Any] = items
+        self.total: int | None = self._query_count() if count else None
 
     @property
     def _query_offset(self) -> int:
