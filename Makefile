@@ -87,7 +87,7 @@ $(VENV)/.example: $(VENV)/.made pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.made pyproject.toml
 	@echo 'Installing the package and what the tests need ...'
-	@$(PIP) --editable . --group tests --group example
+	@$(PIP) --editable . --group tests --group clients --group example
 	@# Not in the group, because it needs a newer SQLAlchemy than the oldest one tested.
 	@$(PIP) --no-deps flask-sqlalchemy
 	@touch $@

@@ -1,0 +1,27 @@
+"""The documentation's table is that of the tests in this folder."""
+
+from __future__ import annotations
+
+import pytest
+from clients import clients
+from clients import PAGE
+from clients import table
+from clients import TESTS
+
+
+def test_the_page_has_the_table():
+    """``python tests/support/clients.py`` writes it."""
+    assert table() in PAGE.read_text(encoding="utf-8")
+
+
+def test_each_module_names_its_client():
+    named = {test for test, _ in clients()}
+    assert named == {path.name for path in TESTS.glob("test_*.py")} - {"test_table.py"}
+
+
+@pytest.mark.parametrize(
+    ("test", "name"), [(test, c.name) for test, c in clients() if c.works == "recipe"]
+)
+def test_each_recipe_is_run(test, name):
+    """By the test of its library."""
+    assert f'recipe("{name}"' in (TESTS / test).read_text(encoding="utf-8")
