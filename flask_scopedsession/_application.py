@@ -161,7 +161,7 @@ class Application:
             account.describe = partial(self.live.describe, account)
         fork.watch(self)
         # An app that is dropped takes its connections along, as a file does.
-        weakref.finalize(app, dispose_all, self.engines.values()).atexit = False
+        weakref.finalize(app, _dispose, self.engines, self.accounts).atexit = False
 
     def __getattr__(self, name: str) -> AppSessionmaker:
         # Not a cached_property: it has a lock before Python 3.12, and a fork could
@@ -310,6 +310,20 @@ class Application:
             account.reset()
         ledger.reset()
         self.live.after_fork()
+
+
+def _dispose(
+    engines: Mapping[str, Engine], accounts: Mapping[str, PoolAccount]
+) -> None:
+    """Close the connections of an application that was dropped.
+
+    An engine without any is left alone: to dispose of it would make a new pool.
+    """
+    dispose_all(
+        engine
+        for name, engine in engines.items()
+        if name not in accounts or accounts[name].open
+    )
 
 
 def of(app: Flask) -> Application:

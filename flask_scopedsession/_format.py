@@ -72,14 +72,13 @@ def number_of(value: float) -> str:
 #: What a statement may have values in: comments and strings, which may have no end, and
 #: numbers. What is in double quotes can be a string in MySQL and SQLite, except where
 #: only a name can be.
-_VALUES = re.compile(
-    r"--[^\n]*|/\*.*?(?:\*/|$)"
+_VALUES = (
+    r"(?is)--[^\n]*|/\*.*?(?:\*/|$)"
     r"|(?P<name>(?:\.|\b(?:from|join|into|update|table|as)\s+)\"[^\"]*\""
     r'|"[^"]*"(?=\s*\.)|`[^`]*`)'
     r"|(?P<value>'(?:[^']|'')*(?:'|$)|\"[^\"]*(?:\"|$)"
     r"|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|$)"
-    r"|(?<![\w$:])(?:0x[0-9a-f]+|\d+(?:\.\d*)?(?:e[+-]?\d+)?)\b)",
-    re.IGNORECASE | re.DOTALL,
+    r"|(?<![\w$:])(?:0x[0-9a-f]+|\d+(?:\.\d*)?(?:e[+-]?\d+)?)\b)"
 )
 
 #: Most characters of a statement that are shown.
@@ -91,7 +90,7 @@ def sql_shown(text: str) -> str:
     if "\\" in text:
         # It depends on the server whether that escapes a quote.
         text = re.split(r"""['"$]""", text, maxsplit=1)[0] + " ..."
-    shown = " ".join(_VALUES.sub(_without_value, text).split())
+    shown = " ".join(re.sub(_VALUES, _without_value, text).split())
     if len(shown) > _LONGEST_SQL:
         half = _LONGEST_SQL // 2
         shown = f"{shown[:half].rstrip()} ... {shown[-half:].lstrip()}"

@@ -1019,8 +1019,8 @@ if not hasattr(self, "_lock"):
         "shutdown: a dropped app leaves its connections open",
         Change(
             "flask_scopedsession._application:Application.__init__",
-            "weakref.finalize(app, dispose_all, self.engines.values()).atexit = False",
-            "pass",
+            "weakref.finalize(app, _dispose, self.engines, self.accounts)",
+            "weakref.finalize(app, int)",
         ),
         tests="""
         whole/test_shutdown.py test_an_engine_that_outlives_its_app
@@ -1029,7 +1029,7 @@ if not hasattr(self, "_lock"):
     mutation(
         "shutdown: a dropped app waits for the control thread's next check",
         Change(
-            "flask_scopedsession._live.worker:LiveView.__init__",
+            "flask_scopedsession._live.worker:LiveView.start",
             "weakref.finalize(app, SERVER.wake).atexit = False",
             "pass",
         ),

@@ -47,8 +47,8 @@ _NEIGHBORS = 2
 #: All file name endings, in the order in which a worker removes its own files.
 KINDS = ("sock", "json", "tmp", "new", "lock")
 
-_NAME = re.compile(rf"([0-9]{{1,10}}-[0-9a-f]{{8}})\.({'|'.join(KINDS)})")
-_BASE = re.compile("flask-scopedsession-(0|[1-9][0-9]{0,9})")
+_NAME = rf"([0-9]{{1,10}}-[0-9a-f]{{8}})\.({'|'.join(KINDS)})"
+_BASE = "flask-scopedsession-(0|[1-9][0-9]{0,9})"
 _OTHERWISE = "set SCOPEDSESSION_CONTROL_DIR to a directory of the worker's own user"
 _REMEDY = f"S{_OTHERWISE[1:]}."
 
@@ -91,7 +91,7 @@ def other_users() -> list[int]:
         names = os.listdir(tempfile.gettempdir())
     except OSError:
         return []
-    found = (_BASE.fullmatch(name) for name in names)
+    found = (re.fullmatch(_BASE, name) for name in names)
     return sorted({int(each[1]) for each in found if each} - {os.geteuid()})
 
 
@@ -246,7 +246,7 @@ def listing(path: str) -> list[Found]:
     """Return the processes that have files in a directory, sorted by id."""
     kinds: dict[str, set[str]] = {}
     for name in os.listdir(path):
-        match = _NAME.fullmatch(name)
+        match = re.fullmatch(_NAME, name)
         if match is not None:
             kinds.setdefault(match[1], set()).add(match[2])
     return [

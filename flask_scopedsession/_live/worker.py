@@ -79,7 +79,6 @@ class LiveView:
         self._endpoint: Endpoint | None = None
         self._warned = False
         self._lock = allocate_lock()
-        weakref.finalize(app, SERVER.wake).atexit = False
         self._arm()
 
     @property
@@ -129,6 +128,9 @@ class LiveView:
             self._server = server
             try:
                 self._endpoint = SERVER.open(self._source())
+                app = self._app()
+                if app is not None:
+                    weakref.finalize(app, SERVER.wake).atexit = False
             except (ControlError, OSError) as error:
                 problem = error
         # After the lock is released: under gevent, logging lets other greenlets run,

@@ -24,8 +24,8 @@ _LONGEST = 63
 #: all its processes begin alike, however long the name of their host is.
 _LONGEST_APP = 24
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.:/+-]")
-_SET_AT_SERVER = re.compile(r"application[_-]name\s*=", re.IGNORECASE)
+_UNSAFE = r"[^A-Za-z0-9_.:/+-]"
+_SET_AT_SERVER = r"(?i)application[_-]name\s*="
 
 _Finder = Callable[[t.Sequence[t.Any], Mapping[str, t.Any]], "str | None"]
 
@@ -67,7 +67,7 @@ def process_name(app_name: str, host: str, pid: int) -> str:
     beginning, because the hosts of one deployment differ at the end.
     """
     label = host.partition(".")[0]
-    host = _UNSAFE.sub("_", host if label.isdigit() else label)
+    host = re.sub(_UNSAFE, "_", host if label.isdigit() else label)
     start, end = family(app_name), f":{pid}"
     room = _LONGEST - len(start) - len(end)
     return start + host[-room:] + end
@@ -75,7 +75,7 @@ def process_name(app_name: str, host: str, pid: int) -> str:
 
 def family(app_name: str) -> str:
     """Return how the names of all processes of an app begin."""
-    return _UNSAFE.sub("_", app_name)[:_LONGEST_APP] + "@"
+    return re.sub(_UNSAFE, "_", app_name)[:_LONGEST_APP] + "@"
 
 
 def family_of(name: str) -> str | None:
@@ -91,7 +91,7 @@ def _postgresql(cargs: t.Sequence[t.Any], cparams: Mapping[str, t.Any]) -> str |
     # A name among the options would be overridden by the one that we send.
     options = cparams.get("options", os.environ.get("PGOPTIONS"))
     given = (options, cparams.get("dsn"), cparams.get("conninfo"), *cargs)
-    if any(_SET_AT_SERVER.search(text) for text in given if isinstance(text, str)):
+    if any(re.search(_SET_AT_SERVER, text) for text in given if isinstance(text, str)):
         return None
     # libpq uses it if no other is set in the URL, PGAPPNAME or a service file.
     return "fallback_application_name"

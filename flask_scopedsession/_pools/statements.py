@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import typing as t
+import weakref
 from threading import get_ident
 from time import perf_counter
 
@@ -48,14 +49,12 @@ _NEW = t.cast("Effect", object())
 
 
 def watch_engine(engine: Engine, account: PoolAccount) -> None:
-    """Let an engine's pool and dialect feed `account`."""
+    """Let an engine's pool and dialect feed `account`.
 
-    def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        if get_ident() in account.pinging:
-            return
-        began = getattr(entry, "last_connect_time", None)
-        took = 0.0 if began is None else time.time() - began
-        account.connected(entry, driver, backend_pid(driver), took)
+    Most of it begins with the first connection: many applications are made, by tests
+    and by commands, that never connect.
+    """
+    reference = weakref.ref(engine)
 
     def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         account.closed(entry, driver)
@@ -68,6 +67,27 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     ) -> None:
         account.died(entry)
 
+    def begin() -> None:
+        watched = reference()
+        if watched is not None:
+            event.listen(watched, "close", closed)
+            event.listen(watched, "detach", detached)
+            event.listen(watched, "invalidate", invalidated)
+            _watch_statements(watched, account)
+            _watch_ends(watched)
+
+    # One thread takes it out, with the first connection.
+    pending = {"begin": begin}
+
+    def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        if pending and (first := pending.pop("begin", None)):
+            first()
+        if get_ident() in account.pinging:
+            return
+        began = getattr(entry, "last_connect_time", None)
+        took = 0.0 if began is None else time.time() - began
+        account.connected(entry, driver, backend_pid(driver), took)
+
     dialect: t.Any = engine.dialect
     connect = dialect.connect
 
@@ -79,30 +99,41 @@ def watch_engine(engine: Engine, account: PoolAccount) -> None:
     # Not an event on "do_connect": any event of a dialect slows each execution down.
     dialect.connect = connecting
     event.listen(engine, "connect", connected, insert=True)
-    event.listen(engine, "close", closed)
-    event.listen(engine, "detach", detached)
-    event.listen(engine, "invalidate", invalidated)
     if account.listens_only:
+        pending.pop("begin")()
         _listen_to_pool(engine, account)
-    _watch_statements(engine, account)
-    _watch_ends(engine)
 
 
 def watch_writes(engine: Engine, account: PoolAccount) -> None:
     """Note what is written and not committed, and nothing else."""
     if account.ledger.lost_work == "ignore":
         return
-
-    def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        entry.info[SLOT] = Slot(account, entry, driver)
+    reference = weakref.ref(engine)
 
     def closed(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         slot: Slot | None = entry.info.get(SLOT)
         if slot is not None and slot.driver is driver:
             slot.forget_writes()
 
+    def begin() -> None:
+        watched = reference()
+        if watched is not None:
+            event.listen(watched, "close", closed)
+            _watch_effects(watched, account)
+            _watch_ends(watched)
+
+    # One thread takes it out, with the first connection.
+    pending = {"begin": begin}
+
+    def connected(driver: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        if pending and (first := pending.pop("begin", None)):
+            first()
+        entry.info[SLOT] = Slot(account, entry, driver)
+
     event.listen(engine, "connect", connected, insert=True)
-    event.listen(engine, "close", closed)
+
+
+def _watch_effects(engine: Engine, account: PoolAccount) -> None:
     effects = _Effects()
     uncommitted = account.ledger.uncommitted
     dialect: t.Any = engine.dialect
@@ -130,7 +161,6 @@ def watch_writes(engine: Engine, account: PoolAccount) -> None:
 
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         watch(name)
-    _watch_ends(engine)
 
 
 class _Effects:

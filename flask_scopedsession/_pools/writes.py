@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import typing as t
 from collections import Counter
+from collections.abc import Mapping
 from threading import get_ident
 
 from sqlalchemy.exc import ArgumentError
@@ -44,48 +45,31 @@ CONTROL = ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT")
 #: are read to their end.
 _LONGEST = 4000
 
-_QUOTED = re.compile(
-    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$"
-    r'|(?P<name>"[^"]*"|`[^`]*`|\[[^\]]*\])',
-    re.DOTALL,
+# Not compiled here: that would cost each import, and re keeps what it has compiled.
+_QUOTED = (
+    r"(?s)--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$"
+    r'|(?P<name>"[^"]*"|`[^`]*`|\[[^\]]*\])'
 )
-_INNERMOST = re.compile(r"\([^()]*\)")
-_VERB = re.compile(
-    r"\b(?:insert|update|delete|merge|select|values|table)\b.*",
-    re.IGNORECASE | re.DOTALL,
-)
+_INNERMOST = r"\([^()]*\)"
+_VERB = r"(?is)\b(?:insert|update|delete|merge|select|values|table)\b.*"
 _NAME = r"(?:(?P<schema>[\w$]+)\s*\.\s*)*(?P<name>[\w$]+)"
-_PATTERNS: tuple[tuple[Action, re.Pattern[str]], ...] = (
-    (
-        "temporary",
-        re.compile(
-            r"create\s+(?:local\s+|global\s+|or\s+replace\s+)*temp(?:orary)?\s+table\s+"
-            rf"(?:if\s+not\s+exists\s+)?{_NAME}",
-            re.IGNORECASE,
-        ),
+_PATTERNS: Mapping[Action, str] = {
+    "temporary": (
+        r"create\s+(?:local\s+|global\s+|or\s+replace\s+)*temp(?:orary)?\s+table\s+"
+        rf"(?:if\s+not\s+exists\s+)?{_NAME}"
     ),
-    (
-        "write",
-        re.compile(
-            r"(?:(?:insert|replace)\s+(?:or\s+\w+\s+|ignore\s+|\w+_priority\s+)*"
-            r"(?:into\s+)?"
-            r"|update\s+(?:or\s+\w+\s+|ignore\s+|low_priority\s+|only\s+)*"
-            r"|delete\s+(?:ignore\s+|quick\s+|low_priority\s+)*(?:from\s+)?(?:only\s+)?"
-            rf"|merge\s+(?:into\s+)?){_NAME}",
-            re.IGNORECASE,
-        ),
+    "write": (
+        r"(?:(?:insert|replace)\s+(?:or\s+\w+\s+|ignore\s+|\w+_priority\s+)*"
+        r"(?:into\s+)?"
+        r"|update\s+(?:or\s+\w+\s+|ignore\s+|low_priority\s+|only\s+)*"
+        r"|delete\s+(?:ignore\s+|quick\s+|low_priority\s+)*(?:from\s+)?(?:only\s+)?"
+        rf"|merge\s+(?:into\s+)?){_NAME}"
     ),
-    (
-        "back",
-        re.compile(
-            rf"rollback\s+(?:work\s+|transaction\s+)?to\s+(?:savepoint\s+)?{_NAME}",
-            re.IGNORECASE,
-        ),
-    ),
-    ("mark", re.compile(rf"savepoint\s+{_NAME}", re.IGNORECASE)),
-    ("release", re.compile(rf"release\s+(?:savepoint\s+)?{_NAME}", re.IGNORECASE)),
-    ("end", re.compile(r"(?P<name>commit|end|rollback|abort)\b", re.IGNORECASE)),
-)
+    "back": rf"rollback\s+(?:work\s+|transaction\s+)?to\s+(?:savepoint\s+)?{_NAME}",
+    "mark": rf"savepoint\s+{_NAME}",
+    "release": rf"release\s+(?:savepoint\s+)?{_NAME}",
+    "end": r"(?P<name>commit|end|rollback|abort)\b",
+}
 
 #: Where temporary tables live, by the name of the dialect. Elsewhere, ``temp`` is a
 #: schema like any other.
@@ -129,7 +113,9 @@ def _effect_of_text(statement: str, temporary_schema: str | None) -> Effect | No
     """
     text = statement.lstrip()
     is_with = text[:4].lower() == "with" or text[:1] in "(-/"
-    text = _QUOTED.sub(_unquoted, text if is_with else text[:_LONGEST]).strip("\t\n ;")
+    text = re.sub(_QUOTED, _unquoted, text if is_with else text[:_LONGEST]).strip(
+        "\t\n ;"
+    )
     if ";" not in text:
         return _effect_of_one(text, temporary_schema)
     effects = [_effect_of_one(one.strip(), temporary_schema) for one in text.split(";")]
@@ -146,11 +132,11 @@ def _effect_of_one(text: str, temporary_schema: str | None) -> Effect | None:
         # The main verb is the first one outside of all parentheses.
         before = ""
         while text != before:
-            before, text = text, _INNERMOST.sub(" ", text)
-        verb = _VERB.search(text)
+            before, text = text, re.sub(_INNERMOST, " ", text)
+        verb = re.search(_VERB, text)
         text = "" if verb is None else verb[0]
-    for action, pattern in _PATTERNS:
-        found = pattern.match(text)
+    for action, pattern in _PATTERNS.items():
+        found = re.match(pattern, text, re.IGNORECASE)
         if found is not None:
             schema = found.groupdict().get("schema") or ""
             if schema and schema.lower() == temporary_schema:

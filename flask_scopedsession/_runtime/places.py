@@ -6,19 +6,20 @@ import inspect
 import os
 import sysconfig
 import typing as t
+from functools import cache
 
 from .stacks import _get_frame
 from .stacks import RawFrame
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_LIBRARIES = tuple(
-    {
-        os.path.realpath(path) + os.sep
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-        if (path := sysconfig.get_path(name))
-    }
-)
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    """Return where Python and its packages are installed."""
+    paths = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+    return tuple({os.path.realpath(path) + os.sep for path in paths if path})
 
 
 class Places:
@@ -88,7 +89,7 @@ class Places:
             if any(mark in inside for mark in _PACKAGES):
                 return None  # a virtual environment in the application's folder
             return path[len(self._root) :]
-        if not path.startswith(self._project) or path.startswith(_LIBRARIES):
+        if not path.startswith(self._project) or path.startswith(_libraries()):
             return None
         if any(mark in path for mark in _PACKAGES):
             return None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import field
 from types import MappingProxyType
 
 from sqlalchemy.engine import URL
@@ -25,21 +23,24 @@ from .values import mapping
 DEFAULT_BIND = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class BindSettings:
+class BindSettings(t.NamedTuple):
     """One database: where it is, and how its engine is made."""
 
     name: str
     key: str
     """The configuration key that named it, for error messages."""
-    url: URL = field(repr=False)
-    options: Mapping[str, t.Any] = field(repr=False)
+    url: URL
+    options: Mapping[str, t.Any]
     """Options for ``create_engine()``."""
     ping_idle_after: float | None
     """Seconds after which an idle connection is tested before use; ``None``: never."""
     fair_pool: bool
     pragmas: Mapping[str, str]
     begin: str | None
+
+    def __repr__(self) -> str:
+        """Name the bind; its options may hold a password."""
+        return f"{type(self).__name__}(name={self.name!r})"
 
 
 def read_binds(

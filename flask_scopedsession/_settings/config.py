@@ -6,8 +6,6 @@ import os
 import typing as t
 from collections.abc import Collection
 from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import field
 from types import MappingProxyType
 
 from .binds import BindSettings
@@ -27,8 +25,7 @@ __all__ = ["DEFAULT_BIND", "BindSettings", "Settings", "read_settings"]
 LostWorkPolicy = t.Literal["warn", "raise", "ignore"]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(t.NamedTuple):
     """Everything that one application configured."""
 
     name: str
@@ -36,7 +33,7 @@ class Settings:
     connection_name: str | None
     """What its connections are called at the server; ``None``: as the app."""
     binds: Mapping[str, BindSettings]
-    session_options: Mapping[str, t.Any] = field(repr=False)
+    session_options: Mapping[str, t.Any]
     tracking: bool
     control: bool | None
     """``None``: answer unless the application is being tested."""
@@ -52,6 +49,10 @@ class Settings:
     show_sql: bool
     notes: tuple[str, ...] = ()
     """Sentences to log once, on keys that do nothing here."""
+
+    def __repr__(self) -> str:
+        """Name the deployment; options may hold a password."""
+        return f"{type(self).__name__}(name={self.name!r}, binds={self.binds!r})"
 
 
 def read_settings(

@@ -10,6 +10,7 @@ import re
 import typing as t
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine import URL
@@ -170,9 +171,15 @@ def _near_dialect(name: str) -> str | None:
 def driver_of(url: URL) -> tuple[str, str]:
     """Return the names of dialect and driver, the default driver's included."""
     try:
-        return url.get_backend_name(), url.get_driver_name()
+        return url.get_backend_name(), _driver_name(url.drivername)
     except ImportError as error:
         return url.get_backend_name(), str(error)
+
+
+@cache
+def _driver_name(drivername: str) -> str:
+    """Return the name of the driver; SQLAlchemy looks for the dialect each time."""
+    return URL.create(drivername).get_driver_name()
 
 
 def is_sqlite(url: URL) -> bool:
@@ -208,7 +215,7 @@ def is_private(url: URL) -> bool:
 
 #: What no name of a host or database has. Drivers also accept a whole connection
 #: string there, or a URL with options.
-_OPTIONS = re.compile(r"[?;&=]|://")
+_OPTIONS = r"[?;&=]|://"
 
 
 def safe_url(url: URL) -> DatabaseURL:
@@ -228,7 +235,7 @@ def safe_url(url: URL) -> DatabaseURL:
 
 
 def _name(part: str | None) -> str | None:
-    found = None if part is None else _OPTIONS.search(part)
+    found = None if part is None else re.search(_OPTIONS, part)
     return part if part is None or found is None else _cut(part, found.start())
 
 

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -220,7 +219,7 @@ class SQLAlchemy(ScopedSession[Session]):
     ) -> Mapping[str, Engine]:
         def make_one(key: str | None, options: dict[str, t.Any]) -> Engine:
             url = options.pop("url")
-            return make(replace(binds[_name(key)], url=url, options=options))
+            return make(binds[_name(key)]._replace(url=url, options=options))
 
         echo_pool = echo(_ECHO, app.config[_ECHO] or False)
         engines = self._app_engines[app] = {}
