@@ -65,13 +65,17 @@ def test_a_row(make_app, sqlite_url):
     def users() -> list[tuple[int, str, str | None]]:
         with app.app_context():
             found = db.session.scalars(select(User).order_by(User.id))
-            return [(user.id, user.name, user.team and user.team.name) for user in found]
+            return [
+                (user.id, user.name, user.team and user.team.name) for user in found
+            ]
 
     assert ">Analysts</option>" in client.get("/admin/user/new/").text
     assert client.post("/admin/user/new/", data={"name": "Ada", "team": 1}).location
     assert users() == [(1, "Ada", "Analysts")]
     assert "Ada" in client.get("/admin/user/").text
-    assert "Already exists" in client.post("/admin/user/new/", data={"name": "Ada"}).text
+    assert (
+        "Already exists" in client.post("/admin/user/new/", data={"name": "Ada"}).text
+    )
     changed = {"name": "Grace", "team": "__None"}
     assert client.post("/admin/user/edit/?id=1", data=changed).location
     assert users() == [(1, "Grace", None)]

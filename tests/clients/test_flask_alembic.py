@@ -57,7 +57,9 @@ def drop_in() -> SQLAlchemy:
 def own_logging(monkeypatch):
     """It adds handlers to these loggers if they have none."""
     for name in ("sqlalchemy", "alembic"):
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.NullHandler()])
+        monkeypatch.setattr(
+            logging.getLogger(name), "handlers", [logging.NullHandler()]
+        )
 
 
 def migrate(app, alembic, engines):

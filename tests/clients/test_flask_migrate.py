@@ -151,7 +151,10 @@ def test_migrations(make_app, short_tmp, make, binds):
 
     def tables() -> dict[str | None, set[str]]:
         with app.app_context():
-            engines = {None: db.engine, **{key: db.engines[key] for key in binds if key}}
+            engines = {
+                None: db.engine,
+                **{key: db.engines[key] for key in binds if key},
+            }
             names = {key: sa.inspect(engines[key]).get_table_names() for key in engines}
         return {key: {*names[key]} - {"alembic_version"} for key in names}
 
