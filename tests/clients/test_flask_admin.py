@@ -9,6 +9,7 @@ from flask_admin import Admin
 from sqlalchemy import ForeignKey
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import foreign
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import relationship
@@ -83,6 +84,37 @@ def test_a_row(make_app, sqlite_url):
     assert users() == []
     with app.app_context():
         assert {pool.used for pool in db.snapshot().pools} == {0}
+
+
+def test_a_relationship_to_another_bind(make_app):
+    """It is not joined."""
+
+    class Audit(DeclarativeBase):
+        __bind_key__ = "audit"
+
+    class Entry(Audit):
+        __tablename__ = "entry"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        user_id: Mapped[int]
+        user = relationship(User, primaryjoin=lambda: foreign(Entry.user_id) == User.id)
+
+    class Entries(recipe("Flask-Admin")["View"]):
+        column_list = ("user.name",)
+
+    db = ScopedSession(model_class=Base, binds={Audit: "audit"})
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite://",
+        SQLALCHEMY_BINDS={"audit": "sqlite://"},
+        SECRET_KEY="test",
+    )
+    Admin(app).add_view(Entries(Entry, db))
+    with app.app_context():
+        db.create_all()
+        db.session.add(User(id=1, name="Ada"))
+        db.session.add(Entry(user_id=1))
+        db.session.commit()
+    assert "Ada" in app.test_client().get("/admin/entry/").text
 
 
 SORTED = """
