@@ -129,7 +129,7 @@ def own_logging(monkeypatch):
         (drop_in, THREE),
     ],
 )
-def test_migrations(make_app, short_tmp, make, binds):
+def test_migrations(make_app, short_tmp, caplog, make, binds):
     """Each table is made in its own bind, and dropped there; no other is."""
     db: Any = make()
     config = {
@@ -165,3 +165,5 @@ def test_migrations(make_app, short_tmp, make, binds):
     flask("check")  # else autogenerate finds more to do
     flask("downgrade")
     assert tables() == {key: set() for key in binds}
+    # Its own transactions are not taken for lost work.
+    assert not [each for each in caplog.records if "scopedsession" in each.name]
