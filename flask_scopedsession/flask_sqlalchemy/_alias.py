@@ -60,6 +60,12 @@ def _replace(
                 found.append((module, key, _counterpart(name, key, value, ours)))
     for module, key, value in found:
         setattr(module, key, value)
+    name = "track_modifications"
+    for signal in ("models_committed", "before_models_committed"):
+        # Who has connected to theirs by now hears ours.
+        theirs = getattr(real.get(f"{_REAL}.{name}"), signal, None)
+        if theirs is not None:
+            getattr(ours[f".{name}"], signal).connect(theirs.send, weak=False)
 
 
 def _of_real(value: t.Any) -> bool:

@@ -759,3 +759,35 @@ def test_the_real_one_is_not_replaced_where_it_is_in_use(
 ) -> None:
     found = run(f"import {module}{FIRST}", PYTHONPATH=libraries)
     assert f"is in use: {use}. Call install_as_flask_sqlalchemy() before" in found
+
+
+HEAR = """
+from flask_sqlalchemy.track_modifications import models_committed
+
+@models_committed.connect
+def hear(app, changes):
+    print("heard", [what for _, what in changes])
+"""
+COMMIT = """
+from flask import Flask
+app = Flask("app")
+app.config.update(
+    SQLALCHEMY_DATABASE_URI="sqlite://", SQLALCHEMY_TRACK_MODIFICATIONS=True
+)
+db = SQLAlchemy(app)
+class User(db.Model):
+    id = db.Column(db.Integer, primary_key=True)
+with app.app_context():
+    db.create_all()
+    db.session.add(User())
+    db.session.commit()
+db.dispose(app)
+"""
+
+
+@pytest.mark.subprocess
+def test_who_has_connected_to_the_real_signals_hears_ours() -> None:
+    """A signal is no name that could be replaced: it has its receivers."""
+    pytest.importorskip("flask_sqlalchemy")
+    found = run(HEAR + FIRST + "from flask_sqlalchemy import SQLAlchemy" + COMMIT)
+    assert found == "heard ['insert']\n"
