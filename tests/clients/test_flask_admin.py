@@ -6,6 +6,7 @@ import pytest
 from clients import Client
 from clients import recipe
 from flask_admin import Admin
+from flask_admin.contrib.sqla import ModelView
 from sqlalchemy import ForeignKey
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
@@ -53,10 +54,18 @@ class User(Base):
 db = ScopedSession(model_class=Base)
 
 
-def test_a_row(make_app, sqlite_url):
+@pytest.mark.parametrize(
+    "make_view",
+    [
+        lambda: recipe("Flask-Admin")["View"](User, db),
+        lambda: ModelView(User, db.session),
+    ],
+    ids=["recipe", "session"],
+)
+@pytest.mark.filterwarnings("ignore:Passing a session object dir:DeprecationWarning")
+def test_a_row(make_app, sqlite_url, make_view):
     app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url, SECRET_KEY="test")
-    view = recipe("Flask-Admin")["View"]
-    Admin(app).add_view(view(User, db))
+    Admin(app).add_view(make_view())
     with app.app_context():
         db.create_all()
         db.session.add(Team(name="Analysts"))
