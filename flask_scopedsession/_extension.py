@@ -164,12 +164,16 @@ class ScopedSession(t.Generic[S]):
         :raises SetupError: The application has been initialised before.
         """
         app = _flask(app)
-        if EXTENSION in app.extensions:
-            mine = app.extensions[EXTENSION] is self
+        other = app.extensions.get(EXTENSION)
+        if other is not None:
+            which = "this" if other is self else "another"
+            hint = (
+                "" if other is self else f" Use the other one, {other!r}, everywhere."
+            )
             raise SetupError(
-                f"The app {app.name!r} was already initialised with"
-                f" {'this' if mine else 'another'} ScopedSession. Call init_app once"
-                " per app; for several databases use SQLALCHEMY_BINDS."
+                f"The app {app.name!r} was already initialised with {which}"
+                " ScopedSession. Call init_app once per app; for several databases use"
+                f" SQLALCHEMY_BINDS.{hint}"
             )
         settings = self._read_settings(app)
         for name in self._models.binds.values():
@@ -752,6 +756,17 @@ class ScopedSession(t.Generic[S]):
         )
         application.live.stop()
         dispose_all(application.engines.values())
+
+    if not t.TYPE_CHECKING:  # checkers would take any name for an attribute
+
+        def __getattr__(self, name: str) -> t.NoReturn:
+            from ._sessions.other_names import instead_of
+
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            hint = instead_of(name)
+            raise AttributeError(
+                f"{text}. {hint}" if hint else text, name=name, obj=self
+            )
 
     def __repr__(self) -> str:
         names = ", ".join(sorted(app.name for app in self._apps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Iterable
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -47,15 +48,23 @@ def read_binds(
     values: Mapping[str, t.Any],
     defaults: Mapping[str, t.Any] | None,
     inherit: bool = True,
+    notes: Iterable[str] = (),
 ) -> dict[str, BindSettings]:
     """Return the settings of every bind by its name.
 
     :param values: The values of all keys, as :func:`.read_keys` returns them.
     :param defaults: The engine options that were given to the constructor.
     :param inherit: Whether other binds than the default one get the general options.
+    :param notes: Sentences on keys that do nothing, for the error if there is no bind.
     :raises ConfigError: A bind or one of its options is wrong, or there is no bind.
     """
     basic = engine_options("ScopedSession(engine_options=...)", defaults)
+    if values[URI] is None and not values[BINDS]:
+        text = (
+            f"{URI} is not set, and {BINDS} is empty. Set one of them before"
+            f" init_app, such as app.config[{URI!r}] = 'sqlite:///app.db'."
+        )
+        raise ConfigError(" ".join([text, *notes]))
     parsed = {
         name: (key, *_split(key, value))
         for name, (key, value) in _named(values).items()
@@ -113,11 +122,6 @@ def _named(values: Mapping[str, t.Any]) -> dict[str, tuple[str, t.Any]]:
                 f"{key} and {found[name][0]} both name the default bind. Keep one."
             )
         found[name] = (key, value)
-    if not found:
-        raise ConfigError(
-            f"{URI} is not set, and {BINDS} is empty. Set one of them before"
-            f" init_app, such as app.config[{URI!r}] = 'sqlite:///app.db'."
-        )
     return found
 
 

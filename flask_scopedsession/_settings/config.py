@@ -85,7 +85,7 @@ def read_settings(
     return Settings(
         name=default_name if name is None else name,
         connection_name=name,
-        binds=MappingProxyType(read_binds(values, engine_options, inherit)),
+        binds=MappingProxyType(read_binds(values, engine_options, inherit, notes)),
         session_options=MappingProxyType(values[SESSION_OPTIONS]),
         tracking=tracking,
         control=values[CONTROL]
