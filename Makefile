@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 FAULTS ?= 0
+ADMIN ?= 0
 ARGS ?=
 PROCESSES ?= 3
 
@@ -11,13 +12,15 @@ BIN = $(VENV)/bin
 # Ignore the warning about the editable install of a flat layout.
 PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install
 FLASK = $(BIN)/python -m flask --app example_app
+RANDOM_TEXT = $(BIN)/python -c 'import secrets; print(secrets.token_urlsafe())'
 
 .PHONY: help demo serve test test-flask-sqlalchemy bench clean
 
 help:
 	@echo 'make demo    start the example in three workers, and see who holds the connections'
 	@echo 'make serve   keep the example running at http://127.0.0.1:$(PORT)/'
-	@echo '             (PORT=8001 another port, FAULTS=1 with views that misbehave)'
+	@echo '             (PORT=8001 another port, FAULTS=1 with views that misbehave,'
+	@echo '             ADMIN=1 with an admin page)'
 	@echo "make test    run the tests (ARGS='-k airports' passes options to pytest,"
 	@echo '             PROCESSES=0 runs them in one process)'
 	@echo 'make test-flask-sqlalchemy'
@@ -36,12 +39,15 @@ serve: $(VENV)/.example
 	@echo 'Open       http://127.0.0.1:$(PORT)/'
 	@if [ '$(FAULTS)' = 1 ]; then \
 	    echo 'Misbehave  http://127.0.0.1:$(PORT)/faults/'; fi
+	@if [ '$(ADMIN)' = 1 ]; then \
+	    echo 'Manage     http://127.0.0.1:$(PORT)/admin/'; fi
 	@echo 'Look       in a second terminal, in this folder:'
 	@echo '           $(BIN)/flask --app example_app pool-status'
 	@echo '           $(BIN)/flask --app example_app session-status --watch'
 	@echo 'Stop       Ctrl-C'
 	@echo
-	@EXAMPLE_FAULTS='$(FAULTS)' $(BIN)/python -m gunicorn \
+	@export FLASK_SECRET_KEY="$${FLASK_SECRET_KEY:-$$($(RANDOM_TEXT))}"; \
+	    EXAMPLE_FAULTS='$(FAULTS)' EXAMPLE_ADMIN='$(ADMIN)' $(BIN)/python -m gunicorn \
 	    --config example_app/gunicorn_conf.py --bind 127.0.0.1:$(PORT) \
 	    'example_app:create_app()'
 
@@ -87,7 +93,7 @@ $(VENV)/.example: $(VENV)/.made pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.made pyproject.toml
 	@echo 'Installing the package and what the tests need ...'
-	@$(PIP) --editable . --group tests --group clients --group example
+	@$(PIP) --editable . --group tests --group clients
 	@# Not in the group, because it needs a newer SQLAlchemy than the oldest one tested.
 	@$(PIP) --no-deps flask-sqlalchemy
 	@touch $@

@@ -13,6 +13,7 @@ from . import config as settings
 from . import errors
 from . import faults
 from .extensions import db
+from .extensions import migrate
 from .views import airports
 from .views import api
 from .views import flights
@@ -36,6 +37,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.from_mapping(config)
 
     db.init_app(app)
+    migrate.init_app(app)
     commands.init_app(app)
     errors.init_app(app)
 
@@ -46,5 +48,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
     if app.config["EXAMPLE_FAULTS"]:
         app.register_blueprint(faults.bp)
+
+    if app.config["EXAMPLE_ADMIN"]:
+        from . import admin  # imports WTForms, which nothing else here needs
+
+        admin.init_app(app)
 
     return app

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from flask import Flask
 from flask.cli import with_appcontext
+from flask_migrate import upgrade
 from sqlalchemy import insert
 from sqlalchemy import select
 from sqlalchemy import update
@@ -31,10 +32,10 @@ def init_app(app: Flask) -> None:
 def import_airports() -> None:
     """Fill the database with the airports of the world.
 
-    Creates missing tables. You can repeat this command: it adds new airports
-    and corrects the ones that have changed.
+    Runs the migrations, which create the tables. You can repeat this command:
+    it adds new airports and corrects the ones that have changed.
     """
-    db.create_all()
+    upgrade()
     wanted = load_airports()
     stored = stored_airports()
     added = [row for row in wanted if row["icao"] not in stored]

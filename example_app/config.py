@@ -43,6 +43,8 @@ def defaults() -> dict[str, Any]:
         "SCOPEDSESSION_SQLITE_BEGIN": "DEFERRED",
         # Register the views that misbehave on purpose.
         "EXAMPLE_FAULTS": is_true(os.environ.get("EXAMPLE_FAULTS", "")),
+        # Show the admin page, which needs no login.
+        "EXAMPLE_ADMIN": is_true(os.environ.get("EXAMPLE_ADMIN", "")),
     }
 
 

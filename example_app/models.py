@@ -8,6 +8,7 @@ from typing import Any
 from typing import ClassVar
 
 from sqlalchemy import DateTime
+from sqlalchemy import Double
 from sqlalchemy import ForeignKey
 from sqlalchemy import JSON
 from sqlalchemy import MetaData
@@ -20,7 +21,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import relationship
 
-#: Names for constraints, so that a migration can refer to them later.
+#: Names for constraints, so that migrations can refer to them.
 NAMING = {
     "ix": "ix_%(column_0_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -66,7 +67,10 @@ class Base(DeclarativeBase):
     """The base of the models in the default bind."""
 
     metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dt.datetime: UTCDateTime}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dt.datetime: UTCDateTime,
+        float: Double,
+    }
 
 
 class AuditBase(DeclarativeBase):
