@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -26,6 +27,8 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 #: What the examples of a page need that the page does not show.
 PRELUDES = {
     "flask-sqlalchemy.md": "",
+    "flask-sqlalchemy-lite.md": "",
+    "plain-core.md": "",
     "config.md": "from flask import Flask; app = Flask('docs')",
     "workers.md": "from flights import create_app, db; app = create_app()",
     "troubleshooting.md": "from flights import create_app, db, Flight",
@@ -73,6 +76,12 @@ with create_app().app_context():
     page = client.get("/titles", query_string={"bookmark": page["next"]}).json
     assert page == {"titles": ["Persuasion"], "next": None}
     assert client.get("/titles?bookmark=x").status_code == 404
+""",
+    # Flask-SQLAlchemy leaves its engines open.
+    "plain-core.md": """
+with create_app().app_context():
+    for engine in old.engines.values():
+        engine.dispose()
 """,
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
@@ -276,6 +285,23 @@ def test_the_example_is_installed_with_all_that_it_needs():
     line = next(x for x in page.splitlines() if x.startswith("    pip install"))
     needed = [each.strip().strip("'") for each in group.split(",") if each.strip()]
     assert shlex.split(line) == ["pip", "install", "--editable", ".", *needed]
+
+
+@pytest.mark.parametrize(
+    ("library", "page"),
+    [
+        ("flask_sqlalchemy", "plain-core.md"),
+        ("flask_sqlalchemy_lite", "flask-sqlalchemy-lite.md"),
+    ],
+)
+def test_every_name_that_people_move_from_is_documented(library, page):
+    """The pages on moving in have every public name and argument of ``SQLAlchemy``."""
+    found = pytest.importorskip(library).SQLAlchemy
+    arguments = set(inspect.signature(found).parameters) - {"app"}
+    names = {name for name in vars(found) if not name.startswith("_")} | arguments
+    assert {"init_app", "session_options"} < names
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert names - set(re.findall(r"\w+", text)) == set()
 
 
 def test_every_key_is_documented():
