@@ -759,7 +759,11 @@ class ScopedSession(t.Generic[S]):
 
     if not t.TYPE_CHECKING:  # checkers would take any name for an attribute
 
-        def __getattr__(self, name: str) -> t.NoReturn:
+        def __getattr__(self, name: str) -> t.Any:
+            if hasattr(type(self), name):
+                # A property raised the error. Let it do so again, and not hide it.
+                return object.__getattribute__(self, name)
+
             from ._sessions.other_names import instead_of
 
             text = f"{type(self).__name__!r} object has no attribute {name!r}"

@@ -492,7 +492,7 @@ class SQLAlchemy(ScopedSession[Session]):
             for module in (sa, sa_orm):
                 if hasattr(module, name):
                     return getattr(module, name)
-        raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}")
+        return t.cast("t.Any", super()).__getattr__(name)
 
 
 class _ByName(Mapping[str, "Engine"]):

@@ -46,8 +46,27 @@ def test_no_other_name_gets_a_hint(name: str) -> None:
     assert (info.value.name, info.value.obj) == (name, db)
 
 
+def test_the_error_of_a_property_is_not_hidden() -> None:
+    class Own(ScopedSession):
+        @property
+        def column(self) -> object:
+            return self.session.registry.nonsense
+
+        @property
+        def text(self) -> object:  # SQLAlchemy has this name, too
+            return self.session.registry.nonsense
+
+    for name in ("column", "text"):
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'$"):
+            getattr(Own(), name)
+
+
 def test_the_drop_in_has_the_names() -> None:
-    assert SQLAlchemy().Column is sqlalchemy.Column
+    """And the hints for Lite's."""
+    db = SQLAlchemy()
+    assert db.Column is sqlalchemy.Column
+    with pytest.raises(AttributeError, match=r"Use db.get_or_404\(\)"):
+        _ = db.get_or_abort
 
 
 @pytest.mark.parametrize("key", ["SQLALCHEMY_ENGINES", "SQLALCHEMY_ASYNC_ENGINES"])
