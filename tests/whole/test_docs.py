@@ -77,12 +77,6 @@ with create_app().app_context():
     assert page == {"titles": ["Persuasion"], "next": None}
     assert client.get("/titles?bookmark=x").status_code == 404
 """,
-    # Flask-SQLAlchemy leaves its engines open.
-    "plain-core.md": """
-with create_app().app_context():
-    for engine in old.engines.values():
-        engine.dispose()
-""",
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
 
