@@ -99,7 +99,7 @@ def _users(pools: Sequence[PoolSnapshot]) -> str:
     """Name the views that used most of the pools' time, up to three."""
     seconds: dict[str, float] = {}
     for view in (view for pool in pools for view in pool.views):
-        name = view.endpoint or view.command or "others"
+        name = view.who or "others"
         seconds[name] = seconds.get(name, 0.0) + view.held_s
     whole = sum(seconds.values())
     most = sorted(seconds, key=lambda name: -seconds[name])[:3]
@@ -123,7 +123,7 @@ def _views(holders: t.Iterable[Holder]) -> str:
     """Name the views that hold most, up to three."""
     milliseconds: Counter[str] = Counter()
     for holder in holders:
-        name = holder.endpoint or holder.command or holder.thread or "unknown"
+        name = holder.who or holder.thread or "unknown"
         milliseconds[name] += max(1, round(1000 * holder.held_s))
     return ", ".join(name for name, _ in milliseconds.most_common(3))
 

@@ -22,6 +22,7 @@ from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.stacks import own_stack
 from .._scopes.ledger import Ledger
+from .._scopes.scope import responsible
 from .._scopes.scope import Scope
 from .meters import Meters
 from .meters import PENDING
@@ -36,8 +37,8 @@ if t.TYPE_CHECKING:
     from ..snapshot import Holder
 
 
-def _view(scope: Scope) -> str | None:
-    return scope.command if scope.rule is None else scope.rule.endpoint
+def _view(scope: Scope) -> t.Hashable:
+    return scope.work or (None if scope.rule is None else scope.rule.endpoint)
 
 
 class Held(t.NamedTuple):
@@ -112,8 +113,8 @@ class PoolAccount:
         self.dialect: t.Any = None
         self.listens_only = False
         """A ready-made pool of the user's: its waits and timeouts are unknown."""
-        self.recorded: set[str | None] = set()
-        """Views and commands whose checkouts are recorded: they have leaked a
+        self.recorded: set[t.Hashable] = set()
+        """Views, commands and jobs whose checkouts are recorded: they have leaked a
         connection, or asked for one while they held another."""
         self.hands_out_again = False
         """Whether the pool hands out a connection that is checked out, as StaticPool
@@ -187,7 +188,8 @@ class PoolAccount:
         rule = scope.rule
         if rule is None and scope.request is not None:
             rule = scope.url_rule
-        self.holds.append((now - slot.since, rule, scope.method, scope.command))
+        work = None if scope.work is None else responsible(scope)
+        self.holds.append((now - slot.since, rule, scope.method, work))
         if slot.keeps_more:
             slot.statement = slot.execution_options = slot.stack = None
             slot.keeps_more = False
@@ -197,7 +199,7 @@ class PoolAccount:
             slot.forget_writes()
 
     def record_checkouts(self, scope: Scope) -> None:
-        """Record from now on where a scope's view or command checks connections out."""
+        """Record from now on where a scope's view or work checks connections out."""
         view = _view(scope)
         if view is not None:
             self.recorded.add(view)

@@ -97,7 +97,7 @@ def _others(slot: Slot) -> list[Holder]:
 def _lines(holders: t.Sequence[Holder]) -> list[str]:
     lines = []
     for holder in holders[:_MOST]:
-        who = holder.endpoint or holder.command or holder.thread or "unknown"
+        who = holder.who or holder.thread or "unknown"
         at = "at " if holder.at_is == "now" else ""
         where = f" {at}{place(holder.at, holder.at_is)}" if holder.at else ""
         held = [f"held {holder.held_s:.1f} s", *states_of(holder)]

@@ -132,8 +132,8 @@ class Use:
         self.lately += lately
 
 
-#: By endpoint, method, rule and command; ``None`` stands for all views beyond those
-#: that are counted each on its own.
+#: By endpoint, method, rule, command and job; ``None`` stands for all beyond those that
+#: are counted each on its own.
 Uses = dict["tuple[str | None, ...] | None", Use]
 
 
@@ -153,8 +153,8 @@ def merge_uses(uses: Uses, more: Uses) -> None:
         use_of(uses, who).add(use.times, use.seconds, use.lately)
 
 
-#: How long a connection was held, and by which rule, method and command.
-Hold = tuple[float, "Rule | None", "str | None", "str | None"]
+#: How long a connection was held, and by which rule, method and command or job.
+Hold = tuple[float, "Rule | None", "str | None", "tuple[str | None, ...] | None"]
 
 
 class HoldMeter(Meter):
@@ -171,11 +171,11 @@ class HoldMeter(Meter):
     def _count(self, samples: list[Hold]) -> None:
         super()._count([hold[0] for hold in samples])
         uses = self._uses_now
-        for seconds, rule, method, command in samples:
-            who: tuple[str | None, ...] = (
-                (None, method, None, command)
+        for seconds, rule, method, work in samples:
+            who: tuple[str | None, ...] = work or (
+                (None, method, None, None, None)
                 if rule is None
-                else (str(rule.endpoint), method, rule.rule, None)
+                else (str(rule.endpoint), method, rule.rule, None, None)
             )
             use = uses.get(who) or use_of(uses, who)
             use.times += 1

@@ -95,8 +95,8 @@ def _report(slot: Slot, runner: int, *, refused: bool) -> SharedSession:
         f" {_named(here)}. Give each thread a context of its own, 'with"
         " app.app_context():', and hand over primary keys instead of objects."
     )
-    # Without a view or a command, the lines tell one use from another.
-    about = who if who.endpoint or who.command else (there.at, here.at)
+    # Without a name, the lines tell one use from another.
+    about = who if who.name else (there.at, here.at)
     if ledger.first_report(("shared", about)):
         log.warning(
             "%s",
@@ -105,6 +105,7 @@ def _report(slot: Slot, runner: int, *, refused: bool) -> SharedSession:
                 "shared_session",
                 endpoint=who.endpoint,
                 command=who.command,
+                job=who.job,
                 threads=[each.to_dict() for each in (there, here)],
             ),
         )

@@ -25,10 +25,12 @@ from ..errors import ConfigError
 from ..errors import LostWork
 from ..errors import ScopedSessionError
 from .context import Context
+from .jobs import is_error_handled
 from .ledger import Ledger
 from .responses import HANDLED
 from .responses import STATUS
 from .scope import described
+from .scope import name_job
 from .scope import responsible
 from .scope import Scope
 
@@ -88,8 +90,10 @@ def report(
             raises = is_on(app.config, "DEBUG") or is_on(app.config, "TESTING")
         except ConfigError as error:
             return error
-    if policy == "ignore":
+    if policy == "ignore" or (scope.work is not None and is_error_handled()):
         return None
+    if scope.work is None:
+        name_job(scope)  # within a request, as an eager task is
     names = ledger.model_names()
     # A model may be there by its own name, and by its table's.
     by_name: Counter[str] = Counter()
@@ -99,8 +103,8 @@ def report(
     who = responsible(scope)
     ledger.count_lost(who, lost)
     place = None
-    if who.endpoint is None and who.command is None and app is not None:
-        # Without a view or a command, the line that ends the scope tells them apart.
+    if who.name is None and app is not None:
+        # Without a name, the line that ends the scope tells them apart.
         place = Places(app.root_path).innermost(own_stack())
     where = f" at {place}" if place else ""
     changes = ", ".join(f"{count} {name}" for name, count in sorted(lost.items()))
@@ -120,6 +124,7 @@ def report(
                 "lost_work",
                 endpoint=who.endpoint,
                 command=who.command,
+                job=who.job,
                 lost=dict(lost),
             ),
         )

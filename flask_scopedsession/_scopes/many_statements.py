@@ -89,7 +89,7 @@ class ManyStatements:
                 lines[shown] = line
         text, times = (totals.most_common(1) or [("", 0)])[0]
         at = lines.get(text, (0, None))[1]
-        name = described(scope) if who.endpoint or who.command else f"A {who.method}"
+        name = described(scope) if who.name else f"A {who.method}"
         most = "None of those counted is repeated."
         if times > 1:
             most = f"Most often, {times}×{f' at {at}' if at else ''}: {text}."
@@ -105,6 +105,7 @@ class ManyStatements:
                 "many_statements",
                 endpoint=who.endpoint,
                 command=who.command,
+                job=who.job,
                 statements=scope.statements,
                 repeated=times,
                 statement=text,

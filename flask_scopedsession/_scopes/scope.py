@@ -24,6 +24,8 @@ from .context import current_request
 from .context import current_request_context
 from .context import HAS_REQUEST_CONTEXT
 from .context import REQUESTS_OWN_THEIR_CONTEXT
+from .jobs import event_of
+from .jobs import running_job
 
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -38,12 +40,18 @@ SCOPE = "_scopedsession_scope"
 
 
 class Responsible(t.NamedTuple):
-    """A view by its endpoint, method and rule, or else a command."""
+    """A view by its endpoint, method and rule, or else a command or a job."""
 
     endpoint: str | None = None
     method: str | None = None
     rule: str | None = None
     command: str | None = None
+    job: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The view, the job or the command."""
+        return self.endpoint or self.job or self.command
 
 
 class Scope(weakref.ref[t.Any]):
@@ -54,7 +62,6 @@ class Scope(weakref.ref[t.Any]):
     """
 
     __slots__ = (
-        "command",
         "ended",
         "greenlet",
         "ident",
@@ -64,11 +71,13 @@ class Scope(weakref.ref[t.Any]):
         "parent",
         "request",
         "rule",
+        "run",
         "sessions",
         "since",
         "statements",
         "texts",
         "thread",
+        "work",
     )
 
     sessions: dict[str, Session]
@@ -85,7 +94,10 @@ class Scope(weakref.ref[t.Any]):
     """A weak reference to the request context, where that is not the context."""
     rule: Rule | None
     method: str | None
-    command: str | None
+    work: Responsible | None
+    """The command, the job or the event; else it is the request's view, if any."""
+    run: weakref.ref[t.Any] | None
+    """A weak reference to what lives as long as the task runs that `work` names."""
     ended: bool
     statements: int
     """How many it has sent."""
@@ -157,7 +169,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     scope.greenlet = scope.parent = scope.last = scope.texts = None
     scope.ended = False
     scope.statements = 0
-    scope.request = scope.command = scope.rule = scope.method = None
+    scope.request = scope.rule = scope.method = None
     if "gevent.monkey" in _modules:
         scope.native_id = native_thread_id()
         greenlet = current_greenlet()
@@ -168,15 +180,33 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     else:
         scope.request = weakref.ref(current)
         request = current.request if HAS_REQUEST_CONTEXT else current
+    event = None
     if request is not None:
         scope.rule = request.url_rule
         scope.method = request.method
-    else:
-        command = click.get_current_context(silent=True)
-        if command is not None:
-            # The whole path without the program: "db upgrade", never arguments.
-            scope.command = command.command_path.partition(" ")[2] or None
+        if "flask_socketio" in _modules:
+            event = event_of(request)
+    scope.work = None if event is None else Responsible(job=event)
+    scope.run = None
+    if event is None and scope.rule is None:
+        name_job(scope)
+        if request is None and scope.work is None:
+            scope.work = _command()
     return scope
+
+
+def name_job(scope: Scope) -> None:
+    """Name the task or job that the calling thread runs, if it runs one."""
+    job = running_job()
+    if job is not None:
+        scope.work, scope.run = Responsible(job=job[0]), job[1]
+
+
+def _command() -> Responsible | None:
+    command = click.get_current_context(silent=True)
+    # The whole path without the program: "db upgrade", never arguments.
+    path = "" if command is None else command.command_path.partition(" ")[2]
+    return Responsible(command=path) if path else None
 
 
 def is_user(scope: Scope) -> bool:
@@ -210,20 +240,24 @@ def visitor(parent: Scope | None) -> Scope:
 
 
 def responsible(scope: Scope) -> Responsible:
-    """Name the view or the command."""
+    """Name the view, the command or the job."""
+    if scope.work is not None:
+        # A context that outlasts the task that used it first is that of others, too.
+        lasts = scope.run is None or scope.ended or scope.run() is not None
+        return scope.work if lasts else Responsible()
     rule = scope.url_rule
     if rule is None:
-        return Responsible(None, scope.method, None, scope.command)
+        return Responsible(None, scope.method)
     # Werkzeug takes any hashable for an endpoint, such as a tuple.
-    return Responsible(str(rule.endpoint), scope.method, rule.rule, scope.command)
+    return Responsible(str(rule.endpoint), scope.method, rule.rule)
 
 
 def described(scope: Scope) -> str:
-    """Name the view, the command or else the thread, for a log record."""
-    rule = scope.url_rule
-    if rule is not None:
-        return f"{scope.method} {rule.rule} -> {rule.endpoint}"
-    return scope.command or scope.thread.name
+    """Name the view, the command, the job or else the thread, for a log record."""
+    who = responsible(scope)
+    if who.endpoint is not None:
+        return f"{who.method} {who.rule} -> {who.endpoint}"
+    return who.name or scope.thread.name
 
 
 def stack_of(scope: Scope) -> RawStack:

@@ -228,7 +228,7 @@ def merged_views(pools: Iterable[PoolSnapshot]) -> list[ViewUse]:
     """Add up each view's use of several pools; the view with the longest is first."""
     merged: dict[t.Hashable, ViewUse] = {}
     for view in (view for pool in pools for view in pool.views):
-        key = (view.endpoint, view.method, view.rule, view.command)
+        key = (view.endpoint, view.method, view.rule, view.command, view.job)
         sums = {name: getattr(view, name) for name in _SUMMED}
         if key in merged:
             sums = {name: sums[name] + getattr(merged[key], name) for name in sums}

@@ -144,7 +144,7 @@ def _moment(text: str) -> datetime | None:
 
 
 class Activity(t.Protocol):
-    """A reading that belongs to a request, a command or a thread."""
+    """A reading that belongs to a request, a command, a job or a thread."""
 
     @property
     def endpoint(self) -> str | None: ...
@@ -154,21 +154,25 @@ class Activity(t.Protocol):
     def rule(self) -> str | None: ...
     @property
     def command(self) -> str | None: ...
+    @property
+    def job(self) -> str | None: ...
 
 
 def route_label(reading: Activity) -> str:
-    """Name the request with its route and view; or the command, or the thread."""
+    """Name the request with its route and view; the command, the job, or the thread."""
     if reading.rule is not None or reading.endpoint is not None:
         return f"{reading.method} {reading.rule} → {reading.endpoint}"
     return label(reading)
 
 
 def label(reading: Activity) -> str:
-    """Name the view, the command or the thread."""
+    """Name the view, the command, the job or the thread."""
     if reading.endpoint is not None:
         return reading.endpoint
     if reading.method is not None:
         return f"{reading.method} (no rule matched)"
+    if reading.job is not None:
+        return reading.job
     if reading.command is not None:
         return f"command {reading.command}"
     # A sum over several threads has no thread.

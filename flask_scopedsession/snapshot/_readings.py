@@ -39,10 +39,10 @@ class DatabaseURL(Reading):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin(Reading):
-    """The request or command behind a reading.
+    """The request, command or job behind a reading.
 
-    A request has an endpoint, a method and a rule; a command has a name. All four are
-    null for work outside both, such as a thread of the application's own.
+    A request has an endpoint, a method and a rule; a command or job has a name. All
+    are null for other work, such as a thread of the application's own.
     """
 
     endpoint: str | None = None
@@ -53,6 +53,14 @@ class Origin(Reading):
     """The URL rule, such as ``/orders/<int:id>``; never the path itself."""
     command: str | None = None
     """The name of the command, without its arguments."""
+    job: str | None = None
+    """What a library runs: ``task orders.send`` of Celery, ``job nightly`` of
+    APScheduler, ``event join`` of Flask-SocketIO."""
+
+    @property
+    def who(self) -> str | None:
+        """The endpoint, the job or the command."""
+        return self.endpoint or self.job or self.command
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,14 +57,14 @@ def counts(meters: Meters) -> tuple[int, int]:
         return meters.waits.total().count, meters.waits.minute().count
 
 
-def hold(seconds: float, command: str) -> tuple[float, None, None, str]:
+def hold(seconds: float, command: str) -> tuple[Any, ...]:
     """Return the sample of a connection that a command has returned."""
-    return seconds, None, None, command
+    return seconds, None, None, by_command(command)
 
 
 def by_command(command: str) -> tuple[str | None, ...]:
     """Return the key of a command's use."""
-    return None, None, None, command
+    return None, None, None, command, None
 
 
 def test_the_last_minute_forgets(meters: Meters, clock: Clock) -> None:
@@ -136,16 +136,19 @@ def test_uses_by_command(meters: Meters, clock: Clock) -> None:
 
 
 def test_a_request_counts_by_its_rule(meters: Meters) -> None:
-    """With its endpoint and method, whatever command runs the server."""
+    """With its endpoint and method; one of Socket.IO by its event, whatever matches."""
     rule: Any = SimpleNamespace(endpoint="show", rule="/<int:id>")
     meters.held.add((0.5, rule, "GET", None))
-    meters.held.add((0.25, rule, "POST", "run"))
+    meters.held.add((0.25, rule, "POST", None))
+    event = None, None, None, None, "event join"
+    meters.held.add((1.0, rule, "GET", event))
     meters.held.add((0.125, rule, "GET", None))
     with meters.aggregated():
         uses = meters.held.uses()
     assert {who: (use.times, use.seconds) for who, use in uses.items()} == {
-        ("show", "GET", "/<int:id>", None): (2, 0.625),
-        ("show", "POST", "/<int:id>", None): (1, 0.25),
+        ("show", "GET", "/<int:id>", None, None): (2, 0.625),
+        ("show", "POST", "/<int:id>", None, None): (1, 0.25),
+        event: (1, 1.0),
     }
 
 

@@ -64,6 +64,7 @@ WHO: Keys = {
     "method": (str, None),
     "rule": (str, None),
     "command": (str, None),
+    "job": (str, None),
 }
 HOLDER: Keys = {
     "connection": (int, None),

@@ -148,12 +148,15 @@ def test_recycled_children(start: Any, pg_url: str) -> None:
 
 
 def test_a_killed_child(start: Any, gates: Gates) -> None:
-    """Its connection and its transaction are gone."""
+    """It is shown with its task. Its connection and its transaction are gone."""
     with start() as jobs:
         jobs.ask_for("jobs_app.hold.delay()")
         gates.wait(timeout=30)
         (pid,) = gates.arrived()
-        used = {w["pid"]: [p["used"] for p in w["pools"]] for w in jobs.look()}
+        workers = jobs.look()
+        holders = [h for w in workers for p in w["pools"] for h in p["holders"]]
+        assert [each["job"] for each in holders] == ["task hold"]
+        used = {w["pid"]: [p["used"] for p in w["pools"]] for w in workers}
         assert used.pop(pid) == [1]
         assert list(used.values()) == [[0]]
         jobs.kill(pid)
