@@ -40,7 +40,9 @@ def who():
     """Say who has the session, and who holds the connection."""
     found = db.snapshot()
     (session,), (holder,) = found.sessions, found.pools[0].holders
-    origins = {(one.endpoint, one.method, one.rule, one.job) for one in (session, holder)}
+    origins = {
+        (one.endpoint, one.method, one.rule, one.job) for one in (session, holder)
+    }
     ((endpoint, method, rule, job),) = origins
     assert (endpoint, method, rule) == (None, None, None)
     return job
