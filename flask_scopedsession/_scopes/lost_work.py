@@ -92,8 +92,7 @@ def report(
             return error
     if policy == "ignore" or (scope.work is not None and is_error_handled()):
         return None
-    if scope.work is None:
-        name_job(scope)  # within a request, as an eager task is
+    name_job(scope)  # of an eager task within a request
     names = ledger.model_names()
     # A model may be there by its own name, and by its table's.
     by_name: Counter[str] = Counter()

@@ -166,10 +166,10 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     scope.sessions = {}
     scope.ident = scope.native_id = get_ident()
     scope.thread = threading.current_thread()
-    scope.greenlet = scope.parent = scope.last = scope.texts = None
+    scope.greenlet = scope.parent = scope.last = scope.texts = scope.run = None
     scope.ended = False
     scope.statements = 0
-    scope.request = scope.rule = scope.method = None
+    scope.request = scope.work = scope.rule = scope.method = None
     if "gevent.monkey" in _modules:
         scope.native_id = native_thread_id()
         greenlet = current_greenlet()
@@ -180,24 +180,24 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     else:
         scope.request = weakref.ref(current)
         request = current.request if HAS_REQUEST_CONTEXT else current
-    event = None
-    if request is not None:
-        scope.rule = request.url_rule
+    if request is None:
+        name_job(scope)
+        if scope.work is None:
+            scope.work = _command()
+    else:
+        rule = scope.rule = request.url_rule
         scope.method = request.method
         if "flask_socketio" in _modules:
             event = event_of(request)
-    scope.work = None if event is None else Responsible(job=event)
-    scope.run = None
-    if event is None and scope.rule is None:
-        name_job(scope)
-        if request is None and scope.work is None:
-            scope.work = _command()
+            scope.work = None if event is None else Responsible(job=event)
+        if rule is None:
+            name_job(scope)
     return scope
 
 
 def name_job(scope: Scope) -> None:
-    """Name the task or job that the calling thread runs, if it runs one."""
-    job = running_job()
+    """Name the task or job that the calling thread runs, if the scope has no name."""
+    job = running_job() if scope.work is None else None
     if job is not None:
         scope.work, scope.run = Responsible(job=job[0]), job[1]
 

@@ -84,9 +84,15 @@ def test_a_page(client):
     assert [pet["id"] for pet in found["pets"]] == [*range(11, 21)]
     url = "http://localhost/pets?page={}&per_page=10"
     assert found["pagination"] == {
-        **{"page": 2, "per_page": 10, "pages": 3, "total": 23},
-        **{"first": url.format(1), "prev": url.format(1), "current": url.format(2)},
-        **{"next": url.format(3), "last": url.format(3)},
+        "page": 2,
+        "per_page": 10,
+        "pages": 3,
+        "total": 23,
+        "first": url.format(1),
+        "prev": url.format(1),
+        "current": url.format(2),
+        "next": url.format(3),
+        "last": url.format(3),
     }
 
 

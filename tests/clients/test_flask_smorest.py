@@ -75,8 +75,13 @@ def test_pages(client):
     found, about = page(client, "?page=2")
     assert found == [*range(11, 21)]
     assert about == {
-        **{"total": 23, "total_pages": 3, "first_page": 1, "last_page": 3},
-        **{"page": 2, "previous_page": 1, "next_page": 3},
+        "total": 23,
+        "total_pages": 3,
+        "first_page": 1,
+        "last_page": 3,
+        "page": 2,
+        "previous_page": 1,
+        "next_page": 3,
     }
     assert page(client, "?page=3&page_size=10")[0] == [21, 22, 23]
     assert len(page(client, "?page_size=50")[0]) == 23
