@@ -10,6 +10,7 @@ import sys
 import threading
 import typing as t
 import weakref
+from contextlib import suppress
 from threading import get_ident
 from time import perf_counter
 
@@ -188,11 +189,17 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
         rule = scope.rule = request.url_rule
         scope.method = request.method
         if "flask_socketio" in _modules:
-            event = event_of(request)
-            scope.work = None if event is None else Responsible(job=event)
+            name_event(scope, request)
         if rule is None:
             name_job(scope)
     return scope
+
+
+def name_event(scope: Scope, request: t.Any) -> None:
+    """Name the Socket.IO event, if the request is not one of HTTP."""
+    event = event_of(request)
+    if event is not None:
+        scope.work = Responsible(job=event)
 
 
 def name_job(scope: Scope) -> None:
@@ -241,6 +248,11 @@ def visitor(parent: Scope | None) -> Scope:
 
 def responsible(scope: Scope) -> Responsible:
     """Name the view, the command or the job."""
+    if scope.work is None and not scope.ended and "flask_socketio" in _modules:
+        # Flask's own session, opened before the event is known, may have used ours.
+        context = scope() if scope.request is None else scope.request()
+        with suppress(RuntimeError):  # Flask 3.2: a context without a request
+            name_event(scope, getattr(context, "request", context))
     if scope.work is not None:
         # A context that outlasts the task that used it first is that of others, too.
         lasts = scope.run is None or scope.ended or scope.run() is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from clients import Client
 from flask import request
+from flask.sessions import SecureCookieSessionInterface
 from flask_socketio import emit
 from flask_socketio import Namespace
 from flask_socketio import SocketIO
@@ -65,7 +66,7 @@ def shop(make_app, sqlite_url):
 
 @pytest.fixture
 def io(shop):
-    io = SocketIO(shop, async_mode="threading")
+    io = SocketIO(shop, async_mode="threading", manage_session=False)
 
     @io.on("say")
     def say(text):
@@ -139,6 +140,22 @@ def test_an_event_that_fails(shop, io, caplog):
     assert caplog.messages == []
     client.emit("forget")
     assert len(caplog.messages) == 1
+
+
+def test_a_session_of_flask_that_is_in_the_database(shop, io, caplog):
+    """It is read before Flask-SocketIO says which event it has."""
+
+    class InDatabase(SecureCookieSessionInterface):
+        def open_session(self, app, request):
+            db.session.scalar(select(Message.id))
+            return super().open_session(app, request)
+
+    shop.session_interface = InDatabase()
+    client = io.test_client(shop)
+    client.emit("say", "one")
+    assert received(client)[0][1][0] == "event say"
+    client.emit("forget")
+    assert caplog.messages[0].startswith("event forget ended without commit()")
 
 
 def test_other_events(shop, io):
