@@ -71,7 +71,7 @@ class ManyStatements:
             texts.lines[statement] = self._places.here()
 
     def report(self, scope: Scope) -> None:
-        """Log a scope that has ended, if it is the first of its view or command."""
+        """Log a scope that has ended, if it is the first of its view or work."""
         who = responsible(scope)
         if scope.texts is NOT_JUDGED or not any(who):
             return

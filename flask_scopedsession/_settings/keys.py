@@ -276,7 +276,7 @@ KEYS: Mapping[str, Key] = {
     ),
     MANY_STATEMENTS: Key(
         *(partial(integer, least=0), 0, "`int`, at least 0; 0 is off"),
-        "report a request or command that sends more statements",
+        "report a request, command or job that sends more statements",
         in_debug=100,
     ),
     "SCOPEDSESSION_PING_IDLE_AFTER": Key(

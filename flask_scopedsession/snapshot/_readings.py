@@ -139,7 +139,7 @@ class PoolTimeout(Reading):
 
 @dataclass(frozen=True, slots=True)
 class ViewUse(Origin):
-    """How much of a pool's time one view or command (its :class:`Origin`) used."""
+    """How much of a pool's time one view, command or job (its :class:`Origin`) used."""
 
     checkouts_total: int
     """Checkouts since the worker's start."""
@@ -265,7 +265,7 @@ class PoolSnapshot(Reading):
     recent_timeouts: tuple[PoolTimeout, ...] = ()
     """The last five checkouts that timed out."""
     views: tuple[ViewUse, ...] = ()
-    """The views and commands that used most of its time, since the worker's start or
+    """The views, commands and jobs that used most of its time, since the start or
     in the last minute; at most 20."""
     backend_pids: tuple[int, ...] = ()
     """The process or thread IDs at the server of all open connections, as far as the
@@ -340,7 +340,7 @@ class SessionSnapshot(Origin):
 
 @dataclass(frozen=True, slots=True)
 class LostWorkCount(Origin):
-    """Changes never committed by one view or command (its :class:`Origin`)."""
+    """Changes never committed by one view, command or job (its :class:`Origin`)."""
 
     scopes_total: int
     """Scopes that ended well but with uncommitted changes, since the worker's

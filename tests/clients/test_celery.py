@@ -39,7 +39,9 @@ db = ScopedSession(model_class=Base)
 
 @pytest.fixture
 def shop(make_app, sqlite_url):
-    shop = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    shop = make_app(
+        db, SQLALCHEMY_DATABASE_URI=sqlite_url, SCOPEDSESSION_MANY_STATEMENTS=4
+    )
     with shop.app_context():
         db.create_all()
     return shop
@@ -151,6 +153,21 @@ def test_a_task_that_fails(shop, eager, caplog):
         fail.delay()
     assert caplog.records == []
     assert saved(shop) == 0
+
+
+def test_a_task_that_sends_many_statements(shop, eager, caplog):
+    """It is reported as a request or a command would be."""
+
+    @eager.task(name="orders.look", shared=False)
+    def look():
+        for number in range(5):
+            db.session.scalar(select(Order.id).where(Order.id == number))
+
+    look.delay()
+    look.delay()
+    (said,) = caplog.messages
+    assert said.startswith("task orders.look sent 5 statements")
+    assert "Most often, 5×" in said
 
 
 def test_a_context_that_outlasts_its_tasks(shop, jobs):
