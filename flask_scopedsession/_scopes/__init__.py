@@ -2,6 +2,7 @@
 
 ``context``    Flask's current context and request.
 ``scope``      the record of one scope: whose it is, its sessions and counters.
+``jobs``       the task, job or event of a library that runs.
 ``ledger``     all scopes of an application.
 ``kinds``      where scopes are kept: on the context, by thread, by a key.
 ``teardown``   how a scope ends; ``lost_work``, what it leaves uncommitted.
