@@ -20,7 +20,7 @@ _APSCHEDULER = "apscheduler.executors.base"
 _SOCKETIO = "flask_socketio"
 
 #: An ID that APScheduler has made up, as the application gave none.
-_RANDOM = re.compile("[0-9a-f]{32}")
+_RANDOM = "[0-9a-f]{32}"
 
 
 def running_job() -> tuple[str, weakref.ref[t.Any] | None] | None:
@@ -35,7 +35,7 @@ def running_job() -> tuple[str, weakref.ref[t.Any] | None] | None:
             return f"task {task.name}", weakref.ref(task.request)
         for found in _locals_in(_APSCHEDULER):
             job = found["job"]
-            given = not _RANDOM.fullmatch(job.id) and job.id != job.name
+            given = not re.fullmatch(_RANDOM, job.id) and job.id != job.name
             return f"job {job.name}" + f" ({job.id})" * given, None
     return None
 
