@@ -37,10 +37,10 @@ from ._scopes.kinds import OfThread
 from ._sessions.factory import AppSessionmaker
 from ._sessions.factory import Factory
 from ._sessions.models import Models
+from ._sessions.proxy import proxy_class
 from ._sessions.registry import OUTSIDE
 from ._sessions.registry import Registry
 from ._sessions.registry import scope_context
-from ._sessions.registry import Sessions
 from ._sessions.transactions import release
 from ._sessions.transactions import transaction
 from ._sessions.transactions import transactional
@@ -71,6 +71,7 @@ if t.TYPE_CHECKING:
     from typing_extensions import TypeVarTuple
     from typing_extensions import Unpack
 
+    from ._sessions.proxy import SessionOf
     from ._settings.config import BindSettings
     from ._settings.config import Settings
     from .snapshot import Survey
@@ -118,9 +119,13 @@ class ScopedSession(t.Generic[S]):
     .. versionadded:: 0.1
     """
 
-    session: scoped_session[S]
-    """A real :class:`sqlalchemy.orm.scoped_session`, usable at import time. It
-    proxies the session of the current scope."""
+    if t.TYPE_CHECKING:
+        session: SessionOf = SessionOf()
+    else:
+        session: scoped_session[S]
+        """A real :class:`sqlalchemy.orm.scoped_session`, usable at import time. It
+        proxies the session of the current scope, with the methods and attributes that
+        a session class of your own adds."""
 
     def __init__(
         self,
@@ -150,7 +155,7 @@ class ScopedSession(t.Generic[S]):
         self._registry = Registry(factory, _kind(scopefunc), self._application_of)
         self._attribute = f"{self._registry.session_name}_application"
         self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
-        self.session = Sessions(factory, self._registry)
+        self.session = proxy_class(class_)(factory, self._registry)
         if app is not None:
             self.init_app(app)
 

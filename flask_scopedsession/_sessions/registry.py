@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
 
@@ -169,34 +168,6 @@ class Registry(ScopedRegistry[t.Any]):
             ledger = self._application_of(scope_context().app).ledger
             self.kind.forget(ledger, scope)
             ledger.leave(scope)
-
-
-class Sessions(scoped_session[t.Any]):
-    """A real ``scoped_session`` whose ``remove()`` forgets whatever happens."""
-
-    def __init__(self, session_factory: Factory, registry: Registry) -> None:
-        super().__init__(session_factory)
-        self.registry = self._scopes = registry
-        self._session_name = registry.session_name
-
-    @property
-    def _proxied(self) -> t.Any:
-        # Private: what SQLAlchemy's own proxies ask. Were it renamed, those would ask
-        # the registry, as they do without this.
-        context = current_context()
-        if context is not None:
-            session = context.__dict__.get(self._session_name)
-            if session is not None:
-                return session
-        return self.registry()
-
-    def remove(self) -> None:
-        """Close the current scope's sessions; the next call makes a new one.
-
-        Does nothing without a context. When ``close()`` raises, the sessions are
-        invalidated and forgotten all the same, then the error goes on.
-        """
-        self._scopes.remove()
 
 
 def scope_context() -> t.Any:

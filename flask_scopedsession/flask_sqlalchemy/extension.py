@@ -96,7 +96,7 @@ class SQLAlchemy(ScopedSession[Session]):
     :raises ConfigError: An argument is of the wrong kind.
     """
 
-    session: scoped_session[Session]
+    session: scoped_session[Session]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -146,7 +146,9 @@ class SQLAlchemy(ScopedSession[Session]):
         self._session_options.update(bound)
         self._core_session = self.session
         if type(self)._make_scoped_session is not SQLAlchemy._make_scoped_session:
-            self.session = self._make_scoped_session(given)
+            self.session = self._make_scoped_session(  # pyright: ignore
+                given
+            )
         if app is not None:
             self.init_app(app)
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from collections.abc import Mapping
 from typing import Any
+from typing import overload
+from typing import TypeVar
 
 from flask import Flask
 from sqlalchemy import Engine
 from sqlalchemy import insert
 from sqlalchemy import MetaData
+from sqlalchemy import Select
 from sqlalchemy import select
+from sqlalchemy import Update
+from sqlalchemy import update
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
@@ -31,7 +36,17 @@ class Base(DeclarativeBase):
     pass
 
 
+T = TypeVar("T")
+
+
 class OwnSession(Session):
+    @overload
+    def exec(self, statement: Select[T]) -> list[T]: ...
+    @overload
+    def exec(self, statement: Update) -> int: ...
+    def exec(self, statement: Any) -> Any:
+        """As sqlmodel has it."""
+
     def tenant(self) -> str:
         return "north"
 
@@ -49,6 +64,7 @@ db = ScopedSession(
 db.init_app(Flask(__name__))
 
 assert_type(db.session, scoped_session[Session])
+db.session.comit()  # type: ignore[attr-defined]  # pyright: ignore
 assert_type(db.session(), Session)
 assert_type(db.get_session(), Session)
 assert_type(db.get_session("audit"), Session)
@@ -80,6 +96,12 @@ own: ScopedSession[OwnSession] = ScopedSession(session_options={"class_": OwnSes
 assert_type(own.session(), OwnSession)
 assert_type(own.get_session(), OwnSession)
 assert_type(own.sessionmaker(), OwnSession)
+assert_type(own.session.tenant(), Any)
+assert_type(own.session.exec(update(Base)), int)
+assert_type(own.session.in_transaction(), Any)
+assert_type(own.session.is_active, bool)
+own.session.exec("SELECT 1")  # type: ignore[call-overload]  # pyright: ignore
+own.session.remove()
 assert_type(own.get_session().tenant(), str)
 with own.transaction() as own_session:
     assert_type(own_session, OwnSession)

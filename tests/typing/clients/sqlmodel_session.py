@@ -1,0 +1,38 @@
+"""``db.session.exec()`` of sqlmodel has its own types. Checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import CursorResult
+from sqlalchemy.orm import Session as PlainSession
+from sqlmodel import Field
+from sqlmodel import select
+from sqlmodel import Session
+from sqlmodel import SQLModel
+from sqlmodel import update
+from typing_extensions import assert_type
+
+from flask_scopedsession import ScopedSession
+
+
+class Hero(SQLModel, table=True):
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+
+
+db: ScopedSession[Session] = ScopedSession(session_options={"class_": Session})
+
+assert_type(db.session(), Session)
+assert_type(db.session.exec(select(Hero)).all(), Sequence[Hero])
+assert_type(db.session.exec(select(Hero.name)).first(), str | None)
+assert_type(db.session().exec(select(Hero)).one(), Hero)
+assert_type(db.session.get(Hero, 1), Hero | None)
+assert_type(db.get_or_404(Hero, 1), Hero)
+changed: CursorResult[Any] = db.session.exec(update(Hero))
+db.session.exec("SELECT 1")  # type: ignore[call-overload]  # pyright: ignore
+db.session.remove()
+
+plain: ScopedSession[PlainSession] = ScopedSession()
+plain.session.exec(select(Hero))  # type: ignore[attr-defined]  # pyright: ignore
