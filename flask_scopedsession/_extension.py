@@ -14,7 +14,6 @@ from os import getpid
 from types import MappingProxyType
 
 from flask import Flask
-from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import sessionmaker
@@ -93,6 +92,14 @@ else:
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
 
+
+class HasMetadata(t.Protocol):
+    """A declarative base: SQLAlchemy's, sqlmodel's, or any other."""
+
+    @property
+    def metadata(self) -> MetaData: ...
+
+
 BindTarget = t.Union["type[t.Any]", "Mapper[t.Any]", "TableClause", "MetaData"]
 BindNames = t.Union[str, "Collection[str | None]", None]
 
@@ -131,7 +138,7 @@ class ScopedSession(t.Generic[S]):
         self,
         app: Flask | None = None,
         *,
-        model_class: type[DeclarativeBase] | None = None,
+        model_class: HasMetadata | None = None,
         binds: Mapping[BindTarget, str] | None = None,
         engine_options: Mapping[str, t.Any] | None = None,
         session_options: Mapping[str, t.Any] | None = None,

@@ -1,4 +1,4 @@
-"""``db.session``: a ``scoped_session``, and what the user's session class has besides."""
+"""``db.session``: a ``scoped_session``, and what the user's session class adds."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ if t.TYPE_CHECKING:
         def sessionmaker(self) -> sessionmaker[S]: ...
 
     class SessionOf:
-        """``db.session``. A name that ``scoped_session`` lacks is an error, unless the
-        sessions are of the user's own class."""
+        """``db.session``. A user's class makes names valid that SQLAlchemy lacks."""
 
         @t.overload
         def __get__(

@@ -146,9 +146,8 @@ class SQLAlchemy(ScopedSession[Session]):
         self._session_options.update(bound)
         self._core_session = self.session
         if type(self)._make_scoped_session is not SQLAlchemy._make_scoped_session:
-            self.session = self._make_scoped_session(  # pyright: ignore
-                given
-            )
+            made = self._make_scoped_session(given)
+            self.session = made  # pyright: ignore[reportIncompatibleVariableOverride]
         if app is not None:
             self.init_app(app)
 

@@ -1,4 +1,4 @@
-"""What a session class of one's own adds or overrides is reachable through the proxy."""
+"""What the user's session class adds or overrides, through the proxy."""
 
 from __future__ import annotations
 

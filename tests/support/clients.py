@@ -1,6 +1,6 @@
 """What the tests of other libraries share: recipes of the documentation, and its table.
 
-Each module in ``tests/clients/`` is about one library and has a constant ``CLIENT``, a
+Each of ``MODULES`` is about one library and has a constant ``CLIENT``, a
 :class:`Client`. Run as a program, this module writes them into the table of
 ``docs/clients.md``.
 """
@@ -18,6 +18,8 @@ from typing import Literal
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "clients.md"
 TESTS = ROOT / "tests" / "clients"
+#: pytest-flask is among the packages of all tests, for every version of Flask.
+MODULES = [*TESTS.glob("test_*.py"), ROOT / "tests" / "whole" / "test_pytest_flask.py"]
 
 HEAD = "| library | how it works | what the test does |\n| --- | --- | --- |\n"
 
@@ -40,7 +42,8 @@ class Client:
         """Return the row of the table; ``test`` is the module's name."""
         word: str = self.works
         if word == "recipe":
-            word = f"[{word}](#{self.name.lower().replace(' ', '-')})"
+            anchor = re.sub(r"[^\w -]", "", self.name.lower()).replace(" ", "-")
+            word = f"[{word}](#{anchor})"
         elif word == "drop-in":
             word = f"[{word}](flask-sqlalchemy.md)"
         cell = f"{self.does} (`{test}`)"
@@ -50,7 +53,7 @@ class Client:
 def clients() -> list[tuple[str, Client]]:
     """Return each test module's name and client, without importing them."""
     found = []
-    for path in sorted(TESTS.glob("test_*.py")):
+    for path in sorted(MODULES):
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             match statement:
                 case ast.Assign([ast.Name("CLIENT")], ast.Call(keywords=words)):

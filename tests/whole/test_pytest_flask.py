@@ -7,6 +7,7 @@ requests share the test's, and so its session; on Flask 3.2 they have their own.
 from __future__ import annotations
 
 import pytest
+from clients import Client
 from flask import url_for
 from flask.globals import app_ctx
 from models import Base
@@ -14,6 +15,13 @@ from models import User
 from sqlalchemy import select
 
 from flask_scopedsession import ScopedSession
+
+CLIENT = Client(
+    name="pytest-flask",
+    url="https://pytest-flask.readthedocs.io/",
+    works="as it is",
+    does="gives each test its session; see [Testing](testing.md)",
+)
 
 db = ScopedSession(model_class=Base)
 

@@ -22,7 +22,11 @@ class Hero(SQLModel, table=True):
     name: str
 
 
-db: ScopedSession[Session] = ScopedSession(session_options={"class_": Session})
+db: ScopedSession[Session] = ScopedSession(
+    model_class=SQLModel,
+    binds={Hero: "audit"},
+    session_options={"class_": Session},
+)
 
 assert_type(db.session(), Session)
 assert_type(db.session.exec(select(Hero)).all(), Sequence[Hero])
@@ -31,8 +35,8 @@ assert_type(db.session().exec(select(Hero)).one(), Hero)
 assert_type(db.session.get(Hero, 1), Hero | None)
 assert_type(db.get_or_404(Hero, 1), Hero)
 changed: CursorResult[Any] = db.session.exec(update(Hero))
-db.session.exec("SELECT 1")  # type: ignore[call-overload]  # pyright: ignore
+db.session.exec("")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 db.session.remove()
 
 plain: ScopedSession[PlainSession] = ScopedSession()
-plain.session.exec(select(Hero))  # type: ignore[attr-defined]  # pyright: ignore
+plain.session.exec(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
