@@ -131,8 +131,8 @@ class ScopedSession(t.Generic[S]):
     else:
         session: scoped_session[S]
         """A real :class:`sqlalchemy.orm.scoped_session`, usable at import time. It
-        proxies the session of the current scope, with the methods and attributes that
-        a session class of your own adds."""
+        proxies the session of the current scope, with the methods and class attributes
+        that a session class of your own adds."""
 
     def __init__(
         self,

@@ -102,6 +102,20 @@ def test_it_counts_as_before(shop):
         assert db.snapshot().pools[0].used == 0
 
 
+def test_before_init_app(make_app, provider, exporter):
+    """It needs no engines then, and traces each once."""
+    instrumentor = SQLAlchemyInstrumentor()
+    instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
+    try:
+        own = ScopedSession()
+        with make_app(own).app_context():
+            own.session.execute(sa.text("SELECT 42"))
+    finally:
+        instrumentor.uninstrument()
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["connect", "SELECT :memory:"]
+
+
 def test_without_the_recipe(provider, caplog):
     """The check that the recipe passes by: can it go?"""
     instrumentor = SQLAlchemyInstrumentor()

@@ -7,7 +7,9 @@ from clients import Client
 from clients import recipe
 from models import Base
 from models import User
+from polyfactory.factories.sqlalchemy_factory import SQLAlchemyFactory
 from sqlalchemy import select
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 from flask_scopedsession import ScopedSession
 
@@ -28,6 +30,19 @@ def shop(make_app, sqlite_url):
     with shop.app_context():
         db.create_all()
     return shop
+
+
+def test_why_a_function(shop):
+    """polyfactory removes the session of a ``scoped_session``: a row is left alone."""
+
+    class Bare(SQLAlchemyFactory[User]):
+        __session__ = db.session
+
+    with shop.app_context():
+        ada = Bare.create_sync(name="Ada")
+        assert ada not in db.session
+        with pytest.raises(DetachedInstanceError):
+            _ = ada.name
 
 
 def test_rows(shop):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 from clients import Client
+from flask_login import current_user
+from flask_login import login_required
+from flask_login import login_user
+from flask_login import LoginManager
+from flask_login import UserMixin
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
@@ -15,6 +22,7 @@ from sqlalchemy_continuum import remove_versioning
 from sqlalchemy_continuum import transaction_class
 from sqlalchemy_continuum import version_class
 from sqlalchemy_continuum import VersioningManager
+from sqlalchemy_continuum.plugins import FlaskPlugin
 
 from flask_scopedsession import ScopedSession
 
@@ -27,16 +35,22 @@ CLIENT = Client(
 
 
 @pytest.fixture
-def versioned():
+def version():
     """Version models, until the test ends: it listens to all of SQLAlchemy."""
-    manager = VersioningManager()
-    make_versioned(user_cls=None, manager=manager)
-    yield
-    remove_versioning(manager=manager)
+    with ExitStack() as stack:
+
+        def version(**options):
+            manager = VersioningManager()
+            make_versioned(manager=manager, **options)
+            stack.callback(remove_versioning, manager=manager)
+
+        yield version
 
 
 @pytest.fixture
-def shop(versioned, make_app, sqlite_url):
+def shop(version, make_app, sqlite_url):
+    version(user_cls=None)
+
     class Base(DeclarativeBase):
         pass
 
@@ -115,3 +129,52 @@ def test_nothing_is_kept_of_what_fails(shop):
     with app.app_context():
         assert db.session.scalars(select(version_class(article))).all() == []
         assert db.snapshot().lost_work == ()
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_who_changed_it(version, make_app, sqlite_url, protected):
+    """By its plugin for Flask: the user, loaded before or within the flush."""
+    version(plugins=[FlaskPlugin()])
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(UserMixin, Base):
+        __tablename__ = "user"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    class Article(Base):
+        __tablename__ = "article"
+        __versioned__ = {}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+
+    Base.registry.configure()
+    db = ScopedSession(model_class=Base)
+    shop = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url, SECRET_KEY="test")
+    manager = LoginManager(shop)
+    manager.user_loader(lambda ident: db.session.get(User, ident))
+
+    @shop.post("/login")
+    def login():
+        login_user(db.get_or_404(User, 7))
+        return ""
+
+    def write(title):
+        db.session.add(Article(title=title))
+        db.session.commit()
+        return current_user.name
+
+    view = login_required(write) if protected else write
+    shop.add_url_rule("/articles/<title>", "write", view, methods=["POST"])
+    with shop.app_context():
+        db.create_all()
+        db.session.add(User(id=7, name="Ada"))
+        db.session.commit()
+    client = shop.test_client()
+    client.post("/login")
+    assert client.post("/articles/draft").text == "Ada"
+    with shop.app_context():
+        transaction = db.session.scalars(select(transaction_class(Article))).one()
+        assert (transaction.user.name, transaction.remote_addr) == ("Ada", "127.0.0.1")

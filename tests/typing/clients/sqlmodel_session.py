@@ -22,9 +22,14 @@ class Hero(SQLModel, table=True):
     name: str
 
 
+class Entry(SQLModel, table=True):
+    __bind_key__ = "audit"
+    id: int | None = Field(default=None, primary_key=True)
+
+
 db: ScopedSession[Session] = ScopedSession(
     model_class=SQLModel,
-    binds={Hero: "audit"},
+    binds={Hero: "heroes"},
     session_options={"class_": Session},
 )
 
