@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing as t
 
 from sqlalchemy.orm import scoped_session
@@ -117,10 +118,17 @@ class _Attribute(_Method):
         delattr(proxy._proxied, self._name)
 
 
+def _member(session_class: type[Session], name: str) -> t.Any:
+    member = inspect.getattr_static(session_class, name)
+    if isinstance(member, (classmethod, staticmethod)):
+        return staticmethod(getattr(session_class, name))  # it needs no session
+    return (_Method if callable(member) else _Attribute)(name)
+
+
 def proxy_class(session_class: type[Session]) -> type[Sessions]:
     """Return a class of proxies with all that `session_class` adds or overrides."""
     own = {
-        name: (_Method if callable(getattr(session_class, name)) else _Attribute)(name)
+        name: _member(session_class, name)
         for each in session_class.__mro__
         if each not in Session.__mro__
         for name in vars(each)

@@ -43,6 +43,15 @@ class Own(Mixin, Session):
     def broken(self):
         return self.no_such_thing
 
+    @classmethod
+    def close_all(cls):
+        """An override of a class method, which scoped_session has as well."""
+        return cls
+
+    @staticmethod
+    def double(number):
+        return number * 2
+
     def remove(self):
         raise AssertionError("scoped_session's own is meant")
 
@@ -132,6 +141,11 @@ def test_outside_a_context(db):
     with pytest.raises(OutsideContext):
         db.session.color = "red"
     assert not hasattr(db.session, "nothing_of_the_sort")
+
+
+def test_class_methods_need_no_context(db):
+    assert issubclass(db.session.close_all(), Own)
+    assert db.session.double(2) == 4
 
 
 def test_a_plain_session(make_app):

@@ -15,11 +15,13 @@ from sqlmodel import update
 from typing_extensions import assert_type
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession.views import Pagination
 
 
 class Hero(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     name: str
+    age: int
 
 
 class Entry(SQLModel, table=True):
@@ -36,9 +38,15 @@ db: ScopedSession[Session] = ScopedSession(
 assert_type(db.session(), Session)
 assert_type(db.session.exec(select(Hero)).all(), Sequence[Hero])
 assert_type(db.session.exec(select(Hero.name)).first(), str | None)
+assert_type(
+    db.session.exec(select(Hero.name, Hero.age)).all(), Sequence[tuple[str, int]]
+)
 assert_type(db.session().exec(select(Hero)).one(), Hero)
 assert_type(db.session.get(Hero, 1), Hero | None)
 assert_type(db.get_or_404(Hero, 1), Hero)
+assert_type(db.first_or_404(select(Hero)), Hero)
+assert_type(db.paginate(select(Hero)), Pagination[Hero])
+assert_type(db.paginate_keyset(select(Hero)).items, list[Hero])
 changed: CursorResult[Any] = db.session.exec(update(Hero))
 db.session.exec("")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 db.session.remove()
