@@ -6,9 +6,13 @@ import pytest
 from clients import Client
 from clients import recipe
 from dogpile.cache import make_region
-from models import Base
-from models import User
+from sqlalchemy import ForeignKey
 from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import mapped_column
+from sqlalchemy.orm import relationship
+from sqlalchemy.orm import selectinload
 
 from flask_scopedsession import ScopedSession
 
@@ -18,6 +22,24 @@ CLIENT = Client(
     works="recipe",
     does="answers a second request from the cache, with objects of its own session",
 )
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "user"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    posts: Mapped[list[Post]] = relationship()
+
+
+class Post(Base):
+    __tablename__ = "post"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"))
+
 
 db = ScopedSession(model_class=Base)
 region = make_region().configure("dogpile.cache.memory_pickle", expiration_time=60)
@@ -45,7 +67,7 @@ def shop(make_app, sqlite_url):
 
     with shop.app_context():
         db.create_all()
-        db.session.add_all([User(name="Ada"), User(name="Alan")])
+        db.session.add_all([User(name="Ada", posts=[Post()]), User(name="Alan")])
         db.session.commit()
     region.invalidate()
     return shop
@@ -86,3 +108,16 @@ def test_other_statements_are_not_cached(shop):
         for _ in range(2):
             db.session.scalars(select(User)).all()
     assert len(sent) == 2
+
+
+@pytest.mark.parametrize("options", [(), (selectinload(User.posts),)])
+def test_collections(shop, options):
+    """They are read as ever, whether the statement loads them or not."""
+    statement = select(User).order_by(User.id).options(*options)
+    for sent_at_most in (5, 0 if options else 2):
+        with shop.app_context(), db.count_statements(sent_at_most):
+            users = db.session.scalars(
+                statement, execution_options={"cache_as": "with posts"}
+            ).all()
+            assert [len(user.posts) for user in users] == [1, 0]
+            assert all(type(post) is Post for user in users for post in user.posts)
