@@ -10,7 +10,6 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 from weakref import WeakSet
 
-import sqlalchemy as sa
 from sqlalchemy import MetaData
 from sqlalchemy import Table
 from sqlalchemy.exc import NoReferenceError
@@ -273,7 +272,8 @@ def _mappers(
     classes: Iterable[type], registries: Iterable[registry] = ()
 ) -> set[Mapper[t.Any]]:
     """Return the mappers of classes, and of all else that their registries map."""
-    found: list[object] = [sa.inspect(each, raiseerr=False) for each in classes]
+    # Not by sa.inspect(), which refuses a class that is mapped only with its children.
+    found = [vars(each).get("__mapper__") for each in classes]
     mappers = {each for each in found if isinstance(each, Mapper)}
     own = [vars(each).get("registry") for each in classes]
     for each in {

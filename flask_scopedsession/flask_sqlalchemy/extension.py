@@ -430,14 +430,24 @@ class SQLAlchemy(ScopedSession[Session]):
         self._call_for_binds(bind_key, "reflect")
 
     def _call_for_binds(self, bind_key: _BindKeys, op_name: str) -> None:
+        # The key of a model may not be that of its metadata: declarative_base() and
+        # SQLModel do not know it.
+        placed: dict[str, dict[MetaData, list[sa.Table]]] = {}
+        for metadata, name, tables in self._models.tables():
+            placed.setdefault(name, {})[metadata] = tables
         keys: t.Any = bind_key
         if bind_key == "__all__":
-            keys = list(self._metadatas)
+            others = placed.keys() - map(_name, self._metadatas)
+            keys = [*self._metadatas, *sorted(others)]
         elif bind_key is None or isinstance(bind_key, str):
             keys = [bind_key]
         for key in keys:
-            engine = self._engine_of(key)
-            getattr(self._make_metadata(key), op_name)(bind=engine)
+            engine, own = self._engine_of(key), self._make_metadata(key)
+            if op_name == "reflect":
+                own.reflect(bind=engine)
+                continue
+            for metadata, tables in {own: [], **placed.get(_name(key), {})}.items():
+                getattr(metadata, op_name)(bind=engine, tables=tables)
 
     # -- what views use --------------------------------------------------------
 

@@ -38,6 +38,8 @@ class Model:
         query: t.ClassVar[Query[t.Any]]
         """A legacy query of this model."""
 
+        def __init__(self, **attributes: t.Any) -> None: ...
+
     def __repr__(self) -> str:
         state: t.Any = sa.inspect(self)
         if state.identity is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy import orm
 from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.declarative import AbstractConcreteBase
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
@@ -26,6 +28,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import StaticPool
 from werkzeug.exceptions import NotFound
 
+from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
 from flask_scopedsession.errors import SetupError
 from flask_scopedsession.errors import UnknownBind
@@ -239,6 +242,49 @@ def test_a_dataclass_can_have_a_ready_made_table() -> None:
     assert User.metadata is db.metadatas["log"]
 
 
+@pytest.mark.parametrize("mixin_first", [True, False])
+def test_models_are_dataclasses_if_their_base_says_so(
+    make_app: MakeApp, mixin_first: bool
+) -> None:
+    bases = (orm.MappedAsDataclass, DeclarativeBase)
+    db = SQLAlchemy(model_class=type("Base", bases[:: 1 if mixin_first else -1], {}))
+
+    class User(db.Model):
+        id: Mapped[int] = mapped_column(primary_key=True, init=False)
+        name: Mapped[str]
+
+    with make_app(db).app_context():
+        db.create_all()
+        db.session.add(User("Ada"))
+        db.session.commit()
+        assert User.query.one() == User.query.filter_by(name="Ada").one()
+        assert "name='Ada'" in repr(User("Ada"))
+
+
+@pytest.mark.parametrize("style", ["old", "declarative"])
+def test_concrete_inheritance(make_app: MakeApp, style: str) -> None:
+    """Each child has a table with all columns, as in SQLAlchemy."""
+    Base: Any = type("Base", (DeclarativeBase,), {})  # noqa: N806
+    db = SQLAlchemy(model_class=Model if style == "old" else Base)
+
+    class Animal(AbstractConcreteBase, db.Model):
+        id = sa.Column(sa.Integer, primary_key=True)
+
+    class Cat(Animal):
+        lives = sa.Column(sa.Integer)
+        __mapper_args__ = {"polymorphic_identity": "cat", "concrete": True}  # noqa: RUF012
+
+    class Dog(Animal):
+        __mapper_args__ = {"polymorphic_identity": "dog", "concrete": True}  # noqa: RUF012
+
+    with make_app(db).app_context():
+        db.create_all()
+        db.session.add_all([Cat(id=1, lives=9), Dog(id=1)])
+        db.session.commit()
+        found = db.session.scalars(sa.select(Animal)).all()
+        assert {type(each) for each in found} == {Cat, Dog}
+
+
 def test_a_model_shows_its_key(shop: Shop, context: None) -> None:
     user = shop.User(name="new")
     assert repr(user) == f"<User (transient {id(user)})>"
@@ -304,6 +350,44 @@ def test_a_reflected_table_is_where_it_was_found(shop: Shop, context: None) -> N
 
     assert db.session.get_bind(Thing) is db.engines["log"]
     assert Thing.query.all() == []
+
+
+@pytest.mark.parametrize("style", ["declarative_base()", "sqlmodel"])
+def test_a_base_without_the_mixin_knows_binds(make_app: MakeApp, style: str) -> None:
+    """Such a model is its own ``db.Model``, and Flask-SQLAlchemy cannot place it."""
+    options: dict[str, Any] = {}
+    if style == "sqlmodel":
+        Base: Any = pytest.importorskip("sqlmodel").SQLModel  # noqa: N806
+        Base = type(Base)("Base", (Base,), {"__module__": __name__})  # noqa: N806
+        Base.metadata = sa.MetaData()
+        options["table"] = True
+    else:
+        Base = orm.declarative_base()  # noqa: N806
+
+    def model(name: str, **more: Any) -> Any:
+        body = {"__tablename__": name.lower(), "__module__": __name__, **more}
+        if style == "sqlmodel":
+            from sqlmodel import Field
+
+            body["id"] = Field(default=None, primary_key=True)
+            body["__annotations__"] = {"id": int}
+        else:
+            body["id"] = sa.Column(sa.Integer, primary_key=True)
+        return type(Base)(name, (Base,), body, **options)
+
+    db = SQLAlchemy(model_class=Base)
+    Here, There = model("Here"), model("There", __bind_key__="log")  # noqa: N806
+    binds = {None: "sqlite://", "log": "sqlite://"}
+    with make_app(db, SQLALCHEMY_BINDS=binds).app_context():
+        db.create_all()
+        db.session.add_all([Here(id=1), There(id=2)])
+        db.session.commit()
+        assert db.session.scalars(sa.select(There.id)).all() == [2]
+        tables = {key: sa.inspect(db.engines[key]).get_table_names() for key in binds}
+        assert tables == {None: ["here"], "log": ["there"]}
+        db.drop_all("log")
+        assert sa.inspect(db.engines["log"]).get_table_names() == []
+        assert db.session.scalars(sa.select(Here.id)).all() == [1]
 
 
 def test_names_of_sqlalchemy() -> None:
@@ -424,6 +508,16 @@ def test_engines_can_be_added_and_exchanged_as_a_whole(shop: Shop) -> None:
         assert session.get_bind(shop.LogEntry) is made["log"]
         assert {pool.bind for pool in db.snapshot().pools} == {"default", "log"}
         assert shop.User.query.all() == shop.LogEntry.query.all() == []
+
+
+def test_a_bind_can_have_a_pool_that_exists(make_app: MakeApp) -> None:
+    db = SQLAlchemy()
+    pool = StaticPool(creator=lambda: sqlite3.connect(":memory:"))
+    binds = {None: "sqlite://", "log": {"url": "sqlite://", "pool": pool}}
+    with make_app(db, SQLALCHEMY_BINDS=binds, SQLALCHEMY_ECHO=True).app_context():
+        assert db.engines["log"].pool is pool
+        with db.engines["log"].connect() as connection:
+            assert connection.scalar(sa.text("SELECT 1")) == 1
 
 
 def test_an_engine_can_be_made_by_a_subclass(make_app: MakeApp) -> None:
@@ -621,6 +715,20 @@ def test_a_page_without_an_end_is_empty_if_asked(shop: Shop, context: None) -> N
         sa.select(shop.User), page=9, per_page=0, error_out=False, count=False
     )
     assert (page.items, page.per_page, page.total, page.pages) == ([], 20, None, 0)
+
+
+def test_the_pages_of_the_core_are_there_as_well(shop: Shop, context: None) -> None:
+    """Of rows, and of entities that a join repeats."""
+    db, User = shop.db, shop.User  # noqa: N806
+    rows = sa.select(User.id, User.name).order_by(User.id)
+    assert db.paginate(rows, per_page=2).items == [1, 2]
+    page = ScopedSession.paginate(db, rows, per_page=2)
+    assert page.items == [(1, "user 0"), (2, "user 1")]
+    again = orm.aliased(User)
+    joined = sa.select(User).join(again, again.id > 40).order_by(User.id)
+    page = ScopedSession.paginate(db, joined, per_page=2)
+    assert [user.id for user in page] == [1, 2]
+    assert page.total == 45
 
 
 def test_query_classes(make_app: MakeApp) -> None:

@@ -694,7 +694,9 @@ def test_a_child_may_repeat_its_parent(make):
 
 @pytest.mark.parametrize("who", ["parent", "children"])
 @pytest.mark.parametrize("class_", ["AbstractConcreteBase", "ConcreteBase"])
-def test_concrete_children(make, class_, who):
+@pytest.mark.parametrize("pending", [False, True])
+def test_concrete_children(make, pending, class_, who):
+    """Also if the parent is not mapped yet, as before the first query."""
     base = a_base()
     key = {"__bind_key__": "audit"}
     members = dict(key) if who == "parent" or class_ == "ConcreteBase" else {}
@@ -710,10 +712,12 @@ def test_concrete_children(make, class_, who):
             **(key if who == "children" else {}),
         }
         base.metadata.info[name] = type(name, (parent,), members)
-    orm.configure_mappers()
+    if not pending:
+        orm.configure_mappers()
     db = make(ScopedSession(model_class=base))
     assert set(created(db).values()) == {"audit"}
     decoys(db, base.metadata)
+    orm.configure_mappers()
     for model in (parent, base.metadata.info["One"]):
         assert goes(db, sa.select(model)) == "audit"
 

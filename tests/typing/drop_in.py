@@ -11,6 +11,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
+from sqlalchemy.orm import MappedAsDataclass
 from sqlalchemy.orm import scoped_session
 from typing_extensions import assert_type
 
@@ -37,8 +38,22 @@ class User(Base):
 # mypy knows no class by an attribute of an object. pyright does.
 class Role(db.Model):  # type: ignore[name-defined,misc]
     id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
 
 
+class DataBase(MappedAsDataclass, BindMixin, NameMixin, Model, DeclarativeBase):
+    pass
+
+
+class Point(DataBase):
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    name: Mapped[str]
+
+
+assert_type(User(id=1), User)
+assert_type(Role(name="x"), Role)
+assert_type(Point("x"), Point)
+Point(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(User.id, InstrumentedAttribute[int])
 assert_type(User.query, Query[Any])
 assert_type(db.get_or_404(User, 1), User)
