@@ -28,7 +28,6 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import StaticPool
 from werkzeug.exceptions import NotFound
 
-from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
 from flask_scopedsession.errors import SetupError
 from flask_scopedsession.errors import UnknownBind
@@ -722,11 +721,11 @@ def test_the_pages_of_the_core_are_there_as_well(shop: Shop, context: None) -> N
     db, User = shop.db, shop.User  # noqa: N806
     rows = sa.select(User.id, User.name).order_by(User.id)
     assert db.paginate(rows, per_page=2).items == [1, 2]
-    page = ScopedSession.paginate(db, rows, per_page=2)
+    page = super(SQLAlchemy, db).paginate(rows, per_page=2)
     assert page.items == [(1, "user 0"), (2, "user 1")]
     again = orm.aliased(User)
     joined = sa.select(User).join(again, again.id > 40).order_by(User.id)
-    page = ScopedSession.paginate(db, joined, per_page=2)
+    page = super(SQLAlchemy, db).paginate(joined, per_page=2)
     assert [user.id for user in page] == [1, 2]
     assert page.total == 45
 
