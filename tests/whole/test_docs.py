@@ -372,3 +372,22 @@ def test_tests_that_a_table_names_exist(page: str, least: int) -> None:
         for file, name in named
         if f"def {name}(" not in file.read_text(encoding="utf-8")
     ]
+
+
+def test_the_readmes_figures_are_those_of_the_benchmarks():
+    """The CPU time of one SELECT, beside a session that is opened by hand."""
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"^\| CPU of a request .*?\|(.*)$", readme, re.MULTILINE)[1]
+    names = [
+        *("Flask-ScopedSession, tracking on", "Flask-SQLAlchemy"),
+        *("Flask-SQLAlchemy-Lite", "Alchemical"),
+        "thread-local `scoped_session` by hand",
+    ]
+    for name, cell in zip(names, shown.split("|"), strict=False):
+        found = [
+            re.search(rf"^\| {re.escape(name)} \|[^|]+\| ([\d.]+) ", part, re.MULTILINE)
+            for part in page.split("**W2 ")[1:3]
+        ]
+        more = [f"+{float(ratio[1]) - 1:.0%}".replace("%", " %") for ratio in found]
+        assert cell.strip(" *") == ", ".join(more), name
