@@ -6,13 +6,16 @@ import pytest
 import sqlalchemy as sa
 from clients import Client
 from clients import recipe
+from sqlalchemy.orm import registry
 from sqlmodel import delete
+from sqlmodel import Field
 from sqlmodel import select
 from sqlmodel import Session
 from sqlmodel import SQLModel
 from sqlmodel import update
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
 
 CLIENT = Client(
     name="SQLModel",
@@ -105,3 +108,29 @@ def test_binds_by_argument(make_app, short_tmp):
 def test_lost_work_names_the_model(shop, caplog):
     shop.test_client().post("/lost")
     assert "1 Hero" in caplog.text
+
+
+def test_the_drop_in_places_models_by_their_bind_key(make_app):
+    """As ``db.Model``, although such a base lacks the drop-in's mixin."""
+
+    class Base(SQLModel, registry=registry()):
+        pass
+
+    Base.metadata = sa.MetaData()
+
+    class Here(Base, table=True):
+        id: int = Field(primary_key=True)
+
+    class There(Base, table=True):
+        __bind_key__ = "log"
+        id: int = Field(primary_key=True)
+
+    db = SQLAlchemy(model_class=Base)
+    binds = {None: "sqlite://", "log": "sqlite://"}
+    with make_app(db, SQLALCHEMY_BINDS=binds).app_context():
+        db.create_all()
+        db.session.add_all([Here(id=1), There(id=2)])
+        db.session.commit()
+        assert db.session.scalars(select(There.id)).all() == [2]
+        tables = {key: sa.inspect(db.engines[key]).get_table_names() for key in binds}
+        assert tables == {None: ["here"], "log": ["there"]}

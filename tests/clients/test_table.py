@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from importlib import import_module
+
 import pytest
 from clients import clients
 from clients import MODULES
@@ -26,3 +30,20 @@ def test_each_module_names_its_client():
 def test_each_recipe_is_run(test, name):
     """By the test of its library."""
     assert f'recipe("{name}"' in (TESTS / test).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("library", "page"),
+    [
+        ("flask_sqlalchemy", "plain-core.md"),
+        ("flask_sqlalchemy_lite", "flask-sqlalchemy-lite.md"),
+    ],
+)
+def test_every_name_that_people_move_from_is_documented(library, page):
+    """The pages on moving in have every public name and argument of ``SQLAlchemy``."""
+    found = import_module(library).SQLAlchemy
+    arguments = set(inspect.signature(found).parameters) - {"app"}
+    names = {name for name in vars(found) if not name.startswith("_")} | arguments
+    assert {"init_app", "session_options"} < names
+    text = (PAGE.parent / page).read_text(encoding="utf-8")
+    assert names - set(re.findall(r"\w+", text)) == set()

@@ -351,31 +351,20 @@ def test_a_reflected_table_is_where_it_was_found(shop: Shop, context: None) -> N
     assert Thing.query.all() == []
 
 
-@pytest.mark.parametrize("style", ["declarative_base()", "sqlmodel"])
-def test_a_base_without_the_mixin_knows_binds(make_app: MakeApp, style: str) -> None:
+def test_a_base_without_the_mixin_knows_binds(make_app: MakeApp) -> None:
     """Such a model is its own ``db.Model``, and Flask-SQLAlchemy cannot place it."""
-    options: dict[str, Any] = {}
-    if style == "sqlmodel":
-        Base: Any = pytest.importorskip("sqlmodel").SQLModel  # noqa: N806
-        Base = type(Base)("Base", (Base,), {"__module__": __name__})  # noqa: N806
-        Base.metadata = sa.MetaData()
-        options["table"] = True
-    else:
-        Base = orm.declarative_base()  # noqa: N806
+    Base: Any = orm.declarative_base()  # noqa: N806
 
-    def model(name: str, **more: Any) -> Any:
-        body = {"__tablename__": name.lower(), "__module__": __name__, **more}
-        if style == "sqlmodel":
-            from sqlmodel import Field
+    class Here(Base):
+        __tablename__ = "here"
+        id = sa.Column(sa.Integer, primary_key=True)
 
-            body["id"] = Field(default=None, primary_key=True)
-            body["__annotations__"] = {"id": int}
-        else:
-            body["id"] = sa.Column(sa.Integer, primary_key=True)
-        return type(Base)(name, (Base,), body, **options)
+    class There(Base):
+        __tablename__ = "there"
+        __bind_key__ = "log"
+        id = sa.Column(sa.Integer, primary_key=True)
 
     db = SQLAlchemy(model_class=Base)
-    Here, There = model("Here"), model("There", __bind_key__="log")  # noqa: N806
     binds = {None: "sqlite://", "log": "sqlite://"}
     with make_app(db, SQLALCHEMY_BINDS=binds).app_context():
         db.create_all()

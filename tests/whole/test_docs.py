@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import shutil
@@ -279,23 +278,6 @@ def test_the_example_is_installed_with_all_that_it_needs():
     line = next(x for x in page.splitlines() if x.startswith("    pip install"))
     needed = [each.strip().strip("'") for each in group.split(",") if each.strip()]
     assert shlex.split(line) == ["pip", "install", "--editable", ".", *needed]
-
-
-@pytest.mark.parametrize(
-    ("library", "page"),
-    [
-        ("flask_sqlalchemy", "plain-core.md"),
-        ("flask_sqlalchemy_lite", "flask-sqlalchemy-lite.md"),
-    ],
-)
-def test_every_name_that_people_move_from_is_documented(library, page):
-    """The pages on moving in have every public name and argument of ``SQLAlchemy``."""
-    found = pytest.importorskip(library).SQLAlchemy
-    arguments = set(inspect.signature(found).parameters) - {"app"}
-    names = {name for name in vars(found) if not name.startswith("_")} | arguments
-    assert {"init_app", "session_options"} < names
-    text = (DOCS / page).read_text(encoding="utf-8")
-    assert names - set(re.findall(r"\w+", text)) == set()
 
 
 def test_every_key_is_documented():
