@@ -155,24 +155,16 @@ def own_threads() -> list[str]:
     return [name for name in names if name.startswith("scopedsession")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_heap() -> None:
-    """Leave imports and other modules' caches out of each test's search for leaks.
-
-    Mappers keep compiled statements, and so up to 150 dialects each. With all of them
-    on the heap, a collection takes ten times as long at the end of a run.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def no_leaks(own_temp: None) -> Iterator[None]:
     """Fail a test that leaves a thread, a connection or a socket behind.
 
     An open connection or socket causes a ResourceWarning when it is collected, and
-    this warning is an error here.
+    this warning is an error here. What earlier tests and imports left on the heap is not
+    searched again: a module's compiled statements alone would take most of the time.
     """
+    gc.collect()
+    gc.freeze()
     yield
     gc.collect()
     with suppress(TimeoutError):
