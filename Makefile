@@ -51,12 +51,13 @@ serve: $(VENV)/.example
 	    --config example_app/gunicorn_conf.py --bind 127.0.0.1:$(PORT) \
 	    'example_app:create_app()'
 
-# Many tests wait for servers, so three processes keep two cores busy.
+# Many tests wait for servers, so three processes keep two cores busy. Hundreds of
+# processes import the package, so its bytecode is kept in any case.
 test: $(VENV)/.tests
 	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about five minutes on two cores).'
 	@echo 'They start servers on this machine (gunicorn, Celery, PostgreSQL and others)'
 	@echo 'and stop them again.'
-	@$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 # With the SQLAlchemy that is installed; 'tox' has an environment for each version.
 test-flask-sqlalchemy: $(VENV)/.tests
