@@ -45,7 +45,7 @@ class Prefork(Served):
         threads: int = 4,
         preload: bool = False,
         max_requests: int = 0,
-        timeout: float = 30,
+        timeout: float = 300,
         env: Mapping[str, str | None] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         args: Sequence[str] = (),

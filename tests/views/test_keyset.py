@@ -35,6 +35,11 @@ from werkzeug.exceptions import NotFound
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
 
+# Not twice on the same driver: how an engine pools makes no difference to a statement.
+pytestmark = pytest.mark.databases(
+    "sqlite", "postgresql", "psycopg2", "mariadb", "pgbouncer"
+)
+
 
 class Color(enum.Enum):
     RED = "r"
@@ -218,7 +223,7 @@ wrappers: list[Callable[[Any], Any]] = [
 @pytest.mark.slow
 @pytest.mark.databases("sqlite", "postgresql", "psycopg2")
 @settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

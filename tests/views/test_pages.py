@@ -28,6 +28,11 @@ from werkzeug.exceptions import NotFound
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
 
+# Not twice on the same driver: how an engine pools makes no difference to a statement.
+pytestmark = pytest.mark.databases(
+    "sqlite", "postgresql", "psycopg2", "mariadb", "pgbouncer"
+)
+
 
 class Base(DeclarativeBase):
     pass

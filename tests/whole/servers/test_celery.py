@@ -71,7 +71,7 @@ class Jobs(Served):
             return set()
         return {int(path.name.partition("-")[0]) for path in self.control_dir.iterdir()}
 
-    def wait_settled(self, gone: set[int], *, timeout: float = 10) -> None:
+    def wait_settled(self, gone: set[int], *, timeout: float = 30) -> None:
         """Wait until there are two children, none of them `gone`, and both answer."""
 
         def settled() -> bool:

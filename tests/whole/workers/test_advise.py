@@ -20,7 +20,7 @@ THREADS = 6
 
 def loaded(prefork: Start, env: dict[str, str]) -> Prefork:
     """Return one worker with several threads that has served some requests."""
-    group = prefork(count=1, threads=THREADS, env=env)
+    group = prefork(count=1, threads=THREADS, timeout=30, env=env)
     for reply in group.send_many("/hold?seconds=0.03", 150, timeout=30):
         assert reply.result(30).status == 200
     return group

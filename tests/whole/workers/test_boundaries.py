@@ -314,12 +314,17 @@ def read_only(path: str) -> str:
     return f"mount --bind {path} {path} && mount -o remount,bind,ro {path}"
 
 
+def nothing_writable(short_tmp: Path) -> list[str]:
+    """Return the command that runs something without a folder for temporary files."""
+    return mounted(*map(read_only, ["/tmp", "/var/tmp", str(short_tmp)]))
+
+
 @in_namespaces
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_read_only_file_system_is_one_warning_and_the_app_serves(
     resident: Callable[..., Resident], short_tmp: Path, chosen: bool
 ) -> None:
-    everywhere = mounted(read_only("/tmp"), read_only("/var/tmp"))
+    everywhere = nothing_writable(short_tmp)
     env = {"FLASK_SCOPEDSESSION_CONTROL_DIR": short_tmp / "run"} if chosen else {}
     started = resident(*everywhere, **env)
     for _ in range(3):
@@ -337,15 +342,12 @@ def test_a_read_only_file_system_is_one_warning_and_the_app_serves(
 @in_namespaces
 @pytest.mark.parametrize("target", ["live_app:create_app", "live_app:nonesuch"])
 def test_a_command_on_a_read_only_file_system(
-    live_env: dict[str, str], target: str
+    live_env: dict[str, str], short_tmp: Path, target: str
 ) -> None:
     """It says why it finds no worker, also if the application does not load."""
     command = ["-m", "flask", "--app", target, "pool-status", "--check"]
     done = subprocess.run(
-        [
-            *mounted(read_only("/tmp"), read_only("/var/tmp")),
-            *(sys.executable, *command),
-        ],
+        [*nothing_writable(short_tmp), sys.executable, *command],
         env=child_environ({**live_env, **UNWRITING}),
         cwd="/proc",
         capture_output=True,

@@ -38,9 +38,10 @@ STATUS = ["-m", "flask_scopedsession", "--app", "live_app", "pool-status"]
 
 @pytest.fixture
 def small_pool(live_env: dict[str, str]) -> None:
-    """Pools of one connection."""
+    """Pools of one connection, for which requests wait as long as it is held."""
     prefix = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
-    live_env |= {f"{prefix}pool_size": "1", f"{prefix}max_overflow": "0"}
+    options = {"pool_size": "1", "max_overflow": "0", "pool_timeout": "300"}
+    live_env |= {f"{prefix}{name}": value for name, value in options.items()}
 
 
 @pytest.fixture

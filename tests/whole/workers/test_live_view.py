@@ -125,7 +125,7 @@ def test_a_wedged_worker_answers_at_once(
     """All its threads are blocked: one holds the connection, the others wait."""
     prefix = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
     live_env |= {f"{prefix}pool_size": "1", f"{prefix}max_overflow": "0"}
-    live_env[f"{prefix}pool_timeout"] = "30"
+    live_env[f"{prefix}pool_timeout"] = "300"
     group = prefork(count=1, threads=4)
     (pid,) = group.visit_all("/ok")
     group.send("/block")
