@@ -119,8 +119,8 @@ def pytest_collection_modifyitems(
 def short_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a short name, for the whole run.
 
-    The path of a socket in pytest's own folders is too long. It is in memory where there
-    is enough of it, as the tests commit thousands of times, and no disk must keep it.
+    The path of a socket in pytest's own folders is too long. The folder is in memory
+    where there is enough: the tests commit thousands of times, and need no disk.
     """
     tmp_path_factory.getbasetemp()  # fixes pytest's folder before TMPDIR changes
     parent = Path(tempfile.gettempdir()).resolve()
@@ -168,8 +168,8 @@ def no_leaks(own_temp: None) -> Iterator[None]:
     """Fail a test that leaves a thread, a connection or a socket behind.
 
     An open connection or socket causes a ResourceWarning when it is collected, and
-    this warning is an error here. What earlier tests and imports left on the heap is not
-    searched again: a module's compiled statements alone would take most of the time.
+    this warning is an error here. What imports and earlier tests left on the heap is
+    not searched again: compiled statements alone would take most of the time.
     """
     gc.collect()
     gc.freeze()
