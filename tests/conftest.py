@@ -46,9 +46,6 @@ from flask_scopedsession import ScopedSession
 #: limited to 107 bytes (103 on macOS).
 LONGEST_TEMP = 40
 
-#: The bytes that all processes of a run need at most for files and databases.
-ENOUGH = 4 * 2**30
-
 
 # Options
 
@@ -119,16 +116,11 @@ def pytest_collection_modifyitems(
 def short_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a short name, for the whole run.
 
-    The path of a socket in pytest's own folders is too long. The folder is in memory
-    where there is enough: the tests commit thousands of times, and need no disk.
+    The path of a socket in pytest's own folders is too long.
     """
     tmp_path_factory.getbasetemp()  # fixes pytest's folder before TMPDIR changes
-    parent = Path(tempfile.gettempdir()).resolve()
-    if len(str(parent)) > LONGEST_TEMP:
-        parent = Path("/tmp")
-    memory = Path("/dev/shm")
-    if memory.is_dir() and shutil.disk_usage(memory).free > ENOUGH:
-        parent = memory
+    temp = Path(tempfile.gettempdir()).resolve()
+    parent = Path("/tmp") if len(str(temp)) > LONGEST_TEMP else temp
     root = Path(tempfile.mkdtemp(prefix="ss-", dir=parent))
     # PostgreSQL can run as another user, and needs access to this folder.
     root.chmod(0o755)
