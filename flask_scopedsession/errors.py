@@ -12,6 +12,7 @@ __all__ = [
     "AppNotInitialized",
     "ConfigError",
     "ControlError",
+    "IsolationError",
     "LostWork",
     "MixedBinds",
     "OutsideContext",
@@ -129,6 +130,14 @@ class TooManyStatements(ScopedSessionError, AssertionError):
 
     The message has those that were sent most often, each with the line that sent it. If
     rows are loaded one by one, load them with the list, as by ``selectinload()``.
+    """
+
+
+class IsolationError(ScopedSessionError, RuntimeError):
+    """Something cannot be rolled back, or not truly, inside :func:`.testing.isolate`.
+
+    The message has the bind, the reason, and what to do instead. Nothing of it has
+    become real. It is none of SQLAlchemy's errors, which applications handle.
     """
 
 

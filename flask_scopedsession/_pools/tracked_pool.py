@@ -50,6 +50,8 @@ class TrackedPool(Pool):
     """Called in a fork that nobody announced; returns the child's own pool."""
     pid = 0
     """The process that made this pool, the only one that may use it."""
+    tests_idle = True
+    """Whether connections that were idle are tested before they are used."""
     _disposed = False
     # What the base class does; super() would cost more.
     _connect_untracked: t.Callable[[], PoolProxiedConnection]
@@ -108,7 +110,7 @@ class TrackedPool(Pool):
     ) -> PoolProxiedConnection:
         """Return this idle connection, or another if it is dead."""
         # Ends: each dead one leaves the pool, and a fresh one is not tested.
-        while True:
+        while self.tests_idle:
             account.note_connecting()
             if _answers(proxied, account.dialect):
                 return proxied
@@ -118,7 +120,23 @@ class TrackedPool(Pool):
             proxied = super().connect()
             slot: Slot | None = proxied.info.get(SLOT)
             if slot is None or slot.returned >= now:
-                return proxied
+                break
+        return proxied
+
+    def serve(self, connect: t.Callable[[], PoolProxiedConnection] | None) -> None:
+        """Let `connect` serve all checkouts, also of the pools that replace this one.
+
+        :param connect: ``None``: the pool itself serves them again.
+        """
+        if connect is None:
+            self.__dict__.pop("connect", None)
+        else:
+            self.__dict__["connect"] = connect
+
+    @property
+    def server(self) -> t.Callable[[], PoolProxiedConnection] | None:
+        """What serves the checkouts instead of the pool itself."""
+        return self.__dict__.get("connect")
 
     def in_line(self, waits: bool) -> None:
         """Note that the calling thread waits in the queue, or no longer does."""
@@ -134,6 +152,7 @@ class TrackedPool(Pool):
         pool.account = self.account
         pool.after_fork = self.after_fork
         pool.pid = getpid()
+        pool.serve(self.server)
         if self.account is not None:
             self.account.generation += 1
         return pool

@@ -113,9 +113,7 @@ def _effect_of_text(statement: str, temporary_schema: str | None) -> Effect | No
     """
     text = statement.lstrip()
     is_with = text[:4].lower() == "with" or text[:1] in "(-/"
-    text = re.sub(_QUOTED, _unquoted, text if is_with else text[:_LONGEST]).strip(
-        "\t\n ;"
-    )
+    text = plain_text(text if is_with else text[:_LONGEST]).strip("\t\n ;")
     if ";" not in text:
         return _effect_of_one(text, temporary_schema)
     effects = [_effect_of_one(one.strip(), temporary_schema) for one in text.split(";")]
@@ -143,6 +141,11 @@ def _effect_of_one(text: str, temporary_schema: str | None) -> Effect | None:
                 return None
             return Effect(action, found["name"])
     return None
+
+
+def plain_text(statement: str) -> str:
+    """Return a statement without its comments and the content of its strings."""
+    return re.sub(_QUOTED, _unquoted, statement)
 
 
 def _unquoted(found: re.Match[str]) -> str:

@@ -206,14 +206,19 @@ class _Attempts:
         return True
 
 
-def release(sessions: Mapping[str, Session], names: Mapping[str, str]) -> None:
+def release(
+    sessions: Mapping[str, Session],
+    names: Mapping[str, str],
+    caller: str = "db.release()",
+) -> None:
     """Give the connections of sessions back, if nothing is lost by that.
 
     :param names: The model of a table, by the table's name.
+    :param caller: What an error names.
     """
     begun = {name: each for name, each in sessions.items() if each.in_transaction()}
     for name, session in begun.items():
-        _refuse_release(name, session, names)
+        _refuse_release(name, session, names, caller)
     for session in begun.values():
         # A commit keeps, too, what nobody can see that a statement has written. With
         # the option, it would expire the loaded objects.
@@ -227,28 +232,30 @@ def release(sessions: Mapping[str, Session], names: Mapping[str, str]) -> None:
             session.expire_on_commit = expires
 
 
-def _refuse_release(name: str, session: Session, names: Mapping[str, str]) -> None:
+def _refuse_release(
+    name: str, session: Session, names: Mapping[str, str], caller: str
+) -> None:
     shown = "db.session" if name == DEFAULT_BIND else f"db.get_session({name!r})"
     if not session.is_active:
         raise TransactionError(
-            f"db.release() found that the transaction of {shown} has failed or is"
+            f"{caller} found that the transaction of {shown} has failed or is"
             f" prepared. Call rollback() or commit() on it first."
         )
     if _BLOCK in session.info or session.in_nested_transaction():
         raise TransactionError(
-            f"db.release() was called inside a transaction() or begin_nested() of"
+            f"{caller} was called inside a transaction() or begin_nested() of"
             f" {shown}, which it would end. Call it after that block."
         )
     changes = unsaved(session)
     if changes is None:
         raise UnsavedWork(
-            f"db.release() cannot tell whether {shown} has changes, because"
+            f"{caller} cannot tell whether {shown} has changes, because"
             " SCOPEDSESSION_TRACKING is off and SCOPEDSESSION_LOST_WORK is 'ignore'."
             " Call its commit() or rollback() instead, or set one of the two."
         )
     if changes:
         raise UnsavedWork(
-            f"db.release() would end the transaction of {shown}, which has unsaved"
+            f"{caller} would end the transaction of {shown}, which has unsaved"
             f" changes ({described(changes, names)}). Call its commit() or rollback()"
             " first."
         )

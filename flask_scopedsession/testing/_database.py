@@ -1,0 +1,280 @@
+"""One database during isolation: the one real connection that serves everybody.
+
+Each connection that the application has checked out stands for a transaction of its
+own. A savepoint on the real connection takes the place of its BEGIN; it is released
+for a COMMIT, and rolled back to for a ROLLBACK. Savepoints are nested, and transactions
+are not, so there is one such savepoint at a time. While the transaction that has it has
+only read, any other can have it instead. Once it has written, others wait until it ends
+if they are of other threads, and are refused if they are of the same one, which would
+wait for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import typing as t
+from contextlib import closing
+from threading import get_ident
+
+from .._pools.drivers import is_transaction_open
+from .._runtime.places import Places
+from .._runtime.stacks import own_stack
+from ..errors import IsolationError
+from ._texts import Kind
+from ._texts import kind_of
+from ._texts import MYSQL
+from ._texts import Refused
+
+if t.TYPE_CHECKING:
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from ._connection import IsolatedConnection
+
+#: The dialects whose transactions and savepoints are known here.
+DIALECTS = frozenset(("sqlite", "postgresql")) | MYSQL
+
+_TRANSACTION = "flask_scopedsession_transaction"
+_LAYER = "flask_scopedsession_layer_{}"
+
+#: PostgreSQL's ``PQTRANS_INERROR``, as psycopg and psycopg2 give it.
+_IN_ERROR = 3
+
+
+class Database:
+    """A database, and who uses its real connection.
+
+    :param name: Of the bind, for messages.
+    :param dialect: The name of its dialect.
+    :param wait: Seconds that a thread waits for the transaction of another.
+    :param root_path: Of the application, whose lines are named.
+    """
+
+    def __init__(self, name: str, dialect: str, wait: float, root_path: str) -> None:
+        self.name = name
+        self.dialect = dialect
+        self.lock = threading.Condition(threading.RLock())
+        self.proxied: PoolProxiedConnection | None = None
+        self.real: t.Any = None
+        """The driver's connection; ``None`` until it is first used."""
+        self.is_changed = False
+        """A setting of the connection was changed, which no rollback undoes."""
+        self._wait = wait
+        self._places = Places(root_path)
+        self._pid = os.getpid()
+        self._layers = 0
+        self._owner: IsolatedConnection | None = None
+        self._problem: str | None = None
+
+    # -- layers ------------------------------------------------------------------
+
+    def push(self) -> None:
+        """Begin a layer, all of which :meth:`pop` rolls back.
+
+        :raises IsolationError: A transaction has written, and not ended.
+        """
+        with self.lock:
+            owner = self._owner
+            if owner is not None and owner.has_written:
+                raise self.error(
+                    f"a transaction{owner.began} has uncommitted changes. Commit it,"
+                    " or roll it back, before isolate() begins again"
+                )
+            self._layers += 1
+            if self.real is not None:
+                self._give_up(owner)
+                self._run(f"SAVEPOINT {_LAYER.format(self._layers)}")
+
+    def pop(self) -> None:
+        """Undo a layer, and give the real connection back with the last one."""
+        with self.lock:
+            layer, self._layers = self._layers, self._layers - 1
+            if self.real is None:
+                return
+            self._give_up(self._owner)
+            if layer > 1:
+                name = _LAYER.format(layer)
+                self._run(f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}")
+            else:
+                self._finish()
+
+    def start(self, connect: t.Callable[[], PoolProxiedConnection]) -> None:
+        """Begin on the real connection, unless that was done.
+
+        :param connect: Checks it out of the pool.
+        """
+        with self.lock:
+            if self.real is not None:
+                return
+            for is_last in (False, True):
+                proxied = connect()
+                self.real = proxied.dbapi_connection
+                try:
+                    self._begin()
+                except BaseException as error:
+                    self.real = None
+                    proxied.invalidate()
+                    # One that was idle may have lost its server.
+                    if is_last or isinstance(error, IsolationError):
+                        raise
+                else:
+                    self.proxied = proxied
+                    break
+
+    def _begin(self) -> None:
+        real = self.real
+        autocommit = getattr(real, "get_autocommit", lambda: real.autocommit is True)
+        if getattr(real, "autocommit", False) is not False and autocommit():
+            raise self.error(
+                "its isolation level is AUTOCOMMIT, so nothing can be rolled back"
+            )
+        if is_transaction_open(real) is not True:
+            began = {"sqlite": "BEGIN", "postgresql": "SELECT 1"}
+            self._execute(began.get(self.dialect, "START TRANSACTION"))
+        for layer in range(2, self._layers + 1):
+            self._execute(f"SAVEPOINT {_LAYER.format(layer)}")
+
+    def _finish(self) -> None:
+        proxied, real = t.cast("PoolProxiedConnection", self.proxied), self.real
+        self.proxied = self.real = None
+        try:
+            real.rollback()
+            # With autocommit=True, sqlite3 rolls back nothing that a BEGIN began.
+            if self.dialect == "sqlite" and getattr(real, "autocommit", 0) is True:
+                real.execute("ROLLBACK")
+        except BaseException:
+            proxied.invalidate()  # closed, it is rolled back
+            raise
+        if self.is_changed:
+            proxied.invalidate()
+        else:
+            proxied.close()
+
+    # -- transactions --------------------------------------------------------------
+
+    def kind_of(self, statement: t.Any) -> Kind:
+        """Return what a statement does.
+
+        :raises IsolationError: It cannot be isolated.
+        """
+        try:
+            return kind_of(statement, self.real, self.dialect)
+        except Refused as error:
+            why = str(error)
+        raise self.error(f"{self._shown(statement)} was not executed: {why}")
+
+    def _shown(self, statement: t.Any) -> str:
+        words = str(statement).split(None, 2)[:2]
+        return f"'{' '.join(words)[:40]} …'"
+
+    def claim(self, who: IsolatedConnection) -> None:
+        """Let a connection's transaction have the savepoint.
+
+        :raises IsolationError: That of another has written. If it is another thread's,
+            after a wait.
+        """
+        deadline = time.monotonic() + self._wait
+        while True:
+            self.check()
+            owner = self._owner
+            if owner is who:
+                break
+            if owner is None or not owner.has_written:
+                self._give_up(owner)
+                self._run(f"SAVEPOINT {_TRANSACTION}")
+                at = self._places.innermost(own_stack())
+                who.began = f", which began at {at}," if at else ""
+                self._owner = who
+                break
+            if owner.thread == get_ident():
+                raise self.error(
+                    f"another transaction of this thread{owner.began} has uncommitted"
+                    " changes, which this one would see. Commit that one, or roll it"
+                    " back, first"
+                )
+            if not self.lock.wait(max(0.0, deadline - time.monotonic())):
+                raise self.error(
+                    f"a transaction of another thread{owner.began} has had uncommitted"
+                    f" changes for {self._wait:g} s. Commit it, or roll it back, before"
+                    " you wait for a thread that uses the database"
+                )
+        who.thread = get_ident()
+
+    def executed(self, who: IsolatedConnection) -> None:
+        """Look at the real transaction after a statement.
+
+        :raises IsolationError: The statement has ended it.
+        """
+        real = self.real
+        if is_transaction_open(real) is False:
+            self._problem = (
+                "a statement has ended the transaction in which everything is isolated"
+            )
+            raise self.error(self._problem)
+        if _failed(real):
+            who.has_written = True  # it has to be rolled back before others go on
+
+    def commit(self, who: IsolatedConnection) -> None:
+        """Keep what a transaction did, as far as this layer lasts."""
+        self.check()
+        if self._owner is not who:
+            return
+        if _failed(self.real):
+            # As PostgreSQL does, without an error.
+            self.rollback(who)
+            return
+        self._owner = None
+        self._run(f"RELEASE SAVEPOINT {_TRANSACTION}")
+        self.lock.notify_all()
+
+    def rollback(self, who: IsolatedConnection) -> None:
+        """Undo what a transaction did; once it is over, do nothing."""
+        if self._owner is not who or os.getpid() != self._pid:
+            return
+        self._owner = None
+        self._run(
+            f"ROLLBACK TO SAVEPOINT {_TRANSACTION}", f"RELEASE SAVEPOINT {_TRANSACTION}"
+        )
+        self.lock.notify_all()
+
+    def _give_up(self, owner: IsolatedConnection | None) -> None:
+        if owner is not None:
+            self._owner = None
+            self._run(f"RELEASE SAVEPOINT {_TRANSACTION}")
+
+    # -- the real connection ---------------------------------------------------------
+
+    def check(self) -> None:
+        if os.getpid() != self._pid:
+            raise self.error(
+                "this process was forked inside isolate(), which covers only its own"
+                " process. Use a thread instead, or a database of its own"
+            )
+        if self._problem is not None:
+            raise self.error(self._problem)
+
+    def _run(self, *statements: str) -> None:
+        try:
+            self._execute(*statements)
+        except Exception as error:
+            self._problem = (
+                "the real connection failed, or its transaction was ended by others"
+                f" ({type(error).__name__})"
+            )
+            raise self.error(self._problem) from error
+
+    def _execute(self, *statements: str) -> None:
+        with closing(self.real.cursor()) as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def error(self, what: str) -> IsolationError:
+        """Return an error that names the bind."""
+        return IsolationError(f"isolate(), bind {self.name!r}: {what}.")
+
+
+def _failed(real: t.Any) -> bool:
+    """Whether PostgreSQL refuses all statements until a rollback."""
+    status = getattr(getattr(real, "info", None), "transaction_status", None)
+    return status == _IN_ERROR

@@ -1,0 +1,288 @@
+"""``isolate()``: whatever an application writes is rolled back at the end."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+import weakref
+from collections.abc import Generator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import partial
+from threading import get_ident
+
+from sqlalchemy import event
+from sqlalchemy.pool import AssertionPool
+from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import StaticPool
+
+from .._application import of
+from .._pools.fair_queue import FairPool
+from .._pools.slot import SLOT
+from .._pools.tracked_pool import limits
+from .._pools.tracked_pool import pool_class
+from .._pools.tracked_pool import TrackedPool
+from .._sessions.transactions import release
+from .._settings.urls import in_memory
+from .._settings.urls import is_private
+from .._settings.urls import is_sqlite
+from ..errors import IsolationError
+from ._connection import IsolatedConnection
+from ._database import Database
+from ._database import DIALECTS
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from .._application import Application
+    from .._pools.account import PoolAccount
+
+#: What users of a pool can listen to, besides "connect": the real connection did that.
+_EVENTS = (
+    *("checkout", "checkin", "reset", "detach", "close", "close_detached"),
+    *("invalidate", "soft_invalidate"),
+)
+
+#: The pool classes of SQLAlchemy, with what they know of several users.
+_FAMILIES: tuple[type[Pool], ...] = (
+    *(QueuePool, SingletonThreadPool, StaticPool, AssertionPool),
+)
+
+#: Seconds that a thread waits where the pool has no timeout of its own.
+_WAIT = 30.0
+
+
+@contextmanager
+def isolate(app: Flask) -> Generator[None, None, None]:
+    """Roll back everything that an application writes inside, whatever it commits.
+
+    Inside, each bind has one real connection with a transaction that is rolled back at
+    the end. Whatever checks a connection out of the bind's engine gets one of its own
+    on top of that, whose commits and rollbacks behave as real ones do: sessions,
+    ``db.engine.connect()``, raw connections, engines that were captured before, all
+    threads. May be nested; the end of each block undoes what was done in it.
+
+    At the beginning, the open sessions of this thread give their connections back. At
+    the end they are rolled back and expired, and other connections that are still
+    checked out are invalidated.
+
+    :param app: The application, or one that is not used yet.
+    :raises IsolationError: A connection is checked out that would still commit, or a
+        bind cannot be isolated. Inside, statements and settings raise it that would
+        escape the isolation or could not be told apart; see "Isolation" in the
+        documentation.
+    :raises UnsavedWork: A session of this thread has changes that are not committed.
+    :raises TransactionError: It is in a block that owns its transaction.
+    :raises SetupError: The app does not use this extension.
+    """
+    application = of(app)
+    for sessions in _sessions_here(application):
+        release(sessions, application.ledger.model_names(), "isolate()")
+    found = _isolations.get(application)
+    if found is None:
+        found = Isolation(app, application)
+    pid = os.getpid()
+    found.push()
+    _isolations[application] = found
+    try:
+        yield
+    finally:
+        if os.getpid() == pid:
+            try:
+                for sessions in _sessions_here(application):
+                    for session in sessions.values():
+                        session.rollback()
+                        session.expire_all()
+            finally:
+                if found.pop():
+                    del _isolations[application]
+
+
+_isolations: weakref.WeakKeyDictionary[Application, Isolation]
+_isolations = weakref.WeakKeyDictionary()
+
+
+def _sessions_here(application: Application) -> Iterator[dict[str, Session]]:
+    """Yield the sessions of each scope of this thread, by bind; then the others."""
+    ledger, ident = application.ledger, get_ident()
+    for scope in ledger.live.copy():
+        if scope.ident == ident:
+            yield dict(scope.sessions)
+    for session, scope in list(ledger.unscoped.items()):
+        if scope.ident == ident:
+            yield {"of sessionmaker()": session}
+
+
+class Isolation:
+    """The databases of an application while they are isolated."""
+
+    def __init__(self, app: Flask, application: Application) -> None:
+        self._layers = 0
+        databases: dict[object, Database] = {}
+        self._binds: list[Bind] = []
+        for name, engine in application.engines.items():
+            account = _account_of(str(name), engine)
+            key = _shared_key(engine, account)
+            if key not in databases:
+                wait = limits(engine.pool).pool_timeout
+                databases[key] = Database(
+                    str(name),
+                    engine.dialect.name,
+                    _WAIT if wait is None else wait,
+                    app.root_path,
+                )
+            self._binds.append(Bind(engine, account, databases[key]))
+        self._databases = list(databases.values())
+
+    def push(self) -> None:
+        """Begin a layer on each bind."""
+        with ExitStack() as undo:
+            for database in self._databases:
+                database.push()
+                undo.callback(database.pop)
+            undo.pop_all()
+        self._layers += 1
+        if self._layers == 1:
+            for bind in self._binds:
+                bind.begin()
+        for bind in self._binds:
+            bind.layer = self._layers
+
+    def pop(self) -> bool:
+        """Undo the last layer; return whether it was the only one."""
+        layer, self._layers = self._layers, self._layers - 1
+        with ExitStack() as steps:
+            if layer == 1:
+                for bind in self._binds:
+                    steps.callback(bind.end)
+            for database in self._databases:
+                steps.callback(database.pop)
+            for bind in self._binds:
+                bind.layer = self._layers
+                steps.callback(bind.invalidate, layer)
+        return layer == 1
+
+
+class Bind:
+    """An engine while it is isolated."""
+
+    def __init__(
+        self, engine: Engine, account: PoolAccount, database: Database
+    ) -> None:
+        self.layer = 0
+        self._engine = engine
+        self._account = account
+        self._database = database
+        self._pool = self._new_pool()
+        self._out: weakref.WeakKeyDictionary[PoolProxiedConnection, int]
+        self._out = weakref.WeakKeyDictionary()
+        """What was checked out, and in which layer."""
+
+    def begin(self) -> None:
+        self._outer.serve(self._connect)
+
+    def end(self) -> None:
+        """Let the engine's own pool serve again."""
+        self._outer.serve(None)
+        self._pool.dispose()
+
+    @property
+    def _outer(self) -> TrackedPool:
+        return t.cast(TrackedPool, self._engine.pool)
+
+    def _connect(self) -> PoolProxiedConnection:
+        self._database.check()
+        proxied = self._pool.connect()
+        self._out.setdefault(proxied, self.layer)
+        return proxied
+
+    def invalidate(self, layer: int) -> None:
+        """Take back what was checked out in a layer."""
+        with self._database.lock:
+            for proxied, since in list(self._out.items()):
+                if proxied.is_valid and since >= layer:
+                    proxied.invalidate()
+
+    def _new_pool(self) -> TrackedPool:
+        """Return a pool like the engine's, whose connections share the real one."""
+        outer, account, database = self._outer, self._account, self._database
+        families: tuple[type[Pool], ...] = (
+            QueuePool,
+            SingletonThreadPool,
+            StaticPool,
+            AssertionPool,
+        )
+        family = next((each for each in families if isinstance(outer, each)), NullPool)
+        options: dict[str, t.Any] = {"dialect": self._engine.dialect}
+        size, most, _, wait = limits(outer)
+        if size is not None:
+            options["pool_size"] = size
+        if family is QueuePool:
+            options["max_overflow"] = -1 if most is None else most - (size or 0)
+            options["timeout"] = wait
+        given = account.settings.options
+        if "pool_reset_on_return" in given:
+            options["reset_on_return"] = given["pool_reset_on_return"]
+
+        def connect() -> t.Any:
+            database.start(self._outer._connect_untracked)
+            return IsolatedConnection(database)
+
+        made = pool_class(family, fair=isinstance(outer, FairPool), tracked=True)
+        pool = t.cast(TrackedPool, t.cast(t.Any, made)(connect, **options))
+        pool.account, pool.pid = account, outer.pid
+        pool.tests_idle = False
+
+        def connected(driver: t.Any, entry: t.Any) -> None:
+            info = t.cast("PoolProxiedConnection", database.proxied).info
+            entry.info.update({key: info[key] for key in info if key != SLOT})
+            account.found(entry, driver, getattr(info.get(SLOT), "backend_pid", None))
+
+        event.listen(pool, "connect", connected)
+        for name in _EVENTS:
+            event.listen(pool, name, partial(self._forward, name))
+        return pool
+
+    def _forward(self, name: str, *args: t.Any) -> None:
+        getattr(self._outer.dispatch, name)(*args)
+
+
+def _account_of(name: str, engine: Engine) -> PoolAccount:
+    pool = engine.pool
+    account = pool.account if isinstance(pool, TrackedPool) else None
+    why = None
+    if account is None:
+        why = (
+            "SCOPEDSESSION_TRACKING is off, or its pool was made by the application."
+            " isolate() needs the pool that the extension makes: use poolclass instead"
+            " of pool"
+        )
+    elif account.out():
+        holder = account.describe()[0]
+        where = f"at {holder.at}" if holder.at else f"by the thread {holder.thread!r}"
+        why = (
+            f"a connection is checked out {where}, whose commits would be real. Return"
+            " it to the pool first"
+        )
+    elif engine.dialect.name not in DIALECTS:
+        why = f"the dialect {engine.dialect.name} is not known to isolate()"
+    if why is not None or account is None:
+        raise IsolationError(f"isolate(), bind {name!r}: {why}.")
+    return account
+
+
+def _shared_key(engine: Engine, account: PoolAccount) -> object:
+    """Return what is equal for binds that are one database.
+
+    Each would wait for the other, or not see what the other has committed.
+    """
+    url = engine.url
+    is_own = is_sqlite(url) and in_memory(url) and is_private(url)
+    return id(engine) if is_own or "creator" in account.settings.options else url
