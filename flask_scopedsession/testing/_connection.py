@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident
 
+from ._database import AUTOCOMMIT
 from ._database import Database
 
 if t.TYPE_CHECKING:
@@ -41,6 +42,7 @@ class IsolatedConnection:
             has_written=False,
             thread=get_ident(),
             began="",
+            is_over=False,
         )
 
     _database: Database
@@ -53,14 +55,20 @@ class IsolatedConnection:
     began: str
     """For messages: the line of the application where its transaction began."""
 
+    is_over: bool
+    """The block in which it was checked out has ended."""
+
     @property
     def _real(self) -> t.Any:
-        real = self._database.real
-        if real is None:
+        self._refuse_if_over()
+        return self._database.real
+
+    def _refuse_if_over(self) -> None:
+        if self.is_over:
             raise self._database.error(
-                "a connection is used that was checked out inside, after the end"
+                "this connection was checked out inside a block that has ended. Close"
+                " it, or the session that has it, in that block"
             )
-        return real
 
     # -- transactions ------------------------------------------------------------
 
@@ -71,6 +79,7 @@ class IsolatedConnection:
     def commit(self) -> None:
         """Keep everything until the end of :func:`.isolate`."""
         with self._database.lock:
+            self._refuse_if_over()
             self._database.commit(self)
             self._ended()
 
@@ -83,6 +92,12 @@ class IsolatedConnection:
     def close(self) -> None:
         """Roll back; the real connection stays open."""
         self.rollback()
+
+    def end(self) -> None:
+        """Roll back for the last time."""
+        with self._database.lock:
+            self.rollback()
+            self.is_over = True
 
     def _ended(self) -> None:
         self.__dict__.update(in_transaction=False, has_written=False)
@@ -113,12 +128,16 @@ class IsolatedConnection:
                 self.commit()
 
     def prepare(self, kind: str) -> None:
-        """Prepare for a statement that reads or writes; the lock is held."""
-        self._database.claim(self)
-        if kind == "write":
+        """Prepare for a statement of this kind; the lock is held."""
+        database = self._database
+        self._refuse_if_over()
+        database.claim(self)
+        if kind != "read":
             self.__dict__["has_written"] = True
-        if kind == "write" or self._database.dialect != "sqlite":
+        if kind != "read" or database.dialect.name != "sqlite":
             self.__dict__["in_transaction"] = True
+        if kind == "set":
+            database.is_changed = True
 
     # -- statements ----------------------------------------------------------------
 
@@ -139,17 +158,15 @@ class IsolatedConnection:
             self._refuse_autocommit()
 
     def _refuse_autocommit(self) -> t.NoReturn:
-        raise self._database.error(
-            "the isolation level AUTOCOMMIT was asked for, with which nothing can be"
-            " rolled back. Leave this test out of the isolation"
-        )
+        raise self._database.error(AUTOCOMMIT)
 
     # -- everything else -------------------------------------------------------------
 
     def __getattr__(self, name: str) -> t.Any:
         if name in _REFUSED or name.startswith("tpc_"):
+            why = " (two-phase transactions outlive it)" if "tpc" in name else ""
             raise self._database.error(
-                f"{name}() of the driver's connection cannot be isolated"
+                f"{name}() of the driver's connection cannot be isolated{why}"
             )
         found = getattr(self._real, name)
         if name in ("execute", "executemany", "executescript"):
@@ -167,7 +184,7 @@ class IsolatedConnection:
             if value is True:
                 self._refuse_autocommit()
         elif name == "isolation_level":
-            if value is None and self._database.dialect == "sqlite":
+            if value is None and self._database.dialect.name == "sqlite":
                 self._refuse_autocommit()
         elif name not in ("read_only", "deferrable"):
             setattr(self._real, name, value)

@@ -32,11 +32,39 @@ if t.TYPE_CHECKING:
 
     from ._connection import IsolatedConnection
 
+#: Why a bind, a connection or a transaction is refused.
+AUTOCOMMIT = (
+    "with the isolation level AUTOCOMMIT, nothing can be rolled back. Leave this test"
+    " out of the isolation"
+)
+
 #: The dialects whose transactions and savepoints are known here.
 DIALECTS = frozenset(("sqlite", "postgresql")) | MYSQL
 
 _TRANSACTION = "flask_scopedsession_transaction"
 _LAYER = "flask_scopedsession_layer_{}"
+
+#: Checks PostgreSQL's deferred constraints, and defers again those that were.
+_CHECK_DEFERRED = """
+DO $$ DECLARE names text; BEGIN
+IF EXISTS (SELECT FROM pg_constraint WHERE condeferrable) THEN
+    SET CONSTRAINTS ALL IMMEDIATE;
+    SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ') INTO names
+        FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
+        WHERE condeferred;
+    IF names IS NOT NULL THEN
+        EXECUTE 'SET CONSTRAINTS ' || names || ' DEFERRED';
+    END IF;
+END IF; END $$
+"""
+#: Whether SQLite has any, and looks at them.
+_HAS_DEFERRED = (
+    "SELECT 1 FROM pragma_foreign_keys WHERE foreign_keys AND EXISTS"
+    " (SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%')"
+)
+
+#: The code of MySQL's warning for tables that know no transactions.
+_NOT_UNDONE = "1196"
 
 #: PostgreSQL's ``PQTRANS_INERROR``, as psycopg and psycopg2 give it.
 _IN_ERROR = 3
@@ -46,12 +74,12 @@ class Database:
     """A database, and who uses its real connection.
 
     :param name: Of the bind, for messages.
-    :param dialect: The name of its dialect.
+    :param dialect: Of its engine.
     :param wait: Seconds that a thread waits for the transaction of another.
     :param root_path: Of the application, whose lines are named.
     """
 
-    def __init__(self, name: str, dialect: str, wait: float, root_path: str) -> None:
+    def __init__(self, name: str, dialect: t.Any, wait: float, root_path: str) -> None:
         self.name = name
         self.dialect = dialect
         self.lock = threading.Condition(threading.RLock())
@@ -92,12 +120,12 @@ class Database:
             layer, self._layers = self._layers, self._layers - 1
             if self.real is None:
                 return
-            self._give_up(self._owner)
-            if layer > 1:
+            if layer == 1:
+                self._finish()
+            elif self._problem is None:
+                self._give_up(self._owner)
                 name = _LAYER.format(layer)
                 self._run(f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}")
-            else:
-                self._finish()
 
     def start(self, connect: t.Callable[[], PoolProxiedConnection]) -> None:
         """Begin on the real connection, unless that was done.
@@ -126,30 +154,39 @@ class Database:
         real = self.real
         autocommit = getattr(real, "get_autocommit", lambda: real.autocommit is True)
         if getattr(real, "autocommit", False) is not False and autocommit():
-            raise self.error(
-                "its isolation level is AUTOCOMMIT, so nothing can be rolled back"
-            )
+            raise self.error(AUTOCOMMIT)
         if is_transaction_open(real) is not True:
             began = {"sqlite": "BEGIN", "postgresql": "SELECT 1"}
-            self._execute(began.get(self.dialect, "START TRANSACTION"))
+            self._execute(began.get(self.dialect.name, "START TRANSACTION"))
         for layer in range(2, self._layers + 1):
             self._execute(f"SAVEPOINT {_LAYER.format(layer)}")
+        self._violations = self._count_violations()
 
     def _finish(self) -> None:
         proxied, real = t.cast("PoolProxiedConnection", self.proxied), self.real
-        self.proxied = self.real = None
+        warnings: list[t.Any] = []
         try:
+            if self.dialect.name in MYSQL:
+                warnings = self._execute("ROLLBACK", "SHOW WARNINGS")
             real.rollback()
             # With autocommit=True, sqlite3 rolls back nothing that a BEGIN began.
-            if self.dialect == "sqlite" and getattr(real, "autocommit", 0) is True:
+            if self.dialect.name == "sqlite" and getattr(real, "autocommit", 0) is True:
                 real.execute("ROLLBACK")
-        except BaseException:
-            proxied.invalidate()  # closed, it is rolled back
-            raise
-        if self.is_changed:
-            proxied.invalidate()
-        else:
-            proxied.close()
+        except BaseException as error:
+            self.is_changed = True  # closed, it is rolled back
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self.proxied = self.real = self._owner = None
+            if self.is_changed:
+                proxied.invalidate()
+            else:
+                proxied.close()
+        if _NOT_UNDONE in str(warnings):
+            raise self.error(
+                "tables that know no transactions were changed, such as those of MyISAM"
+                " or Aria, and are still. Use InnoDB for them"
+            )
 
     # -- transactions --------------------------------------------------------------
 
@@ -159,7 +196,7 @@ class Database:
         :raises IsolationError: It cannot be isolated.
         """
         try:
-            return kind_of(statement, self.real, self.dialect)
+            return kind_of(statement, self.real, self.dialect.name)
         except Refused as error:
             why = str(error)
         raise self.error(f"{self._shown(statement)} was not executed: {why}")
@@ -224,15 +261,38 @@ class Database:
             # As PostgreSQL does, without an error.
             self.rollback(who)
             return
+        if who.has_written:
+            self._check_constraints(who)
         self._owner = None
         self._run(f"RELEASE SAVEPOINT {_TRANSACTION}")
         self.lock.notify_all()
+
+    def _check_constraints(self, who: IsolatedConnection) -> None:
+        """Check what a database checks at a COMMIT, which never happens here."""
+        try:
+            if self.dialect.name == "postgresql":
+                self._execute(_CHECK_DEFERRED)
+            elif self._count_violations() > self._violations:
+                raise self.dialect.loaded_dbapi.IntegrityError(
+                    "FOREIGN KEY constraint failed"
+                )
+        except BaseException:
+            self.rollback(who)
+            raise
+
+    def _count_violations(self) -> int:
+        """Count what violates a foreign key of SQLite that is checked at a COMMIT."""
+        if self.dialect.name != "sqlite" or not self._execute(_HAS_DEFERRED):
+            return 0
+        return len(self._execute("PRAGMA foreign_key_check"))
 
     def rollback(self, who: IsolatedConnection) -> None:
         """Undo what a transaction did; once it is over, do nothing."""
         if self._owner is not who or os.getpid() != self._pid:
             return
         self._owner = None
+        if self._problem is not None:
+            return  # the end of the block rolls everything back
         self._run(
             f"ROLLBACK TO SAVEPOINT {_TRANSACTION}", f"RELEASE SAVEPOINT {_TRANSACTION}"
         )
@@ -264,10 +324,12 @@ class Database:
             )
             raise self.error(self._problem) from error
 
-    def _execute(self, *statements: str) -> None:
+    def _execute(self, *statements: str) -> list[t.Any]:
+        """Execute statements on the real connection, and return the last one's rows."""
         with closing(self.real.cursor()) as cursor:
             for statement in statements:
                 cursor.execute(statement)
+            return [] if cursor.description is None else list(cursor.fetchall())
 
     def error(self, what: str) -> IsolationError:
         """Return an error that names the bind."""

@@ -15,7 +15,6 @@ from threading import get_ident
 from sqlalchemy import event
 from sqlalchemy.pool import AssertionPool
 from sqlalchemy.pool import NullPool
-from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
@@ -32,6 +31,7 @@ from .._settings.urls import is_private
 from .._settings.urls import is_sqlite
 from ..errors import IsolationError
 from ._connection import IsolatedConnection
+from ._database import AUTOCOMMIT
 from ._database import Database
 from ._database import DIALECTS
 
@@ -51,7 +51,7 @@ _EVENTS = (
 )
 
 #: The pool classes of SQLAlchemy, with what they know of several users.
-_FAMILIES: tuple[type[Pool], ...] = (
+_FAMILIES: tuple[t.Any, ...] = (
     *(QueuePool, SingletonThreadPool, StaticPool, AssertionPool),
 )
 
@@ -70,8 +70,8 @@ def isolate(app: Flask) -> Generator[None, None, None]:
     threads. May be nested; the end of each block undoes what was done in it.
 
     At the beginning, the open sessions of this thread give their connections back. At
-    the end they are rolled back and expired, and other connections that are still
-    checked out are invalidated.
+    the end they are rolled back and expired, and what else is still checked out can
+    no longer be used.
 
     :param app: The application, or one that is not used yet.
     :raises IsolationError: A connection is checked out that would still commit, or a
@@ -134,7 +134,7 @@ class Isolation:
                 wait = limits(engine.pool).pool_timeout
                 databases[key] = Database(
                     str(name),
-                    engine.dialect.name,
+                    engine.dialect,
                     _WAIT if wait is None else wait,
                     app.root_path,
                 )
@@ -166,7 +166,7 @@ class Isolation:
                 steps.callback(database.pop)
             for bind in self._binds:
                 bind.layer = self._layers
-                steps.callback(bind.invalidate, layer)
+                steps.callback(bind.take_back, layer)
         return layer == 1
 
 
@@ -203,23 +203,18 @@ class Bind:
         self._out.setdefault(proxied, self.layer)
         return proxied
 
-    def invalidate(self, layer: int) -> None:
-        """Take back what was checked out in a layer."""
-        with self._database.lock:
-            for proxied, since in list(self._out.items()):
-                if proxied.is_valid and since >= layer:
-                    proxied.invalidate()
+    def take_back(self, layer: int) -> None:
+        """End what was checked out in a layer, or has written in it."""
+        for proxied, since in list(self._out.items()):
+            connection: t.Any = proxied.dbapi_connection
+            if connection is not None and (since >= layer or connection.has_written):
+                connection.end()
+                proxied.detach()  # not invalidate(), of which a session does not learn
 
     def _new_pool(self) -> TrackedPool:
         """Return a pool like the engine's, whose connections share the real one."""
         outer, account, database = self._outer, self._account, self._database
-        families: tuple[type[Pool], ...] = (
-            QueuePool,
-            SingletonThreadPool,
-            StaticPool,
-            AssertionPool,
-        )
-        family = next((each for each in families if isinstance(outer, each)), NullPool)
+        family = next((each for each in _FAMILIES if isinstance(outer, each)), NullPool)
         options: dict[str, t.Any] = {"dialect": self._engine.dialect}
         size, most, _, wait = limits(outer)
         if size is not None:
@@ -232,11 +227,13 @@ class Bind:
             options["reset_on_return"] = given["pool_reset_on_return"]
 
         def connect() -> t.Any:
+            if given.get("isolation_level") == "AUTOCOMMIT":
+                raise database.error(AUTOCOMMIT)
             database.start(self._outer._connect_untracked)
             return IsolatedConnection(database)
 
-        made = pool_class(family, fair=isinstance(outer, FairPool), tracked=True)
-        pool = t.cast(TrackedPool, t.cast(t.Any, made)(connect, **options))
+        made: t.Any = pool_class(family, fair=isinstance(outer, FairPool), tracked=True)
+        pool: TrackedPool = made(connect, **options)
         pool.account, pool.pid = account, outer.pid
         pool.tests_idle = False
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from .._pools.writes import plain_text
 
-Kind = t.Literal["begin", "commit", "rollback", "read", "write"]
+Kind = t.Literal["begin", "commit", "rollback", "read", "write", "set"]
 
 #: The dialects that commit at DDL.
 MYSQL = frozenset(("mysql", "mariadb"))
@@ -46,6 +46,11 @@ _END = re.compile(
     re.IGNORECASE,
 )
 
+_HAS_BODY = re.compile(
+    r"\s*create\s+(?:or\s+replace\s+|temp(?:orary)?\s+)*"
+    r"(?:trigger|function|procedure)\b",
+    re.IGNORECASE,
+)
 _TWO_PHASE = re.compile(
     r"(?:prepare\s+transaction|(?:commit|rollback)\s+prepared|xa)\b", re.IGNORECASE
 )
@@ -55,6 +60,10 @@ _PRAGMA = re.compile(
     r"|page_size|auto_vacuum)\s*[=(]",
     re.IGNORECASE,
 )
+#: What changes a connection, and is not undone by a rollback.
+_SETS = {"sqlite": ("pragma", "attach"), "mysql": ("set", "use", "create", "drop")}
+_SETS["mariadb"] = _SETS["mysql"]
+
 #: What MySQL and MariaDB do not commit before.
 _MYSQL_SAFE = re.compile(
     r"(?:select|insert|update|delete|replace|with|values|table|show|describe|desc"
@@ -92,12 +101,17 @@ _LONGEST_KNOWN = 5000
 
 @lru_cache(1000)
 def _known(statement: str, dialect: str) -> Kind:
-    parts = [part.strip(" \t\r\n(") for part in plain_text(statement).split(";")]
+    text = plain_text(statement)
+    # A trigger or function has statements, and an END, of its own.
+    parts = [text] if _HAS_BODY.match(text) else text.split(";")
+    parts = [part.strip(" \t\r\n(") for part in parts]
     kinds: set[Kind] = {_kind_of_one(part, dialect) for part in parts if part}
-    if len(kinds) > 1 and kinds - {"read", "write"}:
+    if len(kinds) > 1 and kinds & {"begin", "commit", "rollback"}:
         raise Refused("it controls the transaction among several statements")
     if len(kinds) == 1:
         return kinds.pop()
+    if "set" in kinds:
+        return "set"
     return "write" if kinds else "read"
 
 
@@ -113,9 +127,11 @@ def _kind_of_one(text: str, dialect: str) -> Kind:
     if why:
         raise Refused(why)
     word = re.split(r"[^a-z]", text[:20].lower(), maxsplit=1)[0]
+    if word in _SETS.get(dialect, ()) and ("=" in text or word != "pragma"):
+        return "set"
     if word == "pragma":
-        writes = "=" in text
-    elif word in _READS:
+        return "read"
+    if word in _READS:
         more = _WITH_WRITES if word in ("with", "explain") else _SELECT_WRITES
         writes = more.search(text) is not None
     else:

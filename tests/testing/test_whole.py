@@ -1,0 +1,358 @@
+"""Threads, eager tasks, greenlets, other binds and pools, inside isolate()."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from items import Base
+from items import by_begin
+from items import INSERT
+from items import Item
+from items import names
+from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import StaticPool
+
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.errors import IsolationError
+from flask_scopedsession.errors import ScopedSessionError
+from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
+from flask_scopedsession.testing import isolate
+
+
+@pytest.fixture
+def make(make_app, sqlite_url):
+    def make(db=None, *, url=None, options=(), **config):
+        db = db or ScopedSession(model_class=Base)
+        app = make_app(
+            db,
+            flask_options={"root_path": str(Path(__file__).parent)},
+            SQLALCHEMY_DATABASE_URI=url or sqlite_url,
+            SQLALCHEMY_ENGINE_OPTIONS=dict(options),
+            **config,
+        )
+        with app.app_context():
+            Base.metadata.create_all(db.engine)
+            by_begin(db, "kept")
+        return db, app
+
+    return make
+
+
+def content(url):
+    return Path(sa.make_url(url).database).read_bytes()
+
+
+# -- threads ----------------------------------------------------------------------
+
+
+def test_parallel_threads(make, sqlite_url):
+    """Each transaction is whole, sees no other's, and none is lost."""
+    db, app = make()
+    before = content(sqlite_url)
+    start = threading.Barrier(4)
+
+    def work(number):
+        start.wait(10)
+        for step in range(10):
+            with app.app_context():
+                before = db.session.scalar(sa.select(sa.func.count(Item.id)))
+                db.session.add(Item(name=f"{number} {step} a"))
+                db.session.flush()
+                db.session.add(Item(name=f"{number} {step} b"))
+                if step % 2:
+                    db.session.rollback()
+                else:
+                    db.session.commit()
+                assert before % 2 == 1
+
+    with isolate(app):
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+        with app.app_context():
+            assert len(names(db)) == 1 + 4 * 5 * 2
+    assert content(sqlite_url) == before
+
+
+def test_waits_for_another_threads_transaction(make):
+    db, app = make()
+    written, done = threading.Event(), threading.Event()
+
+    def work():
+        with app.app_context():
+            db.session.add(Item(name="first"))
+            db.session.flush()
+            written.set()
+            done.wait(0.1)  # so that the other is likely to wait
+            db.session.commit()
+
+    with isolate(app), app.app_context():
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert written.wait(10)
+        assert names(db) == ["kept", "first"]
+        thread.join()
+
+
+def test_deadlock_is_an_error(make):
+    """A test that waits for a server that waits for the test."""
+    db, app = make(options={"pool_timeout": 0.1})
+    errors = []
+
+    def work():
+        with app.app_context():
+            try:
+                by_begin(db, "second")
+            except IsolationError as error:
+                errors.append(str(error))
+
+    with isolate(app), app.app_context():
+        db.session.add(Item(name="first"))
+        db.session.flush()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        (message,) = errors
+        assert "for 0.1 s" in message
+        assert "test_whole.py:" in message
+        db.session.commit()
+        assert names(db) == ["kept", "first"]
+
+
+def test_thread_that_outlives_the_block(make):
+    """What it does afterwards is an error, and not real."""
+    db, app = make()
+    written, over = threading.Event(), threading.Event()
+    errors = []
+
+    def work():
+        with app.app_context():
+            connection = db.engine.connect()
+            connection.execute(sa.text(INSERT.format("late")))
+            raw = connection.connection.dbapi_connection
+            written.set()
+            over.wait(10)
+            for use in (connection.commit, raw.commit, raw.cursor):
+                try:
+                    use()
+                except (sa.exc.SQLAlchemyError, ScopedSessionError) as error:
+                    errors.append(error)
+            connection.close()
+
+    thread = threading.Thread(target=work)
+    with isolate(app):
+        thread.start()
+        assert written.wait(10)
+    over.set()
+    thread.join(10)
+    assert len(errors) == 3
+    with app.app_context():
+        assert names(db) == ["kept"]
+        (pool,) = db.snapshot().pools
+        assert pool.used == 0
+
+
+# -- binds and pools ---------------------------------------------------------------
+
+
+def test_two_binds_of_one_database(make, sqlite_url):
+    """The connections to a replica see what was committed to the primary."""
+    db, app = make(SQLALCHEMY_BINDS={"replica": sqlite_url})
+    with isolate(app), app.app_context():
+        by_begin(db, "new")
+        with db.get_engine("replica").connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count(Item.id))) == 2
+    with app.app_context():
+        assert names(db) == ["kept"]
+
+
+def test_databases_in_memory_are_their_own(make):
+    db, app = make(url="sqlite://", SQLALCHEMY_BINDS={"other": "sqlite://"})
+    with isolate(app), app.app_context():
+        assert sa.inspect(db.get_engine("other")).get_table_names() == []
+        Base.metadata.create_all(db.get_engine("other"))
+        by_begin(db, "new")
+        with db.get_session("other") as session:
+            assert session.scalars(sa.select(Item)).all() == []
+    with app.app_context():
+        assert names(db) == ["kept"]
+        assert sa.inspect(db.get_engine("other")).get_table_names() == []
+
+
+@pytest.mark.parametrize("poolclass", [NullPool, StaticPool, SingletonThreadPool])
+@pytest.mark.parametrize("memory", [True, False])
+def test_pool_classes(make, poolclass, memory):
+    if memory and poolclass is not StaticPool:
+        pytest.skip("each connection would have a database of its own")
+    url = "sqlite://" if memory else None
+    options = {"poolclass": poolclass}
+    db, app = make(url=url, options=options)
+    for _ in range(2):
+        with isolate(app), app.app_context():
+            by_begin(db, "new")
+            db.session.add(Item(name="session"))
+            db.session.commit()
+            assert names(db) == ["kept", "new", "session"]
+    with app.app_context():
+        assert names(db) == ["kept"]
+        by_begin(db, "real")
+        assert names(db) == ["kept", "real"]
+
+
+def test_drop_in_in_memory(make):
+    """Its sessions share one connection, and so a transaction, as without isolate()."""
+    db, app = make(SQLAlchemy(), url="sqlite://")
+    for _ in range(2):
+        with app.app_context(), isolate(app):
+            assert isinstance(db.engine.pool, StaticPool)
+            db.session.add(Item(name="flushed"))
+            db.session.flush()
+            with db.engine.connect() as connection:
+                found = connection.scalars(sa.select(Item.name)).all()
+                assert found == ["kept", "flushed"]
+                db.session.commit()
+            by_begin(db, "new")
+            with isolate(app):
+                db.session.add(Item(name="inner"))
+                db.session.commit()
+            assert names(db) == ["kept", "flushed", "new"]
+    with app.app_context():
+        assert names(db) == ["kept"]
+
+
+def test_before_first_use(make_app, sqlite_url):
+    db = ScopedSession(model_class=Base)
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url)
+    with isolate(app), app.app_context():
+        db.create_all()
+        db.session.add(Item(name="new"))
+        db.session.commit()
+        assert names(db) == ["new"]
+    with app.app_context():
+        assert sa.inspect(db.engine).get_table_names() == []
+
+
+def test_dispose_inside(make):
+    db, app = make()
+    with isolate(app), app.app_context():
+        by_begin(db, "first")
+        db.engine.dispose()
+        by_begin(db, "second")
+        db.dispose(app)
+        by_begin(db, "third")
+        assert names(db) == ["kept", "first", "second", "third"]
+    with app.app_context():
+        assert names(db) == ["kept"]
+        by_begin(db, "real")
+        assert names(db) == ["kept", "real"]
+
+
+def test_pool_is_as_before(make):
+    """Nothing is out, the same connections are in, and commits are real."""
+    db, app = make()
+    with app.app_context():
+        engine, pool = db.engine, db.engine.pool
+    before = pool.checkedin(), pool.checkedout()
+    with isolate(app), app.app_context():
+        left_out = [db.engine.connect(), db.engine.raw_connection()]
+        left_out[0].execute(sa.text(INSERT.format("left out")))
+        assert [each.used for each in db.snapshot().pools] == [2]
+    assert engine.pool is pool
+    assert (pool.checkedin(), pool.checkedout()) == before
+    with app.app_context():
+        assert [each.used for each in db.snapshot().pools] == [0]
+        by_begin(db, "real")
+        assert names(db) == ["kept", "real"]
+    left_out[0].close()
+    left_out[1].close()
+    assert (pool.checkedin(), pool.checkedout()) == before
+
+
+# -- the account --------------------------------------------------------------------
+
+
+def test_account_works_inside(make):
+    db, app = make(SCOPEDSESSION_LOST_WORK="raise")
+
+    @app.post("/forgets")
+    def forgets():
+        db.session.add(Item(name="forgotten"))
+        db.session.flush()
+        return ""
+
+    @app.get("/holds")
+    def holds():
+        db.session.scalars(sa.select(Item)).all()
+        (pool,) = db.snapshot().pools
+        (holder,) = pool.holders
+        return f"{holder.endpoint} {pool.used}"
+
+    with isolate(app):
+        with db.count_statements() as sent:
+            assert app.test_client().get("/holds").text == "holds 1"
+        assert len(sent) == 1
+        with pytest.raises(ScopedSessionError, match="1 Item"):
+            app.test_client().post("/forgets")
+        with app.app_context():
+            assert names(db) == ["kept"]
+
+
+# -- how SQLite begins ----------------------------------------------------------------
+
+
+def begins_itself(engine):
+    """SQLAlchemy's recipe for real transactions of sqlite3."""
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection, _):
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection):
+        connection.exec_driver_sql("BEGIN")
+
+
+@pytest.mark.parametrize(
+    "begin", [None, "DEFERRED", "IMMEDIATE", "recipe", "autocommit"]
+)
+def test_ways_to_begin(make, sqlite_url, begin):
+    config, options = {}, {}
+    if begin in ("DEFERRED", "IMMEDIATE"):
+        config["SCOPEDSESSION_SQLITE_BEGIN"] = begin
+    if begin == "autocommit":
+        if not hasattr(sqlite3, "LEGACY_TRANSACTION_CONTROL"):
+            pytest.skip("Python 3.12 and newer")
+        options["connect_args"] = {"autocommit": False}
+    db, app = make(options=options, **config)
+    with app.app_context():
+        if begin == "recipe":
+            begins_itself(db.engine)
+        db.engine.dispose()
+    before = content(sqlite_url)
+    for _ in range(2):
+        with isolate(app), app.app_context():
+            by_begin(db, "new")
+            db.session.add(Item(name="session"))
+            db.session.commit()
+            db.session.add(Item(name="rolled back"))
+            db.session.flush()
+            db.session.rollback()
+            with db.session.begin_nested():
+                db.session.add(Item(name="nested"))
+            db.session.commit()
+            raw = db.engine.raw_connection()
+            raw.driver_connection.executescript(
+                "CREATE TABLE x (a);" + INSERT.format("s")
+            )
+            raw.close()
+            assert names(db) == ["kept", "new", "session", "nested", "s"]
+    assert content(sqlite_url) == before
+    with app.app_context():
+        by_begin(db, "real")
+        assert names(db) == ["kept", "real"]
