@@ -20,7 +20,6 @@ from threading import get_ident
 
 from .._pools.drivers import is_transaction_open
 from .._runtime.places import Places
-from .._runtime.stacks import own_stack
 from ..errors import IsolationError
 from ._texts import Kind
 from ._texts import kind_of
@@ -220,7 +219,7 @@ class Database:
             if owner is None or not owner.has_written:
                 self._give_up(owner)
                 self._run(f"SAVEPOINT {_TRANSACTION}")
-                at = self._places.innermost(own_stack())
+                at = self._places.here()
                 who.began = f", which began at {at}," if at else ""
                 self._owner = who
                 break

@@ -70,8 +70,8 @@ def isolate(app: Flask) -> Generator[None, None, None]:
     threads. May be nested; the end of each block undoes what was done in it.
 
     At the beginning, the open sessions of this thread give their connections back. At
-    the end they are rolled back and expired, and what else is still checked out can
-    no longer be used.
+    the end they are rolled back, and objects that came into them inside are detached.
+    What else is still checked out can no longer be used.
 
     :param app: The application, or one that is not used yet.
     :raises IsolationError: A connection is checked out that would still commit, or a
@@ -83,14 +83,15 @@ def isolate(app: Flask) -> Generator[None, None, None]:
     :raises SetupError: The app does not use this extension.
     """
     application = of(app)
+    names = application.ledger.model_names()
+    known: dict[Session, set[object]] = {}
     for sessions in _sessions_here(application):
-        release(sessions, application.ledger.model_names(), "isolate()")
-    found = _isolations.get(application)
-    if found is None:
-        found = Isolation(app, application)
+        release(sessions, names, "isolate()")
+        known.update((each, set(each.identity_map)) for each in sessions.values())
+    isolation = _isolations.get(application) or Isolation(app, application)
     pid = os.getpid()
-    found.push()
-    _isolations[application] = found
+    isolation.push()
+    _isolations[application] = isolation
     try:
         yield
     finally:
@@ -98,11 +99,19 @@ def isolate(app: Flask) -> Generator[None, None, None]:
             try:
                 for sessions in _sessions_here(application):
                     for session in sessions.values():
-                        session.rollback()
-                        session.expire_all()
+                        _forget(session, known.get(session, set()))
             finally:
-                if found.pop():
+                if isolation.pop():
                     del _isolations[application]
+
+
+def _forget(session: Session, known: set[object]) -> None:
+    """Let a session go on without anything that came into it inside a block."""
+    for key, each in list(session.identity_map.items()):
+        if key not in known:
+            session.expunge(each)
+    session.rollback()
+    session.expire_all()
 
 
 _isolations: weakref.WeakKeyDictionary[Application, Isolation]
@@ -198,6 +207,8 @@ class Bind:
         return t.cast(TrackedPool, self._engine.pool)
 
     def _connect(self) -> PoolProxiedConnection:
+        if not self.layer:
+            return self._outer.connect()  # by a pool that was replaced inside
         self._database.check()
         proxied = self._pool.connect()
         self._out.setdefault(proxied, self.layer)

@@ -128,14 +128,18 @@ def test_open_session_before_and_after(flask_app, db):
     with flask_app.app_context():
         kept = db.session.scalars(sa.select(Item)).one()
         with isolate(flask_app):
-            by_session(db, "new")
+            new = Item(name="new")
+            db.session.add(new)
             kept.name = "changed"
             db.session.commit()
             assert names(db) == ["changed", "new"]
+            assert new.id
             db.session.add(Item(name="never committed"))
             db.session.flush()
         assert kept.name == "kept"
+        assert new.name == "new"
         assert db.session.scalars(sa.select(Item.name)).all() == ["kept"]
+        assert db.session.get(Item, new.id) is None
 
 
 def test_reader_does_not_hinder_a_writer(flask_app, db):

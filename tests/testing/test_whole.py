@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from celery import Celery
 from items import Base
 from items import by_begin
 from items import INSERT
 from items import Item
 from items import names
+from sqlalchemy.pool import AssertionPool
 from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import SingletonThreadPool
 from sqlalchemy.pool import StaticPool
+from werkzeug.serving import make_server
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import IsolationError
@@ -158,6 +163,123 @@ def test_thread_that_outlives_the_block(make):
         assert pool.used == 0
 
 
+def test_live_server(make):
+    """One request after the other needs no care of the test's; the rest is in line."""
+    db, app = make()
+
+    @app.post("/items/<name>")
+    def add(name):
+        count = db.session.scalar(sa.select(sa.func.count(Item.id)))
+        db.session.add(Item(name=name))
+        db.session.commit()
+        return str(count)
+
+    with isolate(app), live(app) as url:
+        with app.app_context():
+            db.session.add(Item(name="test"))
+            db.session.commit()
+            assert len(db.session.scalars(sa.select(Item)).all()) == 2
+            assert [post(f"{url}/items/{n}") for n in "abc"] == ["2", "3", "4"]
+            assert len(db.session.scalars(sa.select(Item)).all()) == 5
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(post, [f"{url}/items/{n}" for n in range(12)]))
+        with app.app_context():
+            assert len(names(db)) == 17
+    with app.app_context():
+        assert names(db) == ["kept"]
+
+
+@contextmanager
+def live(app):
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def post(url):
+    request = urllib.request.Request(url, method="POST")
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return response.read().decode()
+
+
+def test_eager_celery(make):
+    db, app = make()
+    tasks = Celery("tests", set_as_current=False)
+    tasks.conf.task_always_eager = True
+
+    @tasks.task
+    def store(name):
+        with app.app_context():
+            assert "view" in db.session.scalars(sa.select(Item.name)).all()
+            db.session.add(Item(name=name))
+            db.session.commit()
+
+    @app.post("/")
+    def view():
+        db.session.add(Item(name="view"))
+        db.session.commit()
+        assert db.session.scalars(sa.select(Item.name)).all()
+        store.delay("task").get()
+        return ""
+
+    with isolate(app):
+        assert app.test_client().post("/").status_code == 200
+        with app.app_context():
+            assert names(db) == ["kept", "view", "task"]
+    with app.app_context():
+        assert names(db) == ["kept"]
+
+
+GEVENT = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent, sys
+import sqlalchemy as sa
+from flask import Flask
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.testing import isolate
+
+db = ScopedSession()
+app = Flask("app")
+app.config.update(TESTING=True, SQLALCHEMY_DATABASE_URI=sys.argv[1])
+db.init_app(app)
+
+def count():
+    with db.engine.connect() as connection:
+        return connection.scalar(sa.text("SELECT count(*) FROM item"))
+
+def work(number):
+    with app.app_context():
+        for step in range(5):
+            insert = sa.text("INSERT INTO item (name) VALUES (:name)")
+            db.session.execute(insert, {"name": f"{number} {step} a"})
+            gevent.sleep(0)
+            db.session.execute(insert, {"name": f"{number} {step} b"})
+            db.session.rollback() if step % 2 else db.session.commit()
+
+with isolate(app):
+    gevent.joinall([gevent.spawn(work, n) for n in range(4)], raise_error=True)
+    with app.app_context():
+        print(count())
+with app.app_context():
+    print(count())
+db.dispose(app)
+"""
+
+
+@pytest.mark.subprocess
+def test_gevent(make, run_script, sqlite_url):
+    make()
+    found = run_script(GEVENT, sqlite_url)
+    assert (found.code, found.stdout) == (0, "25\n1\n"), found.stderr
+
+
 # -- binds and pools ---------------------------------------------------------------
 
 
@@ -185,14 +307,12 @@ def test_databases_in_memory_are_their_own(make):
         assert sa.inspect(db.get_engine("other")).get_table_names() == []
 
 
-@pytest.mark.parametrize("poolclass", [NullPool, StaticPool, SingletonThreadPool])
-@pytest.mark.parametrize("memory", [True, False])
-def test_pool_classes(make, poolclass, memory):
-    if memory and poolclass is not StaticPool:
-        pytest.skip("each connection would have a database of its own")
-    url = "sqlite://" if memory else None
-    options = {"poolclass": poolclass}
-    db, app = make(url=url, options=options)
+@pytest.mark.parametrize("url", [None, "sqlite://"])
+@pytest.mark.parametrize(
+    "poolclass", [NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+)
+def test_pool_classes(make, poolclass, url):
+    db, app = make(url=url, options={"poolclass": poolclass})
     for _ in range(2):
         with isolate(app), app.app_context():
             by_begin(db, "new")
@@ -318,16 +438,17 @@ def begins_itself(engine):
         connection.exec_driver_sql("BEGIN")
 
 
-@pytest.mark.parametrize(
-    "begin", [None, "DEFERRED", "IMMEDIATE", "recipe", "autocommit"]
-)
+BEGINS = [None, "DEFERRED", "IMMEDIATE", "recipe"]
+if hasattr(sqlite3, "LEGACY_TRANSACTION_CONTROL"):
+    BEGINS.append("autocommit")
+
+
+@pytest.mark.parametrize("begin", BEGINS)
 def test_ways_to_begin(make, sqlite_url, begin):
     config, options = {}, {}
     if begin in ("DEFERRED", "IMMEDIATE"):
         config["SCOPEDSESSION_SQLITE_BEGIN"] = begin
     if begin == "autocommit":
-        if not hasattr(sqlite3, "LEGACY_TRANSACTION_CONTROL"):
-            pytest.skip("Python 3.12 and newer")
         options["connect_args"] = {"autocommit": False}
     db, app = make(options=options, **config)
     with app.app_context():
