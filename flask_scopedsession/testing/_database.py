@@ -64,6 +64,10 @@ _HAS_DEFERRED = (
 
 #: The code of MySQL's warning for tables that know no transactions.
 _NOT_UNDONE = "1196"
+_WITHOUT_TRANSACTIONS = (
+    "SELECT 1 FROM information_schema.tables JOIN information_schema.engines USING"
+    " (engine) WHERE table_schema = DATABASE() AND transactions = 'NO' LIMIT 1"
+)
 
 #: PostgreSQL's ``PQTRANS_INERROR``, as psycopg and psycopg2 give it.
 _IN_ERROR = 3
@@ -163,10 +167,14 @@ class Database:
 
     def _finish(self) -> None:
         proxied, real = t.cast("PoolProxiedConnection", self.proxied), self.real
-        warnings: list[t.Any] = []
+        is_partial = False
         try:
             if self.dialect.name in MYSQL:
                 warnings = self._execute("ROLLBACK", "SHOW WARNINGS")
+                # A temporary table causes the same warning.
+                is_partial = _NOT_UNDONE in str(warnings) and bool(
+                    self._execute(_WITHOUT_TRANSACTIONS)
+                )
             real.rollback()
             # With autocommit=True, sqlite3 rolls back nothing that a BEGIN began.
             if self.dialect.name == "sqlite" and getattr(real, "autocommit", 0) is True:
@@ -181,7 +189,7 @@ class Database:
                 proxied.invalidate()
             else:
                 proxied.close()
-        if _NOT_UNDONE in str(warnings):
+        if is_partial:
             raise self.error(
                 "tables that know no transactions were changed, such as those of MyISAM"
                 " or Aria, and are still. Use InnoDB for them"
