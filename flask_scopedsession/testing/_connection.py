@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing as t
 from collections.abc import Callable
 from collections.abc import Generator
@@ -143,6 +144,10 @@ class IsolatedConnection:
 
     def cursor(self, *args: t.Any, **kwargs: t.Any) -> IsolatedCursor:
         """Return a cursor whose statements belong to this transaction."""
+        kind: t.Any = args[0] if args else None
+        if isinstance(kind, type) and kind.__name__.startswith("SS"):
+            # PyMySQL's and mysqlclient's, whose rows the next statement would lose.
+            args = (getattr(sys.modules[kind.__module__], kind.__name__[2:]), *args[1:])
         return IsolatedCursor(self, self._real.cursor(*args, **kwargs))
 
     def _executing(self, name: str) -> Callable[..., t.Any]:

@@ -16,6 +16,7 @@ import threading
 import time
 import typing as t
 from contextlib import closing
+from functools import lru_cache
 from threading import get_ident
 
 from .._pools.drivers import is_transaction_open
@@ -37,23 +38,26 @@ AUTOCOMMIT = (
     " out of the isolation"
 )
 
+#: Kept, as they remember where each file belongs.
+_places = lru_cache(8)(Places)
+
 #: The dialects whose transactions and savepoints are known here.
 DIALECTS = frozenset(("sqlite", "postgresql")) | MYSQL
 
 _TRANSACTION = "flask_scopedsession_transaction"
 _LAYER = "flask_scopedsession_layer_{}"
 
-#: Checks PostgreSQL's deferred constraints, and defers again those that were.
+#: Whether PostgreSQL has constraints that can be deferred; checks them, and defers
+#: again those that are so initially.
+_HAS_DEFERRABLE = "SELECT 1 FROM pg_constraint WHERE condeferrable LIMIT 1"
 _CHECK_DEFERRED = """
 DO $$ DECLARE names text; BEGIN
-IF EXISTS (SELECT FROM pg_constraint WHERE condeferrable) THEN
-    SET CONSTRAINTS ALL IMMEDIATE;
-    SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ') INTO names
-        FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
-        WHERE condeferred;
-    IF names IS NOT NULL THEN
-        EXECUTE 'SET CONSTRAINTS ' || names || ' DEFERRED';
-    END IF;
+SET CONSTRAINTS ALL IMMEDIATE;
+SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ') INTO names
+    FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
+    WHERE condeferred;
+IF names IS NOT NULL THEN
+    EXECUTE 'SET CONSTRAINTS ' || names || ' DEFERRED';
 END IF; END $$
 """
 #: Whether SQLite has any, and looks at them.
@@ -92,7 +96,7 @@ class Database:
         self.is_changed = False
         """A setting of the connection was changed, which no rollback undoes."""
         self._wait = wait
-        self._places = Places(root_path)
+        self._places = _places(root_path)
         self._pid = os.getpid()
         self._layers = 0
         self._owner: IsolatedConnection | None = None
@@ -225,8 +229,9 @@ class Database:
             if owner is who:
                 break
             if owner is None or not owner.has_written:
-                self._give_up(owner)
-                self._run(f"SAVEPOINT {_TRANSACTION}")
+                self._owner = None
+                ended = () if owner is None else (f"RELEASE SAVEPOINT {_TRANSACTION}",)
+                self._run(*ended, f"SAVEPOINT {_TRANSACTION}")
                 at = self._places.here()
                 who.began = f", which began at {at}," if at else ""
                 self._owner = who
@@ -278,7 +283,8 @@ class Database:
         """Check what a database checks at a COMMIT, which never happens here."""
         try:
             if self.dialect.name == "postgresql":
-                self._execute(_CHECK_DEFERRED)
+                if self._execute(_HAS_DEFERRABLE):
+                    self._execute(_CHECK_DEFERRED)
             elif self._count_violations() > self._violations:
                 raise self.dialect.loaded_dbapi.IntegrityError(
                     "FOREIGN KEY constraint failed"
@@ -334,8 +340,12 @@ class Database:
     def _execute(self, *statements: str) -> list[t.Any]:
         """Execute statements on the real connection, and return the last one's rows."""
         with closing(self.real.cursor()) as cursor:
+            # psycopg would prepare what is sent often.
+            options = {"prepare": False} if self.dialect.driver == "psycopg" else {}
+            if self.dialect.name == "postgresql":
+                statements = ("; ".join(statements),)  # one round trip
             for statement in statements:
-                cursor.execute(statement)
+                cursor.execute(statement, **options)
             return [] if cursor.description is None else list(cursor.fetchall())
 
     def error(self, what: str) -> IsolationError:

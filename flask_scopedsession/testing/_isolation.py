@@ -13,6 +13,7 @@ from functools import partial
 from threading import get_ident
 
 from sqlalchemy import event
+from sqlalchemy import inspect
 from sqlalchemy.pool import AssertionPool
 from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import QueuePool
@@ -87,7 +88,7 @@ def isolate(app: Flask) -> Generator[None, None, None]:
     known: dict[Session, set[object]] = {}
     for sessions in _sessions_here(application):
         release(sessions, names, "isolate()")
-        known.update((each, set(each.identity_map)) for each in sessions.values())
+        known.update((each, set(map(inspect, each))) for each in sessions.values())
     isolation = _isolations.get(application) or Isolation(app, application)
     pid = os.getpid()
     isolation.push()
@@ -107,8 +108,8 @@ def isolate(app: Flask) -> Generator[None, None, None]:
 
 def _forget(session: Session, known: set[object]) -> None:
     """Let a session go on without anything that came into it inside a block."""
-    for key, each in list(session.identity_map.items()):
-        if key not in known:
+    for each in list(session):
+        if each in session and inspect(each) not in known:  # not yet with another
             session.expunge(each)
     session.rollback()
     session.expire_all()
