@@ -84,9 +84,18 @@ class Database:
     :param dialect: Of its engine.
     :param wait: Seconds that a thread waits for the transaction of another.
     :param root_path: Of the application, whose lines are named.
+    :param is_connection: The database is gone with its one connection.
     """
 
-    def __init__(self, name: str, dialect: t.Any, wait: float, root_path: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        dialect: t.Any,
+        wait: float,
+        root_path: str,
+        *,
+        is_connection: bool,
+    ) -> None:
         self.name = name
         self.dialect = dialect
         self.lock = threading.Condition(threading.RLock())
@@ -95,6 +104,7 @@ class Database:
         """The driver's connection; ``None`` until it is first used."""
         self.is_changed = False
         """A setting of the connection was changed, which no rollback undoes."""
+        self._is_connection = is_connection
         self._wait = wait
         self._places = _places(root_path)
         self._pid = os.getpid()
@@ -189,7 +199,7 @@ class Database:
                 raise
         finally:
             self.proxied = self.real = self._owner = None
-            if self.is_changed:
+            if self.is_changed and not self._is_connection:
                 proxied.invalidate()
             else:
                 proxied.close()

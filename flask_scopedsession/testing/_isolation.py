@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import typing as t
 import weakref
@@ -22,6 +23,7 @@ from sqlalchemy.pool import StaticPool
 
 from .._application import of
 from .._pools.fair_queue import FairPool
+from .._pools.memory import can_share
 from .._pools.slot import SLOT
 from .._pools.tracked_pool import limits
 from .._pools.tracked_pool import pool_class
@@ -102,8 +104,9 @@ def isolate(app: Flask) -> Generator[None, None, None]:
                     for session in sessions.values():
                         _forget(session, known.get(session, set()))
             finally:
-                if isolation.pop():
+                if isolation.layers == 1:
                     del _isolations[application]
+                isolation.pop()
 
 
 def _forget(session: Session, known: set[object]) -> None:
@@ -134,7 +137,7 @@ class Isolation:
     """The databases of an application while they are isolated."""
 
     def __init__(self, app: Flask, application: Application) -> None:
-        self._layers = 0
+        self.layers = 0
         databases: dict[object, Database] = {}
         self._binds: list[Bind] = []
         for name, engine in application.engines.items():
@@ -147,6 +150,7 @@ class Isolation:
                     engine.dialect,
                     _WAIT if wait is None else wait,
                     app.root_path,
+                    is_connection=_is_connection(engine, account),
                 )
             self._binds.append(Bind(engine, account, databases[key]))
         self._databases = list(databases.values())
@@ -158,16 +162,16 @@ class Isolation:
                 database.push()
                 undo.callback(database.pop)
             undo.pop_all()
-        self._layers += 1
-        if self._layers == 1:
+        self.layers += 1
+        if self.layers == 1:
             for bind in self._binds:
                 bind.begin()
         for bind in self._binds:
-            bind.layer = self._layers
+            bind.layer = self.layers
 
-    def pop(self) -> bool:
-        """Undo the last layer; return whether it was the only one."""
-        layer, self._layers = self._layers, self._layers - 1
+    def pop(self) -> None:
+        """Undo the last layer."""
+        layer, self.layers = self.layers, self.layers - 1
         with ExitStack() as steps:
             if layer == 1:
                 for bind in self._binds:
@@ -175,9 +179,8 @@ class Isolation:
             for database in self._databases:
                 steps.callback(database.pop)
             for bind in self._binds:
-                bind.layer = self._layers
+                bind.layer = self.layers
                 steps.callback(bind.take_back, layer)
-        return layer == 1
 
 
 class Bind:
@@ -273,11 +276,11 @@ def _account_of(name: str, engine: Engine) -> PoolAccount:
             " isolate() needs the pool that the extension makes: use poolclass instead"
             " of pool"
         )
-    elif account.out():
-        holder = account.describe()[0]
-        where = f"at {holder.at}" if holder.at else f"by the thread {holder.thread!r}"
+    elif _is_out(account):
+        holder = next(iter(account.holders()), None)
+        at = None if holder is None else holder.at or f"the thread {holder.thread!r}"
         why = (
-            f"a connection is checked out {where}, whose commits would be real. Return"
+            f"a connection is checked out, by {at}, whose commits would be real. Return"
             " it to the pool first"
         )
     elif engine.dialect.name not in DIALECTS:
@@ -285,6 +288,20 @@ def _account_of(name: str, engine: Engine) -> PoolAccount:
     if why is not None or account is None:
         raise IsolationError(f"isolate(), bind {name!r}: {why}.")
     return account
+
+
+def _is_out(account: PoolAccount) -> bool:
+    """Whether a connection is checked out that the collector does not return."""
+    if account.out():
+        gc.collect()
+    return bool(account.out())
+
+
+def _is_connection(engine: Engine, account: PoolAccount) -> bool:
+    """Whether a database is gone with its one connection."""
+    dialect: t.Any = engine.dialect
+    is_shared = "creator" not in account.settings.options
+    return in_memory(engine.url) and not (is_shared and can_share(dialect.loaded_dbapi))
 
 
 def _shared_key(engine: Engine, account: PoolAccount) -> object:

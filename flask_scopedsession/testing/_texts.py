@@ -101,6 +101,8 @@ _LONGEST_KNOWN = 5000
 
 @lru_cache(1000)
 def _known(statement: str, dialect: str) -> Kind:
+    if dialect in MYSQL:
+        statement = re.sub(r"\\.", "", statement)  # such as a quote in a string
     text = plain_text(statement)
     # A trigger or function has statements, and an END, of its own.
     parts = [text] if _HAS_BODY.match(text) else text.split(";")

@@ -113,6 +113,10 @@ def test_tables_without_transactions(flask_app, db):
             db.engine.begin() as connection,
         ):
             connection.execute(sa.text("INSERT INTO plain VALUES (1)"))
+        with isolate(flask_app):  # which is as if nothing had happened
+            by_begin(db, "it\\'s; COMMIT")
+            with db.engine.begin() as connection:
+                connection.exec_driver_sql(INSERT.format("it\\'s; COMMIT; x"))
         with db.engine.begin() as connection:
             connection.execute(sa.text("DROP TABLE plain"))
 

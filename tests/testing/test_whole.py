@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -344,6 +346,37 @@ def test_drop_in_in_memory(make):
             assert names(db) == ["kept", "flushed", "new"]
     with app.app_context():
         assert names(db) == ["kept"]
+
+
+def test_database_that_is_one_connection(make):
+    """Settings are undone by closing the connection, but not this one."""
+    creator = partial(sqlite3.connect, ":memory:", check_same_thread=False)
+    options = {"creator": creator, "poolclass": StaticPool}
+    for db, app in (
+        make(SQLAlchemy(), url="sqlite://"),
+        make(url="sqlite://", options=options),
+    ):
+        with isolate(app), app.app_context():
+            with db.engine.begin() as connection:
+                connection.execute(sa.text("PRAGMA recursive_triggers = ON"))
+            by_begin(db, "new")
+        with app.app_context():
+            assert names(db) == ["kept"]
+
+
+def test_garbage_at_the_beginning(make):
+    """A connection that only the garbage collector can return is no reason."""
+    db, app = make()
+    gc.disable()
+    try:
+        with app.app_context():
+            cycle = [db.engine.raw_connection()]
+            cycle.append(cycle)
+            del cycle
+        with isolate(app), app.app_context():
+            by_begin(db, "new")
+    finally:
+        gc.enable()
 
 
 def test_before_first_use(make_app, sqlite_url):
