@@ -172,6 +172,11 @@ class Database:
         autocommit = getattr(real, "get_autocommit", lambda: real.autocommit is True)
         if getattr(real, "autocommit", False) is not False and autocommit():
             raise self.error(AUTOCOMMIT)
+        if self.dialect.name == "postgresql" and _status(real) is None:
+            raise self.error(
+                f"the driver {self.dialect.driver} does not say whether a transaction"
+                " has failed. Use psycopg or psycopg2"
+            )
         if is_transaction_open(real) is not True:
             began = {"sqlite": "BEGIN", "postgresql": "SELECT 1"}
             self._execute(began.get(self.dialect.name, "START TRANSACTION"))
@@ -363,7 +368,10 @@ class Database:
         return IsolationError(f"isolate(), bind {self.name!r}: {what}.")
 
 
+def _status(real: t.Any) -> int | None:
+    return getattr(getattr(real, "info", None), "transaction_status", None)
+
+
 def _failed(real: t.Any) -> bool:
     """Whether PostgreSQL refuses all statements until a rollback."""
-    status = getattr(getattr(real, "info", None), "transaction_status", None)
-    return status == _IN_ERROR
+    return _status(real) == _IN_ERROR

@@ -128,8 +128,9 @@ def _sessions_here(application: Application) -> Iterator[dict[str, Session]]:
     for scope in ledger.live.copy():
         if scope.ident == ident:
             yield dict(scope.sessions)
-    for session, scope in list(ledger.unscoped.items()):
-        if scope.ident == ident:
+    for reference in ledger.unscoped.keyrefs():  # a list, as others make sessions
+        session = reference()
+        if session is not None and ledger.unscoped[session].ident == ident:
             yield {"of sessionmaker()": session}
 
 
@@ -220,9 +221,12 @@ class Bind:
 
     def take_back(self, layer: int) -> None:
         """End what was checked out in a layer, or has written in it."""
-        for proxied, since in list(self._out.items()):
-            connection: t.Any = proxied.dbapi_connection
-            if connection is not None and (since >= layer or connection.has_written):
+        for reference in self._out.keyrefs():
+            proxied = reference()
+            connection: t.Any = getattr(proxied, "dbapi_connection", None)
+            if proxied is None or connection is None:
+                continue  # it was returned
+            if self._out[proxied] >= layer or connection.has_written:
                 connection.end()
                 proxied.detach()  # not invalidate(), of which a session does not learn
 

@@ -257,16 +257,16 @@ def run_pytest(folder, options):
 @pytest.mark.parametrize("options", [[], ["-p", "no:flask"]], ids=["beside", "without"])
 def test_recipes_for_tests(flights, options):
     """The page's tests pass beside pytest-flask and without, with either fixture."""
-    each_test, rollback = write_recipes(flights)
+    each_test, isolated = write_recipes(flights)
     run_pytest(each_test, options).check()
-    run_pytest(rollback, options).check()
+    run_pytest(isolated, options).check()
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_the_recipe_for_a_rollback_on_postgresql(flights, pg_url):
-    _, rollback = write_recipes(flights, pg_url)
-    run_pytest(rollback, []).check()
+def test_the_recipe_for_isolation_on_postgresql(flights, pg_url):
+    _, isolated = write_recipes(flights, pg_url)
+    run_pytest(isolated, []).check()
 
 
 def test_the_example_is_installed_with_all_that_it_needs():
