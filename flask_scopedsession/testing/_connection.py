@@ -43,6 +43,7 @@ class IsolatedConnection:
             has_written=False,
             thread=get_ident(),
             began="",
+            is_read_only=False,
             is_over=False,
         )
 
@@ -55,7 +56,8 @@ class IsolatedConnection:
     """The thread that used it last."""
     began: str
     """For messages: the line of the application where its transaction began."""
-
+    is_read_only: bool
+    """PostgreSQL refuses to write in its transactions."""
     is_over: bool
     """The block in which it was checked out has ended."""
 
@@ -191,7 +193,9 @@ class IsolatedConnection:
         elif name == "isolation_level":
             if value is None and self._database.dialect.name == "sqlite":
                 self._refuse_autocommit()
-        elif name not in ("read_only", "deferrable"):
+        elif name in ("read_only", "readonly"):  # psycopg's and psycopg2's
+            self.__dict__["is_read_only"] = bool(value)
+        elif name != "deferrable":
             setattr(self._real, name, value)
 
     def __enter__(self) -> Self:
@@ -241,15 +245,20 @@ class IsolatedCursor:
         """Execute a script as sqlite3 does: outside of a transaction."""
         import sqlite3
 
-        self._connection.commit()
-        part = ""
+        connection = self._connection
+        connection.commit()
+        part, has_begun = "", False
         for piece in script.split(";"):
             part += f"{piece};"
             if sqlite3.complete_statement(part):
+                kind = connection._database.kind_of(part)
                 self.execute(part)
+                if kind in ("begin", "commit", "rollback"):
+                    has_begun = kind == "begin"
+                elif not has_begun:
+                    connection.commit()
                 part = ""
         self.execute(part.rpartition(";")[0])
-        self._connection.commit()
         return self
 
     def _send(

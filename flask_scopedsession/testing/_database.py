@@ -42,7 +42,7 @@ AUTOCOMMIT = (
 _places = lru_cache(8)(Places)
 
 #: The dialects whose transactions and savepoints are known here.
-DIALECTS = frozenset(("sqlite", "postgresql")) | MYSQL
+_DIALECTS = frozenset(("sqlite", "postgresql")) | MYSQL
 
 _TRANSACTION = "flask_scopedsession_transaction"
 _LAYER = "flask_scopedsession_layer_{}"
@@ -123,8 +123,8 @@ class Database:
             owner = self._owner
             if owner is not None and owner.has_written:
                 raise self.error(
-                    f"a transaction{owner.began} has uncommitted changes. Commit it,"
-                    " or roll it back, before isolate() begins again"
+                    f"a transaction{owner.began} {self._open()}. Commit it, or roll it"
+                    " back, before isolate() begins again"
                 )
             self._layers += 1
             if self.real is not None:
@@ -157,11 +157,14 @@ class Database:
                 self.real = proxied.dbapi_connection
                 try:
                     self._begin()
-                except BaseException as error:
+                except IsolationError:
+                    self.real = None
+                    proxied.close()
+                    raise
+                except BaseException:
                     self.real = None
                     proxied.invalidate()
-                    # One that was idle may have lost its server.
-                    if is_last or isinstance(error, IsolationError):
+                    if is_last:  # else one that was idle may have lost its server
                         raise
                 else:
                     self.proxied = proxied
@@ -169,6 +172,8 @@ class Database:
 
     def _begin(self) -> None:
         real = self.real
+        if self.dialect.name not in _DIALECTS:
+            raise self.error(f"isolate() does not know the dialect {self.dialect.name}")
         autocommit = getattr(real, "get_autocommit", lambda: real.autocommit is True)
         if getattr(real, "autocommit", False) is not False and autocommit():
             raise self.error(AUTOCOMMIT)
@@ -246,24 +251,29 @@ class Database:
             if owner is None or not owner.has_written:
                 self._owner = None
                 ended = () if owner is None else (f"RELEASE SAVEPOINT {_TRANSACTION}",)
-                self._run(*ended, f"SAVEPOINT {_TRANSACTION}")
+                more = ("SET TRANSACTION READ ONLY",) if who.is_read_only else ()
+                self._run(*ended, f"SAVEPOINT {_TRANSACTION}", *more)
                 at = self._places.here()
                 who.began = f", which began at {at}," if at else ""
                 self._owner = who
                 break
             if owner.thread == get_ident():
                 raise self.error(
-                    f"another transaction of this thread{owner.began} has uncommitted"
-                    " changes, which this one would see. Commit that one, or roll it"
-                    " back, first"
+                    f"another transaction of this thread{owner.began} {self._open()},"
+                    " and must end before this one uses the database. Commit that one,"
+                    " or roll it back, first"
                 )
             if not self.lock.wait(max(0.0, deadline - time.monotonic())):
                 raise self.error(
-                    f"a transaction of another thread{owner.began} has had uncommitted"
-                    f" changes for {self._wait:g} s. Commit it, or roll it back, before"
-                    " you wait for a thread that uses the database"
+                    f"a transaction of another thread{owner.began} {self._open()}, and"
+                    f" has not ended for {self._wait:g} s. Commit it, or roll it back,"
+                    " before you wait for a thread that uses the database"
                 )
         who.thread = get_ident()
+
+    def _open(self) -> str:
+        """Say why the transaction that has the savepoint keeps it."""
+        return "has failed" if _failed(self.real) else "has uncommitted changes"
 
     def executed(self, who: IsolatedConnection) -> None:
         """Look at the real transaction after a statement.
@@ -319,12 +329,12 @@ class Database:
         if self._owner is not who or os.getpid() != self._pid:
             return
         self._owner = None
-        if self._problem is not None:
-            return  # the end of the block rolls everything back
-        self._run(
-            f"ROLLBACK TO SAVEPOINT {_TRANSACTION}", f"RELEASE SAVEPOINT {_TRANSACTION}"
-        )
         self.lock.notify_all()
+        if self._problem is None:  # else the end of the block rolls everything back
+            self._run(
+                f"ROLLBACK TO SAVEPOINT {_TRANSACTION}",
+                f"RELEASE SAVEPOINT {_TRANSACTION}",
+            )
 
     def _give_up(self, owner: IsolatedConnection | None) -> None:
         if owner is not None:
@@ -334,6 +344,7 @@ class Database:
     # -- the real connection ---------------------------------------------------------
 
     def check(self) -> None:
+        """Refuse a process that was forked, and what comes after a failure."""
         if os.getpid() != self._pid:
             raise self.error(
                 "this process was forked inside isolate(), which covers only its own"

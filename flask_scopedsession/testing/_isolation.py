@@ -36,7 +36,6 @@ from ..errors import IsolationError
 from ._connection import IsolatedConnection
 from ._database import AUTOCOMMIT
 from ._database import Database
-from ._database import DIALECTS
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -282,13 +281,11 @@ def _account_of(name: str, engine: Engine) -> PoolAccount:
         )
     elif _is_out(account):
         holder = next(iter(account.holders()), None)
-        at = None if holder is None else holder.at or f"the thread {holder.thread!r}"
+        by = "" if holder is None else f" by {holder.at or holder.thread}"
         why = (
-            f"a connection is checked out, by {at}, whose commits would be real. Return"
-            " it to the pool first"
+            f"a connection is checked out{by}, and its commits would be real. Return it"
+            " to the pool first"
         )
-    elif engine.dialect.name not in DIALECTS:
-        why = f"the dialect {engine.dialect.name} is not known to isolate()"
     if why is not None or account is None:
         raise IsolationError(f"isolate(), bind {name!r}: {why}.")
     return account

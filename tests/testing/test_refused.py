@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from items import by_session
 from items import INSERT
 from items import Item
 from items import names
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -71,6 +73,18 @@ def test_other_isolation_levels_hold(flask_app, db):
         db.session.connection(execution_options=level)
         by_session(db, "second")
         assert names(db) == ["kept", "new", "second"]
+
+
+@POSTGRESQL
+def test_read_only_transactions(flask_app, db):
+    level = {"postgresql_readonly": True}
+    with isolate(flask_app), flask_app.app_context():
+        with db.engine.connect().execution_options(**level) as connection:
+            assert connection.scalar(sa.select(Item.name)) == "kept"
+            with pytest.raises(DBAPIError, match="read-only"):
+                connection.execute(sa.text(INSERT.format("new")))
+        by_session(db, "second")
+        assert names(db) == ["kept", "second"]
 
 
 @SQLITE
@@ -262,9 +276,7 @@ def test_sqlite3(flask_app, db):
         driver.executescript(
             "CREATE TABLE x (a); CREATE TRIGGER t AFTER INSERT ON x BEGIN"
             " INSERT INTO item (name) VALUES ('by ; trigger'); END;"
-            " INSERT INTO x VALUES (1); BEGIN; INSERT INTO x VALUES (2)".replace(
-                "INSERT INTO x VALUES (2)", "DELETE FROM x; COMMIT"
-            )
+            " INSERT INTO x VALUES (1); BEGIN; DELETE FROM x; COMMIT"
         )
         assert not driver.in_transaction
         driver.execute(INSERT.format("rolled back"))
@@ -272,7 +284,17 @@ def test_sqlite3(flask_app, db):
         with pytest.raises(IsolationError, match="AUTOCOMMIT"):
             driver.isolation_level = None
         raw.close()
-        assert names(db) == ["kept", "by with", "many", "by ; trigger"]
+        raw = db.engine.raw_connection()
+        with pytest.raises(sqlite3.IntegrityError):
+            raw.driver_connection.executescript(
+                f"{INSERT.format('first')}; {INSERT.format('first')}; SELECT 1"
+            )
+        with pytest.raises(sqlite3.IntegrityError):
+            raw.driver_connection.executescript(
+                f"BEGIN; {INSERT.format('second')}; {INSERT.format('second')}; COMMIT"
+            )
+        raw.close()
+        assert names(db)[1:] == ["by with", "many", "by ; trigger", "first"]
 
 
 # -- constraints that are checked at a commit ----------------------------------------
@@ -412,6 +434,22 @@ def test_idle_connection_that_died_before(flask_app, db, backends):
             connection.execute(sa.delete(Item).where(Item.name == "x"))
     with flask_app.app_context(), db.engine.begin() as connection:
         connection.execute(sa.delete(Item).where(Item.name == "x"))
+
+
+class Unknown(SQLiteDialect_pysqlite):
+    name = "unknown"
+    supports_statement_cache = True
+
+
+def test_unknown_dialect_is_refused_when_it_is_used(make_app, sqlite_url):
+    sa.dialects.registry.impls["unknown.driver"] = lambda: Unknown
+    db = ScopedSession()
+    binds = {"other": "unknown+driver://"}
+    app = make_app(db, SQLALCHEMY_DATABASE_URI=sqlite_url, SQLALCHEMY_BINDS=binds)
+    with isolate(app), app.app_context():
+        assert db.session.scalar(sa.text("SELECT 1")) == 1
+        with pytest.raises(IsolationError, match=r"'other'.*dialect unknown"):
+            db.get_engine("other").connect()
 
 
 def test_pool_of_the_application(make_app, sqlite_url):

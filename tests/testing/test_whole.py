@@ -411,6 +411,7 @@ def test_pool_is_as_before(make):
     db, app = make()
     with app.app_context():
         engine, pool = db.engine, db.engine.pool
+        (reading,) = db.snapshot().pools
     before = pool.checkedin(), pool.checkedout()
     with isolate(app), app.app_context():
         left_out = [db.engine.connect(), db.engine.raw_connection()]
@@ -419,7 +420,8 @@ def test_pool_is_as_before(make):
     assert engine.pool is pool
     assert (pool.checkedin(), pool.checkedout()) == before
     with app.app_context():
-        assert [each.used for each in db.snapshot().pools] == [0]
+        (after,) = db.snapshot().pools
+        assert (after.used, after.open) == (0, reading.open)
         by_begin(db, "real")
         assert names(db) == ["kept", "real"]
     left_out[0].close()
