@@ -193,18 +193,20 @@ class Bind:
         self._engine = engine
         self._account = account
         self._database = database
-        self._pool = self._new_pool()
+        self._pool: TrackedPool | None = None
         self._out: weakref.WeakKeyDictionary[PoolProxiedConnection, int]
         self._out = weakref.WeakKeyDictionary()
         """What was checked out, and in which layer."""
 
     def begin(self) -> None:
+        """Serve what the engine's own pool served."""
         self._outer.serve(self._connect)
 
     def end(self) -> None:
         """Let the engine's own pool serve again."""
         self._outer.serve(None)
-        self._pool.dispose()
+        if self._pool is not None:
+            self._pool.dispose()
 
     @property
     def _outer(self) -> TrackedPool:
@@ -214,7 +216,7 @@ class Bind:
         if not self.layer:
             return self._outer.connect()  # by a pool that was replaced inside
         self._database.check()
-        proxied = self._pool.connect()
+        proxied = (self._pool or self._opened()).connect()
         self._out.setdefault(proxied, self.layer)
         return proxied
 
@@ -228,6 +230,13 @@ class Bind:
             if self._out[proxied] >= layer or connection.has_written:
                 connection.end()
                 proxied.detach()  # not invalidate(), of which a session does not learn
+
+    def _opened(self) -> TrackedPool:
+        with self._database.lock:
+            pool = self._pool
+            if pool is None:  # else another thread was faster
+                pool = self._pool = self._new_pool()
+            return pool
 
     def _new_pool(self) -> TrackedPool:
         """Return a pool like the engine's, whose connections share the real one."""
