@@ -16,7 +16,6 @@ from items import names
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import IsolationError
@@ -140,12 +139,15 @@ def test_tables_without_transactions(flask_app, db):
 
 @SERVERS
 def test_two_phase(flask_app, db):
+    def prepare():
+        with db.engine.connect() as connection:
+            transaction = connection.begin_twophase()
+            connection.execute(sa.insert(Item).values(name="new"))
+            transaction.prepare()
+
     with isolate(flask_app), flask_app.app_context():
-        session = Session(db.engine, twophase=True)
-        session.add(Item(name="new"))
         with pytest.raises(IsolationError, match="two-phase"):
-            session.commit()
-        session.close()
+            prepare()
         raw = db.engine.raw_connection()
         with pytest.raises(IsolationError, match="tpc_begin"):
             raw.driver_connection.tpc_begin("x")
