@@ -12,6 +12,7 @@ wait for itself.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import typing as t
@@ -68,9 +69,11 @@ _HAS_DEFERRED = (
 
 #: The code of MySQL's warning for tables that know no transactions.
 _NOT_UNDONE = "1196"
+#: The tables of the database that know none, such as those of MyISAM or Aria.
 _WITHOUT_TRANSACTIONS = (
-    "SELECT 1 FROM information_schema.tables JOIN information_schema.engines USING"
-    " (engine) WHERE table_schema = DATABASE() AND transactions = 'NO' LIMIT 1"
+    "SELECT group_concat(table_name SEPARATOR '|') FROM information_schema.tables"
+    " JOIN information_schema.engines USING (engine)"
+    " WHERE table_schema = DATABASE() AND transactions = 'NO'"
 )
 
 #: PostgreSQL's ``PQTRANS_INERROR``, as psycopg and psycopg2 give it.
@@ -111,6 +114,8 @@ class Database:
         self._layers = 0
         self._owner: IsolatedConnection | None = None
         self._problem: str | None = None
+        self._without = ""
+        """The tables, with bars in between, that know no transactions."""
 
     # -- layers ------------------------------------------------------------------
 
@@ -188,6 +193,10 @@ class Database:
         for layer in range(2, self._layers + 1):
             self._execute(f"SAVEPOINT {_LAYER.format(layer)}")
         self._violations = self._count_violations()
+        if self.dialect.name in MYSQL:
+            (row,) = self._execute(_WITHOUT_TRANSACTIONS)
+            (found,) = row.values() if isinstance(row, dict) else row
+            self._without = found or ""
 
     def _finish(self) -> None:
         proxied, real = t.cast("PoolProxiedConnection", self.proxied), self.real
@@ -196,9 +205,7 @@ class Database:
             if self.dialect.name in MYSQL:
                 warnings = self._execute("ROLLBACK", "SHOW WARNINGS")
                 # A temporary table causes the same warning.
-                is_partial = _NOT_UNDONE in str(warnings) and bool(
-                    self._execute(_WITHOUT_TRANSACTIONS)
-                )
+                is_partial = _NOT_UNDONE in str(warnings) and self._without != ""
             real.rollback()
             # With autocommit=True, sqlite3 rolls back nothing that a BEGIN began.
             if self.dialect.name == "sqlite" and getattr(real, "autocommit", 0) is True:
@@ -215,8 +222,8 @@ class Database:
                 proxied.close()
         if is_partial:
             raise self.error(
-                "tables that know no transactions were changed, such as those of MyISAM"
-                " or Aria, and are still. Use InnoDB for them"
+                f"a trigger or procedure has changed {self._without}, for real: the"
+                " engine of such a table knows no transactions. Use InnoDB for it"
             )
 
     # -- transactions --------------------------------------------------------------
@@ -227,9 +234,14 @@ class Database:
         :raises IsolationError: It cannot be isolated.
         """
         try:
-            return kind_of(statement, self.real, self.dialect.name)
+            kind = kind_of(statement, self.real, self.dialect.name)
         except Refused as error:
             why = str(error)
+        else:
+            names = self._without and rf"\b(?:{self._without})\b"
+            if kind != "write" or not names or not re.search(names, str(statement)):
+                return kind
+            why = "the engine of its table knows no transactions. Use InnoDB for it"
         raise self.error(f"{self._shown(statement)} was not executed: {why}")
 
     def _shown(self, statement: t.Any) -> str:
