@@ -8,6 +8,8 @@ from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from threading import get_ident
 
 from ._database import AUTOCOMMIT
@@ -213,9 +215,11 @@ class IsolatedCursor:
 
     _connection: IsolatedConnection
     _real: t.Any
+    _rows: Iterator[t.Any] | None
+    """SQLite's, which would change if others wrote while they are fetched."""
 
     def __init__(self, connection: IsolatedConnection, real: t.Any) -> None:
-        self.__dict__.update(_connection=connection, _real=real)
+        self.__dict__.update(_connection=connection, _real=real, _rows=None)
 
     @property
     def connection(self) -> IsolatedConnection:
@@ -269,6 +273,8 @@ class IsolatedCursor:
             self._connection.prepare(kind)
             try:
                 result = send(*args, **kwargs)
+                if database.dialect.name == "sqlite":
+                    self.__dict__["_rows"] = iter(self._real.fetchall())
             finally:
                 database.executed(self._connection)
         return self if result is self._real else result
@@ -283,14 +289,28 @@ class IsolatedCursor:
                 return self._send("write", found, *args, **kwargs)
 
             return send
-        if name.startswith("fetch") or name in ("scroll", "nextset", "close"):
-
-            def locked(*args: t.Any, **kwargs: t.Any) -> t.Any:
-                with self._connection._database.lock:
-                    return found(*args, **kwargs)
-
-            return locked
+        if name in ("scroll", "nextset", "close"):
+            return partial(self._fetch, name)
         return found
+
+    def _fetch(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        with self._connection._database.lock:
+            return getattr(self._real, name)(*args, **kwargs)
+
+    def fetchone(self) -> t.Any:
+        """Return the next row."""
+        return self._fetch("fetchone") if self._rows is None else next(self._rows, None)
+
+    def fetchmany(self, size: int | None = None) -> t.Any:
+        """Return the next rows."""
+        size = self._real.arraysize if size is None else size
+        if self._rows is None:
+            return self._fetch("fetchmany", size)
+        return list(islice(self._rows, size))
+
+    def fetchall(self) -> t.Any:
+        """Return all other rows."""
+        return self._fetch("fetchall") if self._rows is None else list(self._rows)
 
     def __setattr__(self, name: str, value: t.Any) -> None:
         setattr(self._real, name, value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import sqlalchemy as sa
 from items import by_begin
@@ -163,6 +166,46 @@ def test_reader_does_not_hinder_a_writer(flask_app, db):
         assert flask_app.test_client().post("/items/request").text == "done"
         db.session.rollback()
         assert names(db) == ["kept", "test", "other", "request"]
+
+
+def test_rows_that_are_fetched_late(flask_app, db):
+    """They are those of the time when the statement was executed."""
+    query = sa.select(Item.name).order_by(Item.id)
+    for options in ({}, {"yield_per": 1}):
+        with isolate(flask_app), flask_app.app_context():
+            for name in "abc":
+                by_begin(db, name)
+            with db.engine.connect() as connection:
+                rows = connection.execute(query, execution_options=options).scalars()
+                assert next(rows) == "kept"
+                by_begin(db, "late")
+                assert rows.all() == ["a", "b", "c"]
+
+
+def test_parallel_threads(flask_app, db):
+    """Each transaction is whole, sees no other's, and none is lost."""
+    start = threading.Barrier(4)
+
+    def work(number):
+        start.wait(10)
+        for step in range(6):
+            with flask_app.app_context():
+                seen = db.session.scalars(sa.select(Item)).all()
+                assert len(seen) % 2 == 1
+                db.session.add(Item(name=f"{number} {step} a"))
+                db.session.flush()
+                db.session.add(Item(name=f"{number} {step} b"))
+                if step % 2:
+                    db.session.rollback()
+                else:
+                    db.session.commit()
+                assert len(names(db)) % 2 == 1
+
+    with isolate(flask_app):
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+        with flask_app.app_context():
+            assert len(names(db)) == 1 + 4 * 3 * 2
 
 
 def test_second_transaction_of_a_thread(flask_app, db):

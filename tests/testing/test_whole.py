@@ -58,34 +58,6 @@ def content(url):
 # -- threads ----------------------------------------------------------------------
 
 
-def test_parallel_threads(make, sqlite_url):
-    """Each transaction is whole, sees no other's, and none is lost."""
-    db, app = make()
-    before = content(sqlite_url)
-    start = threading.Barrier(4)
-
-    def work(number):
-        start.wait(10)
-        for step in range(10):
-            with app.app_context():
-                before = db.session.scalar(sa.select(sa.func.count(Item.id)))
-                db.session.add(Item(name=f"{number} {step} a"))
-                db.session.flush()
-                db.session.add(Item(name=f"{number} {step} b"))
-                if step % 2:
-                    db.session.rollback()
-                else:
-                    db.session.commit()
-                assert before % 2 == 1
-
-    with isolate(app):
-        with ThreadPoolExecutor(4) as threads:
-            list(threads.map(work, range(4)))
-        with app.app_context():
-            assert len(names(db)) == 1 + 4 * 5 * 2
-    assert content(sqlite_url) == before
-
-
 def test_waits_for_another_threads_transaction(make):
     db, app = make()
     written, done = threading.Event(), threading.Event()
