@@ -65,10 +65,11 @@ class IsolatedConnection:
 
     @property
     def _real(self) -> t.Any:
-        self._refuse_if_over()
+        self.refuse_if_over()
         return self._database.real
 
-    def _refuse_if_over(self) -> None:
+    def refuse_if_over(self) -> None:
+        """Refuse what comes after the block in which this was checked out."""
         if self.is_over:
             raise self._database.error(
                 "this connection was checked out inside a block that has ended. Close"
@@ -84,7 +85,7 @@ class IsolatedConnection:
     def commit(self) -> None:
         """Keep everything until the end of :func:`.isolate`."""
         with self._database.lock:
-            self._refuse_if_over()
+            self.refuse_if_over()
             self._database.commit(self)
             self._ended()
 
@@ -135,7 +136,6 @@ class IsolatedConnection:
     def prepare(self, kind: str) -> None:
         """Prepare for a statement of this kind; the lock is held."""
         database = self._database
-        self._refuse_if_over()
         database.claim(self)
         if kind != "read":
             self.__dict__["has_written"] = True

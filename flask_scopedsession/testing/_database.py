@@ -140,6 +140,7 @@ class Database:
         """Undo a layer, and give the real connection back with the last one."""
         with self.lock:
             layer, self._layers = self._layers, self._layers - 1
+            self.lock.notify_all()
             if self.real is None:
                 return
             if layer == 1:
@@ -256,6 +257,7 @@ class Database:
         """
         deadline = time.monotonic() + self._wait
         while True:
+            who.refuse_if_over()
             self.check()
             owner = self._owner
             if owner is who:

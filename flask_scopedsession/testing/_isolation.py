@@ -222,13 +222,17 @@ class Bind:
 
     def take_back(self, layer: int) -> None:
         """End what was checked out in a layer, or has written in it."""
-        for reference in self._out.keyrefs():
-            proxied = reference()
-            connection: t.Any = getattr(proxied, "dbapi_connection", None)
-            if proxied is None or connection is None:
-                continue  # it was returned
-            if self._out[proxied] >= layer or connection.has_written:
-                connection.end()
+        out = [each for ref in self._out.keyrefs() if (each := ref()) is not None]
+        with self._database.lock:  # so that none goes on when another ends
+            for proxied in out:
+                connection: t.Any = proxied.dbapi_connection  # None: it was returned
+                if connection is not None and (
+                    self._out[proxied] >= layer or connection.has_written
+                ):
+                    connection.end()
+        for proxied in out:
+            connection = proxied.dbapi_connection
+            if connection is not None and connection.is_over:
                 proxied.detach()  # not invalidate(), of which a session does not learn
 
     def _opened(self) -> TrackedPool:

@@ -104,6 +104,32 @@ def test_deadlock_is_an_error(make):
         assert names(db) == ["kept", "first"]
 
 
+def test_thread_that_waits_at_the_end(make):
+    db, app = make()
+    waits = threading.Event()
+    errors = []
+
+    def work():
+        with app.app_context(), db.engine.connect() as connection:
+            waits.set()
+            try:
+                connection.execute(sa.text(INSERT.format("late")))
+            except IsolationError as error:
+                errors.append(str(error))
+
+    thread = threading.Thread(target=work)
+    with isolate(app), app.app_context():
+        raw = db.engine.raw_connection()
+        raw.cursor().execute(INSERT.format("never committed"))
+        thread.start()
+        assert waits.wait(10)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "has ended" in errors[0]
+    with app.app_context():
+        assert names(db) == ["kept"]
+
+
 def test_thread_that_outlives_the_block(make):
     """What it does afterwards is an error, and not real."""
     db, app = make()
