@@ -206,6 +206,10 @@ class _Attempts:
         return True
 
 
+#: Stands for the bind of a session that has no scope.
+SESSIONMAKER = "a session of db.sessionmaker()"
+
+
 def release(
     sessions: Mapping[str, Session],
     names: Mapping[str, str],
@@ -213,6 +217,7 @@ def release(
 ) -> None:
     """Give the connections of sessions back, if nothing is lost by that.
 
+    :param sessions: By the name of the bind.
     :param names: The model of a table, by the table's name.
     :param caller: What an error names.
     """
@@ -235,7 +240,8 @@ def release(
 def _refuse_release(
     name: str, session: Session, names: Mapping[str, str], caller: str
 ) -> None:
-    shown = "db.session" if name == DEFAULT_BIND else f"db.get_session({name!r})"
+    shown = {DEFAULT_BIND: "db.session", SESSIONMAKER: SESSIONMAKER}.get(name)
+    shown = shown or f"db.get_session({name!r})"
     if not session.is_active:
         raise TransactionError(
             f"{caller} found that the transaction of {shown} has failed or is"

@@ -29,6 +29,7 @@ from .._pools.tracked_pool import limits
 from .._pools.tracked_pool import pool_class
 from .._pools.tracked_pool import TrackedPool
 from .._sessions.transactions import release
+from .._sessions.transactions import SESSIONMAKER
 from .._settings.urls import in_memory
 from .._settings.urls import is_private
 from .._settings.urls import is_sqlite
@@ -130,7 +131,7 @@ def _sessions_here(application: Application) -> Iterator[dict[str, Session]]:
     for reference in ledger.unscoped.keyrefs():  # a list, as others make sessions
         session = reference()
         if session is not None and ledger.unscoped[session].ident == ident:
-            yield {"of sessionmaker()": session}
+            yield {SESSIONMAKER: session}
 
 
 class Isolation:

@@ -390,6 +390,18 @@ def test_session_with_changes_at_the_beginning(flask_app, db):
             assert names(db) == ["kept", "new"]
 
 
+def test_own_session_with_changes_at_the_beginning(flask_app, db):
+    with flask_app.app_context():
+        session = db.sessionmaker()
+        session.add(Item(name="pending"))
+        with (
+            pytest.raises(UnsavedWork, match=r"of a session of db\.sessionmaker\(\),"),
+            isolate(flask_app),
+        ):
+            pass
+        session.close()
+
+
 def test_layer_ends_what_was_checked_out_before(flask_app, db):
     """A connection of the outer block that has written in the inner one."""
     with isolate(flask_app), flask_app.app_context():
