@@ -1082,6 +1082,98 @@ if not hasattr(self, "_lock"):
         whole/test_shutdown.py test_a_sync_worker_that_is_aborted
         """,
     ),
+    mutation(
+        "isolation: SQLite's rows are fetched when others have written",
+        Change(
+            "flask_scopedsession.testing._connection:IsolatedCursor._send",
+            'database.dialect.name == "sqlite"',
+            "False",
+        ),
+        tests="""
+        testing/test_isolate.py test_rows_that_are_fetched_late
+        """,
+    ),
+    mutation(
+        "isolation: two transactions share a savepoint",
+        Change(
+            "flask_scopedsession.testing._database:Database.claim",
+            "owner is None or not owner.has_written",
+            "True",
+        ),
+        tests="""
+        testing/test_at_random.py test_users_at_random
+        testing/test_isolate.py test_second_transaction_of_a_thread
+          test_parallel_threads
+        testing/test_whole.py test_deadlock_is_an_error
+        """,
+    ),
+    mutation(
+        "isolation: a statement ends the real transaction unseen",
+        Change(
+            "flask_scopedsession.testing._database:Database.executed",
+            "is_transaction_open(real) is False",
+            "False",
+        ),
+        tests="""
+        testing/test_refused.py test_statement_that_ends_every_transaction
+        """,
+    ),
+    mutation(
+        "isolation: a forked process uses its parent's connection",
+        Change(
+            "flask_scopedsession.testing._database:Database.check",
+            "os.getpid() != self._pid",
+            "False",
+        ),
+        tests="""
+        testing/test_refused.py test_forked_process
+        """,
+    ),
+    mutation(
+        "isolation: a connection that was checked out before commits",
+        Change(
+            "flask_scopedsession.testing._isolation:_account_of",
+            "_is_out(account)",
+            "False",
+        ),
+        tests="""
+        testing/test_refused.py test_connection_that_is_out_at_the_beginning
+        """,
+    ),
+    mutation(
+        "isolation: dispose() ends it",
+        Change(
+            "flask_scopedsession._pools.tracked_pool:TrackedPool.recreate",
+            "pool.serve(self.server)",
+            "pool.serve(None)",
+        ),
+        tests="""
+        testing/test_whole.py test_dispose_inside
+        """,
+    ),
+    mutation(
+        "isolation: what is checked out goes on after the end",
+        Change(
+            "flask_scopedsession.testing._isolation:Bind.take_back",
+            "connection.end()",
+            "pass",
+        ),
+        tests="""
+        testing/test_whole.py test_thread_that_outlives_the_block
+          test_pool_is_as_before
+        """,
+    ),
+    mutation(
+        "isolation: deferred constraints are never checked",
+        Change(
+            "flask_scopedsession.testing._database:Database.commit",
+            "if who.has_written:",
+            "if False:",
+        ),
+        tests="""
+        testing/test_refused.py test_deferred_constraints
+        """,
+    ),
 )
 
 
