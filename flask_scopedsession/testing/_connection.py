@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from threading import get_ident
+from types import SimpleNamespace
 
 from ._database import AUTOCOMMIT
 from ._database import Database
@@ -148,6 +149,9 @@ class IsolatedConnection:
 
     def cursor(self, *args: t.Any, **kwargs: t.Any) -> IsolatedCursor:
         """Return a cursor whose statements belong to this transaction."""
+        if self.is_over:
+            # SQLAlchemy would wrap an error here in one of its own.
+            return IsolatedCursor(self, SimpleNamespace(close=lambda: None))
         kind: t.Any = args[0] if args else None
         if isinstance(kind, type) and kind.__name__.startswith("SS"):
             # PyMySQL's and mysqlclient's, whose rows the next statement would lose.
@@ -229,6 +233,7 @@ class IsolatedCursor:
     def execute(self, statement: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
         """Execute a statement, or what stands for it here."""
         connection = self._connection
+        connection.refuse_if_over()
         kind = connection._database.kind_of(statement)
         if kind == "begin":
             connection.begin()
@@ -242,6 +247,7 @@ class IsolatedCursor:
 
     def executemany(self, statement: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
         """Execute a statement for several sets of parameters."""
+        self._connection.refuse_if_over()
         self._connection._database.kind_of(statement)
         return self._send("write", self._real.executemany, statement, *args, **kwargs)
 

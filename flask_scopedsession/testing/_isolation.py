@@ -138,6 +138,11 @@ class Isolation:
     """The databases of an application while they are isolated."""
 
     def __init__(self, app: Flask, application: Application) -> None:
+        if not application.settings.tracking:
+            raise IsolationError(
+                "isolate() needs SCOPEDSESSION_TRACKING, which is off for the app"
+                f" {app.name!r}."
+            )
         self.layers = 0
         databases: dict[object, Database] = {}
         self._binds: list[Bind] = []
@@ -289,9 +294,8 @@ def _account_of(name: str, engine: Engine) -> PoolAccount:
     why = None
     if account is None:
         why = (
-            "SCOPEDSESSION_TRACKING is off, or its pool was made by the application."
-            " isolate() needs the pool that the extension makes: use poolclass instead"
-            " of pool"
+            "its pool was made by the application. isolate() needs one that the"
+            " extension makes: use the option 'poolclass' instead of 'pool'"
         )
     elif _is_out(account):
         holder = next(iter(account.holders()), None)

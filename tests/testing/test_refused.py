@@ -479,12 +479,15 @@ def test_unknown_dialect_is_refused_when_it_is_used(make_app, sqlite_url):
 
 def test_pool_of_the_application(make_app, sqlite_url):
     engine = sa.create_engine(sqlite_url)
-    for config in (
-        {"SQLALCHEMY_ENGINE_OPTIONS": {"pool": engine.pool}},
-        {"SCOPEDSESSION_TRACKING": False},
+    for config, message in (
+        (
+            {"SQLALCHEMY_ENGINE_OPTIONS": {"pool": engine.pool}},
+            "'default'.*'poolclass'",
+        ),
+        ({"SCOPEDSESSION_TRACKING": False}, "SCOPEDSESSION_TRACKING"),
     ):
         app = make_app(ScopedSession(), SQLALCHEMY_DATABASE_URI=sqlite_url, **config)
-        with pytest.raises(IsolationError, match="'default'.*pool"), isolate(app):
+        with pytest.raises(IsolationError, match=message), isolate(app):
             pass
     engine.dispose()
 

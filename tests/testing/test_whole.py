@@ -143,10 +143,18 @@ def test_thread_that_outlives_the_block(make):
             raw = connection.connection.dbapi_connection
             written.set()
             over.wait(10)
-            for use in (connection.commit, raw.commit, raw.cursor):
+            for use in (
+                lambda: connection.execute(sa.text("SELECT 1")),
+                lambda: connection.execute(
+                    sa.insert(Item), [{"name": n} for n in "ab"]
+                ),
+                connection.commit,
+                raw.commit,
+                lambda: raw.cursor().execute("SELECT 1"),
+            ):
                 try:
                     use()
-                except (sa.exc.SQLAlchemyError, ScopedSessionError) as error:
+                except IsolationError as error:
                     errors.append(error)
             connection.close()
 
@@ -156,7 +164,7 @@ def test_thread_that_outlives_the_block(make):
         assert written.wait(10)
     over.set()
     thread.join(10)
-    assert len(errors) == 3
+    assert len(errors) == 5
     with app.app_context():
         assert names(db) == ["kept"]
         (pool,) = db.snapshot().pools
