@@ -12,8 +12,7 @@ _INSTEAD = {
     " info={'bind_key': name} for a table in another bind.",
     "get_or_abort": "Use db.get_or_404(), or db.session.get() and abort().",
     "one_or_abort": "Use db.one_or_404(), or db.session.scalars() and abort().",
-    "test_isolation": "The documentation's page on testing shows a fixture that rolls"
-    " back what a test commits.",
+    "test_isolation": "Use isolate(app) of flask_scopedsession.testing.",
 }
 _ASYNC = (
     "Sessions and engines are synchronous here. Async views can use db.session; for"

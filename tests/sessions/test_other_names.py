@@ -23,7 +23,7 @@ from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
         ("Pagination", "from flask_scopedsession.views import Pagination"),
         ("get_or_abort", "Use db.get_or_404()"),
         ("one_or_abort", "Use db.one_or_404()"),
-        ("test_isolation", "page on testing"),
+        ("test_isolation", "isolate(app)"),
         ("async_session", "synchronous"),
         ("get_async_engine", "synchronous"),
         ("async_get_or_abort", "synchronous"),
