@@ -44,7 +44,7 @@ class Peer:
             app.teardown_appcontext(lambda _: session.remove())
             self._session: Callable[[], Any] = lambda: session
         else:
-            module = pytest.importorskip(kind)
+            module = importlib.import_module(kind)
             names = ("ScopedSession", "SQLAlchemy", "Alchemical")
             self.db = next(
                 vars(module)[name]() for name in names if name in vars(module)
