@@ -34,7 +34,11 @@ def check_content(wheel: Path, project: Path) -> None:
     root = project / "flask_scopedsession"
     wanted = {
         path.relative_to(project).as_posix()
-        for path in [*root.rglob("*.py"), root / "py.typed"]
+        for path in [
+            *root.rglob("*.py"),
+            root / "py.typed",
+            project / "pytest_scopedsession.py",
+        ]
     }
     expect(not wanted - package, f"missing in the wheel: {wanted - package}")
     expect(not package - wanted, f"only in the wheel: {package - wanted}")

@@ -255,7 +255,7 @@ class Reader:
         """Read which connections two threads used at the same time, the latest last."""
         return tuple(self._ledger.shared)
 
-    def _sessions(self) -> list[tuple[Scope, str, Session]]:
+    def open_sessions(self) -> list[tuple[Scope, str, Session]]:
         """Return every open session with its scope, oldest scope first."""
         self._ledger.forget_freed()
         scopes = sorted(self._ledger.live.copy(), key=lambda scope: scope.since)
@@ -274,9 +274,9 @@ class Reader:
     def _holding_sessions(self) -> dict[int, int]:
         """Return the number of the session that uses a connection, by its slot's id."""
         return {
-            id(slot): _number(session)
-            for _, _, session in self._sessions()
-            for slot in _slots_of(session)
+            id(slot): number_of(session)
+            for _, _, session in self.open_sessions()
+            for slot in slots_of(session)
         }
 
     def sessions(self) -> tuple[SessionSnapshot, ...]:
@@ -293,7 +293,7 @@ class Reader:
         by_context = self._ledger.kind == OfContext.name
         now = perf_counter()
         found = []
-        for scope, name, session in self._sessions()[: MOST + 1]:
+        for scope, name, session in self.open_sessions()[: MOST + 1]:
             # A connection is checked out for a context: of a session that belongs to
             # none, only the thread is known.
             known = by_context and name != ""
@@ -311,14 +311,14 @@ class Reader:
         waits: bool,
         statements: int | None,
     ) -> SessionSnapshot:
-        slots = _slots_of(session)
+        slots = slots_of(session)
         idle = [
             seconds
             for slot in slots
             if _is_open(slot) and (seconds := _idle(slot, now)) is not None
         ]
         return SessionSnapshot(
-            session=_number(session),
+            session=number_of(session),
             name=name,
             scope=self._ledger.kind if name else "none",
             thread=_thread_name(scope),
@@ -376,7 +376,7 @@ def _idle(slot: Slot, now: float) -> float | None:
     return max(0.0, now - slot.moved)
 
 
-def _slots_of(session: Session) -> list[Slot]:
+def slots_of(session: Session) -> list[Slot]:
     """Return what is known of the connections that a session holds.
 
     Private: SQLAlchemy has no way to ask a session that does not begin a transaction.
@@ -395,7 +395,7 @@ def _slots_of(session: Session) -> list[Slot]:
     return [slot for slot in slots if slot is not None and slot.scope is not None]
 
 
-def _number(session: Session) -> int:
+def number_of(session: Session) -> int:
     """Return a session's number in its process, which SQLAlchemy gives it."""
     return t.cast(int, getattr(session, "hash_key", id(session)))
 

@@ -48,6 +48,11 @@ def watch(application: t.Any) -> None:
     _applications.add(application)
 
 
+def watched() -> list[t.Any]:
+    """Return the applications of this process."""
+    return list(_applications)
+
+
 def register(resource: ForkAware) -> None:
     """Call the methods of `resource` around every fork of this process."""
     _process_wide.append(resource)

@@ -14,6 +14,9 @@ from .stacks import RawFrame
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
+#: By the root of an application: what its files, and those of others, are called.
+_labels: dict[str, dict[str, str | None]] = {}
+
 
 @cache
 def _libraries() -> tuple[str, ...]:
@@ -28,7 +31,7 @@ class Places:
     def __init__(self, root_path: str) -> None:
         self._root = os.path.realpath(root_path) + os.sep
         self._project = os.path.dirname(self._root.rstrip(os.sep)) + os.sep
-        self._labels: dict[str, str | None] = {}
+        self._labels = _labels.setdefault(self._root, {})
 
     def innermost(self, raw: t.Iterable[RawFrame]) -> str | None:
         """Return the innermost place of the app's own code in a stack."""

@@ -10,7 +10,7 @@ from pathlib import Path
 WORKERS = Path(__file__).resolve().parent.parent / "whole" / "workers"
 
 #: Settings of the user that would change the outcome of the tests.
-_FOREIGN = ("FLASK_", "SQLALCHEMY_", "SCOPEDSESSION_", "GUNICORN_", "PG")
+_FOREIGN = ("FLASK_", "SQLALCHEMY_", "SCOPEDSESSION_", "GUNICORN_", "PG", "PYTEST_")
 _FOREIGN_NAMES = frozenset(
     {
         "COLUMNS",

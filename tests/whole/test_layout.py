@@ -111,7 +111,8 @@ def exposed(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["", ".cli", ".errors", ".flask_sqlalchemy", ".snapshot", ".views"]
+    "module",
+    ["", ".cli", ".errors", ".flask_sqlalchemy", ".snapshot", ".testing", ".views"],
 )
 def test_all_is_exactly_what_a_module_exposes(module: str) -> None:
     """No public name is missing from ``__all__``, and none is there by accident."""
