@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 import urllib.request
 from configparser import ConfigParser
@@ -18,6 +17,7 @@ from inside import KEYS
 from inside import Reading
 from prefork import own_options
 from serving import Served
+from suites import Suite
 
 from flask_scopedsession import cli
 
@@ -160,18 +160,19 @@ def follow(words, servers, folder):
     return result.stdout
 
 
-#: What the recipes of the page on testing promise, beyond the page's own tests.
+#: What the page on testing promises, beyond its own tests.
 PROMISED = """
 import pytest
-from flights import db
-from flights import Flight
 from flask.globals import app_ctx
 from flask_scopedsession.errors import LostWork
+from flights import db
+from flights import Flight
+
+kept = []
 
 
 @pytest.mark.parametrize("time", range(2))
-def test_nothing_is_left_of_the_test_before(app, time):
-    client = app.test_client()
+def test_nothing_is_left_of_the_test_before(app, client, time):
     assert client.get("/flights").json == []
     db.session.remove()
     with app.app_context():
@@ -184,89 +185,57 @@ def test_nothing_is_left_of_the_test_before(app, time):
     assert client.get("/flights").json == ["A", "B"]
 
 
-kept = []
-
-def leak():
-    kept.append(db.engine.connect())
-    return ""
+def test_that_leaks(app):
+    with app.app_context():
+        kept.append(db.engine.connect())
 
 
-def forget():
-    db.session.add(Flight(number="lost"))
-    db.session.flush()
-    return ""
-
-
-def send(app, view):
-    app._got_first_request = False  # or no view may be added
-    app.add_url_rule(f"/{view.__name__}", view_func=view)
-    app.test_client().get(f"/{view.__name__}")
-
-
-def test_a_leak_is_found(app):
-    from test_connections import test_view_gives_its_connection_back as recipe
-
-    send(app, leak)
-    with pytest.raises(AssertionError, match="leak"):
-        recipe(app)
-    kept.pop().close()
-
-
-def test_lost_work(app):
-    if app_ctx:
-        return  # the session ends with pytest-flask's context
-    with pytest.raises(LostWork):
-        send(app, forget)
+def test_that_loses_work(app):
+    with pytest.raises(LostWork), app.app_context():
+        db.session.add(Flight(number="lost"))
 """
 
 
-def write_recipes(folder, url=None):
-    """Write the page's files once for each of its conftest.py; return the folders."""
-    sources = [text for _, _, text in blocks("testing.md", "python")]
-    named = [(text.split("\n")[0].removeprefix("# "), text) for text in sources]
-    folders = []
-    for conftest in (text for name, text in named if name == "conftest.py"):
-        if url is not None:
-            conftest = re.sub(r'f"sqlite:.*?"', repr(url), conftest)
-        folders.append(folder / f"recipe{len(folders)}")
-        folders[-1].mkdir()
-        shutil.copy(folder / "flights.py", folders[-1])
-        for name, text in (*named, ("test_promised.py", PROMISED)):
-            source = conftest if name == "conftest.py" else text
-            (folders[-1] / name).write_text(source, encoding="utf-8")
-    return folders
-
-
-def run_pytest(folder, options):
-    """Run the tests of a folder with these options."""
-    args = [
-        "-W",
-        "error",
-        "-m",
-        "pytest",
-        "-q",
-        "--rootdir=.",
-        "-p",
-        "no:cacheprovider",
+def write_page(folder, conftest):
+    """Write the files of the page on testing, with one of its ``conftest.py``."""
+    text = (DOCS / "testing.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"^```(?:python|toml)\n# (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    )
+    assert len(found) > 10
+    files = {name: source for name, source in found if name != "conftest.py"}
+    files["conftest.py"] = [each for name, each in found if name == "conftest.py"][
+        conftest
     ]
-    return commands.run([*args, *options], cwd=folder)
+    files["test_promised.py"] = PROMISED
+    for name, source in files.items():
+        (folder / name).write_text(source, encoding="utf-8")
+
+
+def check_page(suite):
+    """All tests of the page have passed, and the one that leaks has an error."""
+    assert len(suite.outcomes) > 15
+    wrong = {name for name, word in suite.outcomes.items() if word != "PASSED"}
+    assert wrong == {"test_that_leaks"}, suite.text
+    assert "test_promised.py:27 test_that_leaks" in suite.reasons["test_that_leaks"]
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["-p", "no:flask"]], ids=["beside", "without"])
-def test_recipes_for_tests(flights, options):
-    """The page's tests pass beside pytest-flask and without, with either fixture."""
-    each_test, isolated = write_recipes(flights)
-    run_pytest(each_test, options).check()
-    run_pytest(isolated, options).check()
+@pytest.mark.parametrize("beside", [(), ("flask",)], ids=["without", "beside"])
+def test_page_on_testing(flights, beside):
+    """Its tests pass without pytest-flask, and beside it."""
+    write_page(flights, conftest=0)
+    check_page(Suite(flights, beside=beside))
 
 
 @pytest.mark.subprocess
 @pytest.mark.slow
-def test_the_recipe_for_isolation_on_postgresql(flights, pg_url):
-    _, isolated = write_recipes(flights, pg_url)
-    run_pytest(isolated, []).check()
+def test_page_on_testing_on_postgresql(flights, pg_url):
+    """They pass in two processes, each of which has a database of its own."""
+    write_page(flights, conftest=1)
+    env = {"TEST_DATABASE_URI": pg_url}
+    check_page(Suite(flights, "-n2", env=env, beside=("flask",)))
 
 
 def test_the_example_is_installed_with_all_that_it_needs():
