@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:
 from example_app import create_app  # noqa: E402
 from example_app import faults  # noqa: E402
 from example_app.extensions import db  # noqa: E402
+from flask_scopedsession.testing import isolate  # noqa: E402
 
 
 def files_in(folder: Path) -> dict[str, Any]:
@@ -83,14 +84,31 @@ def jobs() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("recount-")]
 
 
+@pytest.fixture(scope="session")
+def shared(imported: Path) -> Iterator[Flask]:
+    """The application of all tests that are isolated."""
+    app = create_app(files_in(imported))
+    yield app
+    db.dispose(app)
+
+
 @pytest.fixture
-def example(make_example: Callable[..., Flask]) -> Flask:
-    """The application, without faults.
+def example(request: pytest.FixtureRequest) -> Iterator[Flask]:
+    """The application, without faults; what a test does to its databases is undone.
+
+    A test that opens the files itself, or whose requests compete for them, has the
+    marker ``real_commits``, and files of its own.
 
     It is not called ``app``: pytest-flask would push a request context around the test,
     and all its requests would share one session.
     """
-    return make_example()
+    if request.node.get_closest_marker("real_commits"):
+        yield request.getfixturevalue("make_example")()
+        return
+    app = request.getfixturevalue("shared")
+    with isolate(app):
+        yield app
+        wait_until(lambda: not jobs(), what="the background jobs' end")
 
 
 @pytest.fixture

@@ -255,6 +255,7 @@ def test_no_such_flight(browser: FlaskClient, number: str) -> None:
         assert browser.get(path.format(number)).status_code == 404
 
 
+@pytest.mark.real_commits
 def test_flight_twice(browser: FlaskClient, tmp_path: Path) -> None:
     """Number and date are unique; the refused flight leaves no trace."""
     post_flight(browser)
@@ -279,6 +280,7 @@ def test_edit(browser: FlaskClient) -> None:
     assert browser.get("/api/flights/1").json["minutes"] == 480
 
 
+@pytest.mark.real_commits
 def test_edit_that_changes_nothing(browser: FlaskClient, tmp_path: Path) -> None:
     """It makes no new version, and no audit entry."""
     post_flight(browser)
@@ -328,6 +330,7 @@ def test_edit_of_an_old_version(browser: FlaskClient) -> None:
     sqlalchemy.__version__ in {"2.0.0", "2.0.1"},
     reason="SQLAlchemy 2.0.0 and 2.0.1 do not check version counters on SQLite",
 )
+@pytest.mark.real_commits
 def test_edits_at_the_same_time(example: Flask, tmp_path: Path) -> None:
     """Exactly one of many concurrent edits of the same version succeeds."""
     post_flight(example.test_client())
@@ -345,6 +348,7 @@ def test_edits_at_the_same_time(example: Flask, tmp_path: Path) -> None:
     assert audited(tmp_path) == [("created", 1), ("changed", 1)]
 
 
+@pytest.mark.real_commits
 def test_writers_wait_for_each_other(example: Flask) -> None:
     """Many requests can write at the same time: SQLite is never locked."""
 
@@ -358,6 +362,7 @@ def test_writers_wait_for_each_other(example: Flask) -> None:
 # Audit
 
 
+@pytest.mark.real_commits
 @versions_may_be_unchecked
 def test_audit(browser: FlaskClient, tmp_path: Path) -> None:
     """Each change is in the second database, and is shown with the flight."""
@@ -370,6 +375,7 @@ def test_audit(browser: FlaskClient, tmp_path: Path) -> None:
     assert "created" in browser.get("/flights/1").text
 
 
+@pytest.mark.real_commits
 def test_failed_audit(example: Flask, browser: FlaskClient, tmp_path: Path) -> None:
     """A flight without an audit entry is not saved."""
     with sqlite3.connect(tmp_path / "audit.sqlite3") as connection:
@@ -398,6 +404,7 @@ def test_csv_has_no_formulas(browser: FlaskClient) -> None:
     assert row["remarks"] == '\'=HYPERLINK("x"), "quoted"'
 
 
+@pytest.mark.real_commits
 def test_download_holds_no_connection(example: Flask) -> None:
     """During a slow download, the connection is back in the pool."""
     response = example.test_client().get("/airports.csv", buffered=False)
@@ -412,6 +419,7 @@ def test_download_holds_no_connection(example: Flask) -> None:
     response.close()
 
 
+@pytest.mark.real_commits
 def test_downloads_at_the_same_time(example: Flask) -> None:
     """They are not mixed up, although another request writes meanwhile."""
     for number in range(20):
