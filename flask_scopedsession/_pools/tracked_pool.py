@@ -69,7 +69,7 @@ class TrackedPool(Pool):
         if (
             scope is None
             or scope.ident != get_ident()
-            or (None if scope.request is None else scope.request())
+            or (None if scope.request is None else scope.request() or scope)
             is not current_request_context()
         ):
             scope = account.ledger.user()

@@ -224,7 +224,9 @@ def is_user(scope: Scope) -> bool:
 def is_of_current_request(scope: Scope) -> bool:
     """Whether a scope is that of the current request, or of none if there is none."""
     request = scope.request
-    return (None if request is None else request()) is current_request_context()
+    # It is of none once that has ended: what follows in the context is not its doing.
+    own = None if request is None else request() or scope
+    return own is current_request_context()
 
 
 def visitor(parent: Scope | None) -> Scope:

@@ -108,6 +108,17 @@ def test_the_client_within_a_context(db, shop, seen, new):
     assert used(db, shop) == (0, 0)
 
 
+def test_what_follows_a_request_in_its_context(db, shop):
+    """It is not the request's, which was the first to use the database there."""
+    with shop.app_context():
+        shop.test_client().get("/")
+        db.session.remove()
+        with db.engine.connect():
+            [holder] = db.snapshot().pools[0].holders
+    assert holder.endpoint is None
+    assert holder.request_over is False
+
+
 def test_the_client_within_a_request_context(db, shop, seen, new):
     """As pytest-flask has it."""
     with shop.test_request_context("/"):
