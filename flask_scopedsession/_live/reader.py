@@ -162,6 +162,7 @@ class Reader:
             **measured(account, bounds, used, len(waiters)),
             views=views(account.meters, out, now),
             backend_pids=account.backend_pids()[:MOST],
+            leaked=sum(h.is_leaked for h in holders),
         )
 
     def _blocked(self, account: PoolAccount, out: list[Held]) -> list[Waiting]:
@@ -251,6 +252,10 @@ class Reader:
             for who, each in lost[:MOST_VIEWS]
         )
 
+    def lost_work_total(self) -> int:
+        """Count the scopes that lost work, in all views."""
+        return sum(each.scopes for each in self._ledger.lost.copy().values())
+
     def recent_shared(self) -> tuple[SharedUse, ...]:
         """Read which connections two threads used at the same time, the latest last."""
         return tuple(self._ledger.shared)
@@ -270,6 +275,10 @@ class Reader:
             if session is not None and session.in_transaction():
                 found.append((self._ledger.unscoped[session], "", session))
         return found
+
+    def sessions_open(self) -> int | None:
+        """Count the open sessions; ``None`` if tracking is off."""
+        return len(self._sessions()) if self._accounts else None
 
     def _holding_sessions(self) -> dict[int, int]:
         """Return the number of the session that uses a connection, by its slot's id."""

@@ -231,7 +231,9 @@ class LiveView:
             snapshot_at=timestamp(now),
             pools=pools,
             sessions=sessions[:MOST],
+            sessions_open=self.reader.sessions_open(),
             lost_work=self.reader.lost_work(),
+            lost_work_total=self.reader.lost_work_total(),
             recent_shared=self.reader.recent_shared(),
             truncated=len(sessions) > MOST
             or any(max(p.used, p.pending or 0) > MOST for p in pools),

@@ -118,7 +118,7 @@ def _in_trouble(worker: WorkerSnapshot) -> bool:
         or p.held_long
         or p.timeouts_60s
         or p.invalidated_60s
-        or any(map(_is_leaked, p.holders))
+        or any(h.is_leaked for h in p.holders)
         for p in worker.pools
     )
 
@@ -205,14 +205,10 @@ def _totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
 # -- holders and waiters -------------------------------------------------------
 
 
-def _is_leaked(holder: Holder) -> bool:
-    return bool(holder.request_over) or holder.thread_alive is False
-
-
 def _is_listed(worker: WorkerSnapshot, pool: PoolSnapshot, holder: Holder) -> bool:
     """Whether a holder is shown without ``--verbose``: a leak always is."""
     crowded = pool.pending or pool.held_long or _is_full(pool)
-    return bool(crowded) or worker.source == "last" or _is_leaked(holder)
+    return bool(crowded) or worker.source == "last" or holder.is_leaked
 
 
 def _holders_and_waiters(

@@ -106,6 +106,11 @@ class Holder(Origin):
     """The text of its last statement, without parameters; null unless
     ``SCOPEDSESSION_SHOW_SQL`` is on."""
 
+    @property
+    def is_leaked(self) -> bool:
+        """Whether its request is over or its thread has ended."""
+        return bool(self.request_over) or self.thread_alive is False
+
 
 @dataclass(frozen=True, slots=True)
 class Waiter(Origin):
@@ -270,6 +275,9 @@ class PoolSnapshot(Reading):
     backend_pids: tuple[int, ...] = ()
     """The process or thread IDs at the server of all open connections, as far as the
     driver says."""
+    leaked: int | None = None
+    """Connections that are checked out although their request is over or their thread
+    has ended; null from a worker that does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +418,11 @@ class WorkerSnapshot(Reading):
     """The last five sessions that two threads used at the same time."""
     truncated: bool = False
     """Whether some pools, holders, waiters or sessions were left out."""
+    sessions_open: int | None = None
+    """Open sessions, those that were left out included; null if tracking is off."""
+    lost_work_total: int | None = None
+    """Scopes that ended well but with uncommitted changes, since the worker's start,
+    in all views; null from a worker that does not count them."""
     uid: int | None = None
     """The ID of the user who runs it; null in ``db.snapshot()``."""
     host: str = ""

@@ -159,6 +159,7 @@ POOL: Keys = {
     "views": [VIEW],
     "wedged": bool,
     "backend_pids": [int],
+    "leaked": (int, None),
 }
 SESSION: Keys = {
     "session": int,
@@ -192,6 +193,8 @@ WORKER: Keys = {
     "sessions": [SESSION],
     "truncated": bool,
     # Beyond the first list of the contract.
+    "sessions_open": (int, None),
+    "lost_work_total": (int, None),
     "lost_work": [
         {**WHO, "scopes_total": int, "objects": {"Item": int}, "last_at": TIME}
     ],

@@ -1,0 +1,190 @@
+"""OpenTelemetry's metrics of connection pools, and our own.
+
+Everything is read when a reader of the meter provider collects, in its thread. A
+request does no work for it.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+import weakref
+from bisect import bisect_left
+from collections.abc import Iterable
+from collections.abc import Iterator
+from math import inf
+from math import nextafter
+
+try:
+    from opentelemetry.metrics import CallbackOptions
+    from opentelemetry.metrics import get_meter_provider
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.metrics import Observation
+except ImportError as error:
+    raise ImportError(
+        "flask_scopedsession.metrics.opentelemetry needs OpenTelemetry:"
+        " pip install Flask-ScopedSession[otel]",
+        name=error.name,
+    ) from error
+
+from .._application import of
+from .._buckets import bucket_range
+from ..errors import ConfigError
+from ..snapshot import BUCKET_BOUNDS
+from ..snapshot import Histogram
+from ._metrics import Labels
+from ._metrics import Metric
+from ._metrics import METRICS
+
+if t.TYPE_CHECKING:
+    from flask import Flask
+
+    from .._extension import ScopedSession
+    from ..snapshot import WorkerSnapshot
+
+__all__ = ["instrument"]
+
+#: Recordings between which other threads and greenlets may run.
+_AT_A_TIME = 500
+
+
+def instrument(
+    db: ScopedSession[t.Any], app: Flask, meter_provider: MeterProvider | None = None
+) -> None:
+    """Report the pools and sessions of an application to OpenTelemetry.
+
+    All metrics are cumulative since the start of the process. Call it once per
+    application, after ``db.init_app(app)``; another call with the same meter provider
+    changes nothing.
+
+    :param meter_provider: ``None`` for the global one.
+    :raises AppNotInitialized: ``db.init_app(app)`` was not called.
+    :raises ConfigError: ``SCOPEDSESSION_TRACKING`` is off, so that nothing is known.
+    """
+    if not db._application_of(app).settings.tracking:
+        raise ConfigError(
+            f"SCOPEDSESSION_TRACKING is off in the app {app.name!r}, so that there is"
+            " nothing to report. Switch it on, or do not call instrument()."
+        )
+    provider = get_meter_provider() if meter_provider is None else meter_provider
+    instruments = _instruments.get(provider)
+    if instruments is None:
+        instruments = _instruments[provider] = _Instruments(provider)
+    instruments.add(app)
+
+
+class _Recorded:
+    """What of an application's histograms was recorded, in this process."""
+
+    def __init__(self) -> None:
+        self.process: tuple[int, str] | None = None
+        self.histograms: dict[tuple[str, Labels], Histogram] = {}
+
+
+class _Instruments:
+    """The instruments of one meter provider, for all applications that use it."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        from .. import __version__
+
+        # Weak, since a meter provider lives as long as its process.
+        self._apps: list[tuple[weakref.ref[Flask], _Recorded]] = []
+        meter = provider.get_meter("flask_scopedsession", __version__)
+        self._histograms = [
+            (
+                metric,
+                meter.create_histogram(
+                    metric.name,
+                    metric.unit,
+                    metric.description,
+                    explicit_bucket_boundaries_advisory=BUCKET_BOUNDS,
+                ),
+            )
+            for metric in METRICS
+            if metric.kind == "histogram"
+        ]
+        create = {
+            "counter": meter.create_observable_counter,
+            "updowncounter": meter.create_observable_up_down_counter,
+        }
+        for metric in METRICS:
+            if metric.kind != "histogram":
+                create[metric.kind](
+                    metric.name,
+                    [self._observer(metric)],
+                    metric.unit,
+                    metric.description,
+                )
+
+    def add(self, app: Flask) -> None:
+        """Report an application, too."""
+        if all(known() is not app for known, _ in self._apps):
+            self._apps.append((weakref.ref(app), _Recorded()))
+
+    def _observer(
+        self, metric: Metric
+    ) -> t.Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            found: list[tuple[str, WorkerSnapshot]] = []
+            for known, recorded in list(self._apps):
+                app = known()
+                if app is not None:
+                    worker = of(app).live.worker()
+                    self._record(app.name, worker, recorded)
+                    found.append((app.name, worker))
+            for labels, value in metric.total(found).items():
+                yield Observation(t.cast(int, value), dict(labels))
+
+        return observe
+
+    def _record(self, app: str, worker: WorkerSnapshot, recorded: _Recorded) -> None:
+        """Record what is new in the histograms.
+
+        The SDK collects them after the callbacks, and never calls two callbacks at a
+        time.
+        """
+        process = worker.pid, worker.started_at
+        if recorded.process != process:
+            recorded.process, recorded.histograms = process, {}  # a fork starts anew
+        for metric, instrument in self._histograms:
+            for labels, found in metric.read(app, worker):
+                if not isinstance(found, Histogram):
+                    continue
+                before = recorded.histograms.get((metric.name, labels))
+                recorded.histograms[metric.name, labels] = found
+                attributes = dict(labels)
+                for seconds, times in _new(found, before):
+                    for number in range(times):
+                        instrument.record(seconds, attributes)
+                        if number % _AT_A_TIME == _AT_A_TIME - 1:
+                            time.sleep(0)
+
+
+def _new(now: Histogram, before: Histogram | None) -> Iterator[tuple[float, int]]:
+    """Return durations that make the difference of two histograms, and how often each.
+
+    The number in each bucket, the sum and the longest are exact. Within its bucket, a
+    duration is only known as far as the sum tells.
+    """
+    counts, total = list(now.buckets), now.sum
+    if before is not None:
+        counts = [new - old for new, old in zip(counts, before.buckets, strict=True)]
+        total -= before.sum
+    longest = now.max or 0.0
+    if sum(counts) and (before is None or longest > (before.max or 0.0)):
+        counts[bisect_left(BUCKET_BOUNDS, longest)] -= 1
+        total -= longest
+        yield longest, 1
+    ranges = [bucket_range(index, longest) for index in range(len(counts))]
+    least = sum(n * low for n, (low, _) in zip(counts, ranges, strict=True))
+    room = sum(n * (high - low) for n, (low, high) in zip(counts, ranges, strict=True))
+    part = min(1.0, max(0.0, (total - least) / room)) if room else 0.0
+    for index, (times, (low, high)) in enumerate(zip(counts, ranges, strict=True)):
+        # A bucket does not contain its lower bound, except for the first.
+        above = nextafter(low, inf) if index else 0.0
+        yield max(above, low + part * (high - low)), times
+
+
+_instruments: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = (
+    weakref.WeakKeyDictionary()
+)
