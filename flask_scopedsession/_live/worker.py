@@ -98,7 +98,22 @@ class LiveView:
         """Start at the end of the first request that this process serves."""
         app = self._app()
         if app is not None and self.problem() is None:
-            request_tearing_down.connect(self._first_request, app)
+            request_tearing_down.connect(self.begin, app)
+
+    @property
+    def answers(self) -> bool:
+        """Whether this process answers."""
+        return self._endpoint is not None
+
+    def directory(self) -> str:
+        """Return the directory of the sockets; it is created if need be.
+
+        :raises ControlError: It cannot be created, is not safe, or not supported.
+        """
+        problem = self.problem()
+        if problem is not None:
+            raise ControlError(f"There are no control sockets: {problem}.")
+        return directory.prepare(self._control_dir, self._settings.name)
 
     def problem(self) -> str | None:
         """Return why this process is never going to answer, ``None`` if it may."""
@@ -108,13 +123,14 @@ class LiveView:
             return "SCOPEDSESSION_CONTROL is off"
         return unsupported()
 
-    def _first_request(self, sender: Flask, **_: t.Any) -> None:
+    def begin(self, sender: Flask, **_: t.Any) -> None:
+        """Answer from now on, in the first request, unless that is off."""
         if self._settings.control is None and is_on(sender.config, "TESTING"):
             return
         # Where the server forks without Python's hooks (uWSGI), a request that used no
         # session has not noticed the fork.
         self._make_own()
-        request_tearing_down.disconnect(self._first_request)
+        request_tearing_down.disconnect(self.begin)
         self.start("web", _server_software(request.environ))
 
     def start(self, role: Role, server: str | None = None) -> None:
@@ -190,7 +206,7 @@ class LiveView:
 
     def stop(self) -> None:
         """Stop answering, and remove the socket."""
-        request_tearing_down.disconnect(self._first_request)
+        request_tearing_down.disconnect(self.begin)
         with self._lock:
             endpoint, self._endpoint = self._endpoint, None
             if endpoint is not None:

@@ -410,19 +410,3 @@ def test_tracking_is_off(make_app, db, reported):
 def test_an_application_without_the_extension(make_app, db, reported):
     with pytest.raises(AppNotInitialized):
         instrument(db, make_app(), reported.provider)
-
-
-@pytest.mark.subprocess
-def test_the_library_is_absent(run_script):
-    """Serving imports none of it; asked for, the error says what to install."""
-    done = run_script(
-        "import sys\n"
-        "import flask_scopedsession\n"
-        "assert not {'opentelemetry', 'prometheus_client'} & set(sys.modules)\n"
-        "sys.modules['opentelemetry'] = None\n"
-        "try:\n"
-        "    import flask_scopedsession.metrics.opentelemetry\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    assert "pip install Flask-ScopedSession[otel]" in done.stdout
