@@ -12,7 +12,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-COMMANDS = ("pool-status", "session-status", "pool-advise", "db-ping")
+COMMANDS = ("pool-status", "session-status", "pool-advise", "db-ping", "pool-metrics")
 
 
 def main(project: Path, scratch: Path) -> None:

@@ -6,6 +6,7 @@ import click
 from flask.cli import FlaskGroup
 
 from .cli import COMMANDS
+from .metrics.command import pool_metrics
 
 
 class _Commands(FlaskGroup):
@@ -26,7 +27,7 @@ main: click.Group = _Commands(
     help="Show what every database pool and session of a Flask application is doing.",
     add_default_commands=False,
 )
-for _command in COMMANDS:
+for _command in (*COMMANDS, pool_metrics):
     main.add_command(_command)
 
 if __name__ == "__main__":

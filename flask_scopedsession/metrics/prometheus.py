@@ -38,16 +38,20 @@ from ._metrics import Labels
 from ._metrics import Metric
 from ._metrics import METRICS
 from ._totals import ask
+from ._totals import Counters
 from ._totals import note_end
 from ._totals import Numbers
 from ._totals import numbers
+from ._totals import TIMEOUT
 from ._totals import totals_of
 
 if t.TYPE_CHECKING:
     from flask import Flask
     from flask.blueprints import BlueprintSetupState
 
+    from .._application import Application
     from .._extension import ScopedSession
+    from ..snapshot import Survey
 
 __all__ = ["collector", "metrics_blueprint"]
 
@@ -84,30 +88,49 @@ def metrics_blueprint(db: ScopedSession[t.Any]) -> Blueprint:
         application = db._application_of(app)
         application.live.begin(app)
         try:
-            survey, counters = ask(application, app.name, 2.0)
+            survey, counters = ask(application, app.name, TIMEOUT)
+            if not survey.live:
+                raise ControlError(_nobody(application, survey))
         except (ControlError, OSError) as error:
             return Response(f"{error}\n", 503, mimetype="text/plain")
-        live = [(app.name, worker) for worker in survey.live]
-        workers = GaugeMetricFamily(
-            "scopedsession_workers",
-            "Workers that answered, and live ones that did not.",
-            labels=["state"],
-        )
-        workers.add_metric(["live"], len(survey.live))
-        workers.add_metric(["silent"], len(survey.silent))
-        families: list[Family] = [workers]
-        for metric in METRICS:
-            if metric.kind == "updowncounter":
-                found = {k: numbers(v) for k, v in metric.total(live).items()}
-            else:
-                found = totals_of(metric, counters)
-            families.extend(_families(metric, found))
         registry = CollectorRegistry()
-        registry.register(_Fixed(families))
+        registry.register(_Fixed(totals(app.name, survey, counters)))
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(registry), content_type=content_type)
 
     return blueprint
+
+
+def _nobody(application: Application, survey: Survey) -> str:
+    reason = application.live.problem() or "; ".join(
+        f"{each.dir}: {each.error}" for each in survey.searched if each.error
+    )
+    return (
+        f"No worker of {survey.app!r} has answered over the control sockets ({reason})."
+        " They are off while TESTING, unless SCOPEDSESSION_CONTROL is True."
+    )
+
+
+def totals(app: str, survey: Survey, counters: Counters) -> Iterator[Family]:
+    """Return the metrics of all workers.
+
+    :param app: The name of their application.
+    """
+    live = [(app, worker) for worker in survey.live]
+    workers = GaugeMetricFamily(
+        "scopedsession_workers",
+        "Workers that answered, and live ones that did not.",
+        labels=["state"],
+    )
+    workers.add_metric(["live"], len(survey.live))
+    workers.add_metric(["silent"], len(survey.silent))
+    yield workers
+    for metric in METRICS:
+        if metric.kind == "updowncounter":
+            found = {k: numbers(v) for k, v in metric.total(live).items()}
+        else:
+            found = totals_of(metric, counters)
+        yield from _families(metric, found)
 
 
 def _note_end(db: ScopedSession[t.Any], known: weakref.ref[Flask]) -> None:
@@ -124,8 +147,8 @@ def _note_end(db: ScopedSession[t.Any], known: weakref.ref[Flask]) -> None:
 
 
 class _Fixed(Collector):
-    def __init__(self, families: list[Family]) -> None:
-        self._families = families
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = list(families)
 
     def collect(self) -> Iterable[Family]:
         return self._families
