@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from .._control import directory
 from ..errors import ControlError
+from ..snapshot import BUCKET_BOUNDS
 from ..snapshot import Histogram
 from ..snapshot import Survey
 from ..snapshot import WorkerSnapshot
@@ -27,8 +28,10 @@ from ._metrics import METRICS
 if t.TYPE_CHECKING:
     from .._application import Application
 
-#: A number; or the numbers of a histogram's buckets, and the sum.
-Numbers = list[float]
+#: A number; or the numbers of a histogram's buckets, and the sum in microseconds.
+#: Integers, since a sum of floats depends on their order: when a worker ends, it could
+#: go backwards by its last digit, which Prometheus takes for a restart from 0.
+Numbers = list[int]
 
 #: By the name of the metric and its labels, as JSON.
 Counters = dict[str, Numbers]
@@ -42,7 +45,9 @@ _PATIENCE = 10.0
 
 def numbers(value: int | Histogram) -> Numbers:
     """Return what can be added up."""
-    return [*value.buckets, value.sum] if isinstance(value, Histogram) else [value]
+    if isinstance(value, Histogram):
+        return [*value.buckets, round(value.sum * 1_000_000)]
+    return [value]
 
 
 def ask(application: Application, app: str, timeout: float) -> tuple[Survey, Counters]:
@@ -93,10 +98,17 @@ class _File:
     def __init__(self, content: bytes) -> None:
         try:
             data = json.loads(content)
+            if data["bounds"] != [*BUCKET_BOUNDS]:
+                raise ValueError("of a version with other buckets")
             self.ended: Counters = data["ended"]
             self.workers: dict[str, Counters] = data["workers"]
         except (ValueError, KeyError, TypeError):
             self.ended, self.workers = {}, {}
+
+    def content(self) -> bytes:
+        """Return what to write."""
+        data = {"bounds": BUCKET_BOUNDS, "ended": self.ended, "workers": self.workers}
+        return json.dumps(data).encode()
 
     def note(self, app: str, worker: WorkerSnapshot) -> None:
         """Note a worker's counters, of which none goes backwards."""
@@ -133,9 +145,7 @@ def _file(application: Application) -> Generator[_File, None, None]:
         yield file
         with open(f"{name}.new", "wb") as new:
             os.fchmod(new.fileno(), 0o600)
-            new.write(
-                json.dumps({"ended": file.ended, "workers": file.workers}).encode()
-            )
+            new.write(file.content())
         os.replace(f"{name}.new", f"{name}.json")
     finally:
         os.close(lock)
@@ -177,5 +187,5 @@ def _exists(pid: int) -> bool:
 
 def _add(total: Counters, more: Counters) -> None:
     for series, values in more.items():
-        known = total.get(series, [0.0] * len(values))
+        known = total.get(series, [0] * len(values))
         total[series] = [a + b for a, b in zip(known, values, strict=True)]

@@ -195,7 +195,7 @@ def _families(metric: Metric, found: dict[Labels, Numbers]) -> Iterator[Family]:
             *counts, total = values
             bounds = [*map(floatToGoString, BUCKET_BOUNDS), "+Inf"]
             buckets = list(zip(bounds, accumulate(counts), strict=True))
-            family.add_metric(where, buckets, total)
+            family.add_metric(where, buckets, total / 1_000_000)
         else:
             family.add_metric(where, values[0])
     yield family
