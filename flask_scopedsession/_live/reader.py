@@ -252,8 +252,10 @@ class Reader:
             for who, each in lost[:MOST_VIEWS]
         )
 
-    def lost_work_total(self) -> int:
-        """Count the scopes that lost work, in all views."""
+    def lost_work_total(self) -> int | None:
+        """Count the scopes that lost work, in all views; ``None`` if it is ignored."""
+        if self._ledger.lost_work == "ignore":
+            return None
         return sum(each.scopes for each in self._ledger.lost.copy().values())
 
     def recent_shared(self) -> tuple[SharedUse, ...]:

@@ -29,6 +29,8 @@ except ImportError as error:
 
 from .._application import of
 from .._buckets import bucket_range
+from .._extension import _flask
+from .._extension import ScopedSession
 from ..errors import ConfigError
 from ..snapshot import BUCKET_BOUNDS
 from ..snapshot import Histogram
@@ -39,7 +41,6 @@ from ._metrics import METRICS
 if t.TYPE_CHECKING:
     from flask import Flask
 
-    from .._extension import ScopedSession
     from ..snapshot import WorkerSnapshot
 
 __all__ = ["instrument"]
@@ -57,19 +58,23 @@ def instrument(
     application, after ``db.init_app(app)``; another call with the same meter provider
     changes nothing.
 
+    :param app: The application, or ``current_app`` where there is one.
     :param meter_provider: ``None`` for the global one.
     :raises AppNotInitialized: ``db.init_app(app)`` was not called.
     :raises ConfigError: ``SCOPEDSESSION_TRACKING`` is off, so that nothing is known.
     """
+    app = _flask(app)
     if not db._application_of(app).settings.tracking:
         raise ConfigError(
             f"SCOPEDSESSION_TRACKING is off in the app {app.name!r}, so that there is"
             " nothing to report. Switch it on, or do not call instrument()."
         )
-    provider = get_meter_provider() if meter_provider is None else meter_provider
-    instruments = _instruments.get(provider)
+    # The global provider may be another object later on, when it has been set.
+    key = get_meter_provider if meter_provider is None else meter_provider
+    instruments = _instruments.get(key)
     if instruments is None:
-        instruments = _instruments[provider] = _Instruments(provider)
+        provider = meter_provider or get_meter_provider()
+        instruments = _instruments[key] = _Instruments(provider)
     instruments.add(app)
 
 
@@ -185,6 +190,6 @@ def _new(now: Histogram, before: Histogram | None) -> Iterator[tuple[float, int]
         yield max(above, low + part * (high - low)), times
 
 
-_instruments: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = (
+_instruments: weakref.WeakKeyDictionary[object, _Instruments] = (
     weakref.WeakKeyDictionary()
 )

@@ -422,7 +422,7 @@ class WorkerSnapshot(Reading):
     """Open sessions, those that were left out included; null if tracking is off."""
     lost_work_total: int | None = None
     """Scopes that ended well but with uncommitted changes, since the worker's start,
-    in all views; null from a worker that does not count them."""
+    in all views; null if ``SCOPEDSESSION_LOST_WORK`` is ``"ignore"``."""
     uid: int | None = None
     """The ID of the user who runs it; null in ``db.snapshot()``."""
     host: str = ""

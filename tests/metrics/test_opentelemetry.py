@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
+import sqlite3
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from flask import current_app
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv._incubating.attributes import db_attributes
@@ -213,6 +215,27 @@ def test_sessions_and_lost_work(pooled, db, reported):
     assert reported.values()["scopedsession.session.open"] == 0
 
 
+def test_lost_work_that_is_ignored_is_not_0(make_app, db, reported):
+    instrument(db, make_app(db, SCOPEDSESSION_LOST_WORK="ignore"), reported.provider)
+    found = reported.values()
+    assert "scopedsession.lost_work" not in found
+    assert found["scopedsession.session.open"] == 0
+
+
+def test_a_ready_made_pool(make_app, db, sqlite_url, reported):
+    """Its waits and timeouts are not known."""
+    pool = QueuePool(lambda: sqlite3.connect(":memory:"), pool_size=2, max_overflow=1)
+    options = {"pool": pool}
+    app = make_app(
+        db, SQLALCHEMY_DATABASE_URI=sqlite_url, SQLALCHEMY_ENGINE_OPTIONS=options
+    )
+    instrument(db, app, reported.provider)
+    with app.app_context(), db.engine.connect():
+        found = reported.values()
+    assert not found.keys() & {"pending_requests", "timeouts", "wait_time"}
+    assert (found["count.used"], found["max"]) == (1, 3)
+
+
 # Histograms
 
 
@@ -238,8 +261,8 @@ def test_two_readers_see_the_same(make_app, db):
     provider = MeterProvider(readers)
     app = make_app(db)
     instrument(db, app, provider)
-    instrument(db, app, provider)  # changes nothing
     with app.app_context():
+        instrument(db, current_app, provider)  # changes nothing
         db.session.execute(text("SELECT 1"))
     counts = [
         metric.data.data_points[0].count
@@ -316,6 +339,7 @@ db.init_app(app)
 reader = InMemoryMetricReader()
 instrument(db, app)
 set_meter_provider(MeterProvider([reader]))
+instrument(db, app)
 
 def use(times):
     for _ in range(times):
