@@ -165,7 +165,7 @@ MUTATIONS = (
     mutation(
         "freeing: a scope that an interrupt left behind is still listed",
         Change(
-            "flask_scopedsession._live.reader:Reader._sessions",
+            "flask_scopedsession._live.reader:Reader.open_sessions",
             "self._ledger.forget_freed()",
             "pass",
         ),

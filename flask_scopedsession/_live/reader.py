@@ -280,7 +280,7 @@ class Reader:
 
     def sessions_open(self) -> int | None:
         """Count the open sessions; ``None`` if tracking is off."""
-        return len(self._sessions()) if self._accounts else None
+        return len(self.open_sessions()) if self._accounts else None
 
     def _holding_sessions(self) -> dict[int, int]:
         """Return the number of the session that uses a connection, by its slot's id."""
