@@ -51,6 +51,7 @@ if t.TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
+    from ._async_sessions.binds import AsyncBinds
     from ._live.reader import Reader
     from ._settings.config import BindSettings
     from ._settings.config import Settings
@@ -128,7 +129,19 @@ class Application:
             for name, bind in settings.binds.items()
         }
 
-        def make(bind: BindSettings) -> Engine:
+        if settings.async_binds:
+            from ._async_sessions.binds import AsyncAccount
+            from ._async_sessions.binds import refuse_without_greenlet
+
+            refuse_without_greenlet()
+            for bind in settings.async_binds.values():
+                accounts[bind.name] = AsyncAccount(
+                    *(bind, self.ledger),
+                    stacks=settings.stacks,
+                    show_sql=settings.show_sql,
+                )
+
+        def make(bind: BindSettings, *, is_async: bool = False) -> Engine:
             return make_engine(
                 bind,
                 app_name=settings.connection_name or app.name,
@@ -136,9 +149,23 @@ class Application:
                 account=accounts[bind.name],
                 tracking=settings.tracking,
                 after_fork=fork.after_fork_in_child,
+                is_async=is_async,
             )
 
         self.engines = make_engines(app, settings.binds, make)
+        self.all_engines: Mapping[str, Engine] = self.engines
+        """Those of async binds, too, by the names that the live view has."""
+        self.async_binds: AsyncBinds | None = None
+        if settings.async_binds:
+            from ._async_sessions.binds import AsyncBinds
+
+            made = {
+                name: make(bind, is_async=True)
+                for name, bind in settings.async_binds.items()
+            }
+            self.async_binds = AsyncBinds(made, models, template.class_, options)
+            shown = {settings.async_binds[name].name: made[name] for name in made}
+            self.all_engines = {**self.engines, **shown}
         self.accounts = accounts if settings.tracking else {}
         """By bind; empty if tracking is off."""
         self.ledger.accounts.extend(self.accounts.values())
@@ -152,7 +179,7 @@ class Application:
             partial(
                 _make_reader,
                 *(weakref.ref(app), app.root_path, self.ledger, self.accounts),
-                *(self.engines, settings.held_long_after),
+                *(self.all_engines, settings.held_long_after),
             ),
             self.ledger.started,
             fork.after_fork_in_child,
@@ -161,7 +188,7 @@ class Application:
             account.describe = partial(self.live.describe, account)
         fork.watch(self)
         # An app that is dropped takes its connections along, as a file does.
-        weakref.finalize(app, _dispose, self.engines, self.accounts).atexit = False
+        weakref.finalize(app, _dispose, self.all_engines, self.accounts).atexit = False
 
     def __getattr__(self, name: str) -> AppSessionmaker:
         # Not a cached_property: it has a lock before Python 3.12, and a fork could
@@ -213,7 +240,10 @@ class Application:
         app = self.ledger.app()
         if app is None:
             return
-        key = changed_bind(app.config, self._configured, self.settings.binds)
+        key = changed_bind(
+            *(app.config, self._configured),
+            *(self.settings.binds, self.settings.async_binds),
+        )
         if key is not None:
             raise ConfigError(
                 f"{key} was changed after init_app(), which had made the engines of the"
@@ -264,6 +294,11 @@ class Application:
         watch_requests(app, ledger)
         if self.settings.lost_work != "ignore":
             note_responses(app)
+        if self.async_binds is not None:
+            from ._async_sessions.calls import end_sessions_with_calls
+
+            # Its teardown function is registered later, and so called earlier.
+            end_sessions_with_calls(app)
 
     def resume(self) -> None:
         """Make this the process's own after a fork, and ready to answer."""
@@ -301,7 +336,7 @@ class Application:
             kept.pop(SCOPE, None)
         for account in self.accounts.values():
             _inherited.extend(account.inherited())
-        for engine in self.engines.values():
+        for engine in self.all_engines.values():
             # The parent still uses these sockets. Forget them without closing, or its
             # transactions end with ours.
             _inherited.append(engine.pool)

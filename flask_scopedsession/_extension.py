@@ -63,6 +63,8 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy import Select
     from sqlalchemy import Table
+    from sqlalchemy.ext.asyncio import async_scoped_session
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Mapper
     from sqlalchemy.sql.expression import TableClause
     from sqlalchemy.sql.selectable import TypedReturnsRows as Statement
@@ -70,6 +72,7 @@ if t.TYPE_CHECKING:
     from typing_extensions import TypeVarTuple
     from typing_extensions import Unpack
 
+    from ._async_sessions.registry import AsyncSessions
     from ._sessions.proxy import SessionOf
     from ._settings.config import BindSettings
     from ._settings.config import Settings
@@ -272,6 +275,38 @@ class ScopedSession(t.Generic[S]):
         engine = self._engine(self._databases("get_session()"), bind)
         return t.cast(S, self._registry.bound_to(bind, engine))
 
+    @property
+    def async_session(self) -> async_scoped_session[AsyncSession]:
+        """A real :class:`sqlalchemy.ext.asyncio.async_scoped_session`.
+
+        It proxies the :class:`~sqlalchemy.ext.asyncio.AsyncSession` of the async
+        function that Flask runs, such as an ``async def`` view. The session is closed
+        as the function ends.
+
+        :raises OutsideContext: At its use: no async function of Flask's is running.
+        :raises UnknownBind: At its use: ``SQLALCHEMY_ASYNC_BINDS`` is not set.
+        """
+        return self._async_sessions()
+
+    def get_async_session(self, bind: str | None = None) -> AsyncSession:
+        """Return the running async function's plain ``AsyncSession``.
+
+        :param bind: ``None`` or ``"default"`` for ``db.async_session()``; another name
+            for a second session, bound to that bind alone.
+        :raises UnknownBind: ``SQLALCHEMY_ASYNC_BINDS`` has no such bind.
+        :raises OutsideContext: No async function of Flask's is running.
+        """
+        return self._async_sessions().sessions.session(bind or DEFAULT_BIND)
+
+    def _async_sessions(self) -> AsyncSessions:
+        kept: AsyncSessions | None = self.__dict__.get("_async")
+        if kept is None:
+            from ._async_sessions.registry import AsyncSessions
+
+            made = AsyncSessions(self._application_of)
+            kept = self.__dict__.setdefault("_async", made)
+        return kept
+
     # -- transactions ----------------------------------------------------------
 
     def transaction(self) -> AbstractContextManager[S]:
@@ -336,7 +371,7 @@ class ScopedSession(t.Generic[S]):
         return StatementCount(self, engines, at_most)
 
     def _engines_of(self, app: Flask) -> list[tuple[Engine, str]]:
-        engines = self._application_of(app).engines.values()
+        engines = self._application_of(app).all_engines.values()
         return [(engine, app.root_path) for engine in engines]
 
     # -- engines ---------------------------------------------------------------
@@ -767,7 +802,7 @@ class ScopedSession(t.Generic[S]):
             self._current("dispose()") if app is None else self._application_of(app)
         )
         application.live.stop()
-        dispose_all(application.engines.values())
+        dispose_all(application.all_engines.values())
 
     if not t.TYPE_CHECKING:  # checkers would take any name for an attribute
 

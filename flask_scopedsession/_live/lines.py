@@ -23,10 +23,10 @@ Stacks = Mapping[int, RawStack]
 def read_stacks(scopes: Iterable[Scope]) -> Stacks:
     """Return where the threads of scopes are; each thread is read once."""
     found: dict[int, RawStack] = {}
-    read: dict[tuple[int, int], RawStack] = {}
+    read: dict[tuple[int, ...], RawStack] = {}
     for scope in scopes:
         # Not the reference itself, which cannot be hashed once its greenlet is gone.
-        key = scope.native_id, id(scope.greenlet)
+        key = scope.native_id, id(scope.greenlet), id(scope.task)
         if key not in read:
             read[key] = stack_of(scope)
         found[id(scope)] = read[key]

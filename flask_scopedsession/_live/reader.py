@@ -309,7 +309,7 @@ class Reader:
             # none, only the thread is known.
             known = by_context and name != ""
             waits = id(scope) in scopes if known else scope.ident in threads
-            counted = scope.statements if known else None
+            counted = (scope.parent or scope).statements if known else None
             found.append(self._session(scope, name, session, now, waits, counted))
         return tuple(found)
 

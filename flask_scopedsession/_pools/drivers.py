@@ -26,8 +26,9 @@ _IN_TRANSACTION, _AUTOCOMMIT = 1, 2
 def is_transaction_open(driver: t.Any) -> bool | None:
     """Return whether a driver's connection is in a transaction; ``None``: not known.
 
-    sqlite3, mysql-connector and oracledb have an attribute for it, psycopg and psycopg2
-    ``info.transaction_status``, PyMySQL the status of the server's last answer.
+    sqlite3, mysql-connector and oracledb have an attribute for it, asyncpg a method,
+    psycopg and psycopg2 ``info.transaction_status``, PyMySQL the status of the server's
+    last answer.
     """
     if driver is None:
         return None
@@ -35,6 +36,8 @@ def is_transaction_open(driver: t.Any) -> bool | None:
         known = getattr(driver, name, None)
         if isinstance(known, bool):
             return known
+    if hasattr(driver, "is_in_transaction"):
+        return bool(driver.is_in_transaction())
     status = getattr(getattr(driver, "info", None), "transaction_status", None)
     if isinstance(status, int):
         if status == _ACTIVE:
@@ -71,13 +74,14 @@ def note_rows_written(driver: t.Any) -> None:
 def backend_pid(driver: t.Any) -> int | None:
     """Return the server's process ID of a connection, if the driver knows it.
 
-    psycopg has it in ``info``, psycopg2 and pg8000 in methods, the MySQL drivers as a
-    thread ID.
+    psycopg has it in ``info``, psycopg2, pg8000 and asyncpg in methods, the MySQL
+    drivers as a thread ID.
     """
     info = getattr(driver, "info", None)
     for source, name, highest in (
         (info, "backend_pid", _HIGHEST_PID),
         (driver, "get_backend_pid", _HIGHEST_PID),
+        (driver, "get_server_pid", _HIGHEST_PID),
         (driver, "thread_id", None),
     ):
         value = getattr(source, name, None)

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 
@@ -25,6 +26,7 @@ from .._settings.urls import is_sqlite_uri
 from .._settings.values import attempt
 from ..errors import ConfigError
 from .account import PoolAccount
+from .memory import blocking
 from .memory import can_share
 from .memory import share_memory
 from .naming import name_connections
@@ -49,6 +51,7 @@ def make_engine(
     account: PoolAccount,
     tracking: bool,
     after_fork: Callable[[], object],
+    is_async: bool = False,
 ) -> Engine:
     """Create the engine of one bind; nothing is connected yet.
 
@@ -57,10 +60,14 @@ def make_engine(
     :param account: What its pool and statements report to.
     :param tracking: Report everything; else no more than lost work needs.
     :param after_fork: Makes the application's state a fork's own.
+    :param is_async: It is the ``sync_engine`` of an async engine. Its connections are
+        not pooled, since none can leave the event loop that opened it.
     :raises ConfigError: The driver is missing, or an option is not accepted.
     """
     options = dict(bind.options)
     url = bind.url
+    if is_async:
+        options["poolclass"] = NullPool
     in_shared_memory = False
     if is_sqlite(url) and "creator" not in options:
         if not in_memory(url):
@@ -70,7 +77,7 @@ def make_engine(
     if options.get("pool") is None:
         base = options.get("poolclass") or _default_pool_class(url)
         options["poolclass"] = pool_class(base, fair=bind.fair_pool, tracked=tracking)
-    engine = _create(bind, url, options)
+    engine = _create(bind, url, options, is_async)
     if in_shared_memory:
         share_memory(engine, account.ledger)
     if bind.pragmas or bind.begin:
@@ -98,8 +105,17 @@ def _default_pool_class(url: URL) -> t.Any:
     return dialect.get_pool_class(url)
 
 
-def _create(bind: BindSettings, url: URL, options: Mapping[str, t.Any]) -> Engine:
-    made = attempt(lambda: sa.create_engine(url, **options), Exception)
+def _create(
+    bind: BindSettings, url: URL, options: Mapping[str, t.Any], is_async: bool
+) -> Engine:
+    def create() -> Engine:
+        if is_async:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            return create_async_engine(url, **options).sync_engine
+        return sa.create_engine(url, **options)
+
+    made = attempt(create, Exception)
     if isinstance(made, ImportError):
         missing = f" ({made.name!r} is not installed)" if made.name else ""
         raise ConfigError(
@@ -142,7 +158,7 @@ def _in_memory(url: URL, options: dict[str, t.Any]) -> bool:
     SQLAlchemy's default gives every thread an empty database of its own.
     """
     dialect: t.Any = url.get_dialect()
-    dbapi = options.get("module") or attempt(dialect.import_dbapi, ImportError)
+    dbapi = options.get("module") or attempt(lambda: blocking(dialect), ImportError)
     options["connect_args"] = {
         "check_same_thread": False,
         **options.get("connect_args", {}),

@@ -78,7 +78,8 @@ _shared: weakref.WeakKeyDictionary[Ledger, dict[str, MemoryDatabase]] = (
 def share_memory(engine: Engine, ledger: Ledger) -> None:
     """Let all connections of an engine be to one database in memory."""
     dialect: t.Any = engine.dialect
-    connect, dbapi = dialect.connect, dialect.loaded_dbapi
+    connect = dialect.connect
+    dbapi = blocking(dialect) if dialect.is_async else dialect.loaded_dbapi
     configured = tuple(dialect.create_connect_args(engine.url)[0])
     database = MemoryDatabase.of(engine.url, ledger)
     reference = weakref.ref(engine)
@@ -91,6 +92,15 @@ def share_memory(engine: Engine, ledger: Ledger) -> None:
         return t.cast("DBAPIConnection", connect(*cargs, **cparams))
 
     dialect.connect = connecting
+
+
+def blocking(dialect: t.Any) -> t.Any:
+    """Return the driver of a dialect of SQLite; of an async one, what it wraps."""
+    if dialect.is_async:
+        import sqlite3
+
+        return sqlite3
+    return dialect.import_dbapi()
 
 
 def _uri(name: str) -> str:

@@ -38,6 +38,9 @@ def name_connections(engine: Engine, app_name: str) -> None:
     :param app_name: The first part of the name.
     """
     dialect = engine.dialect
+    if dialect.driver == "asyncpg":
+        _name_asyncpg(dialect, app_name)
+        return
     find = _ARGUMENTS.get((dialect.name, dialect.driver))
     if find is None:
         return
@@ -53,6 +56,19 @@ def name_connections(engine: Engine, app_name: str) -> None:
 
     # Not an event on "do_connect": any event of a dialect slows each execution down.
     dialect.connect = connect_by_name  # type: ignore[method-assign]
+
+
+def _name_asyncpg(dialect: t.Any, app_name: str) -> None:
+    connect = dialect.connect
+
+    def connect_by_name(*cargs: t.Any, **cparams: t.Any) -> DBAPIConnection:
+        given = cparams.get("server_settings") or {}
+        if isinstance(given, Mapping):
+            name = {"application_name": own_name(app_name)}
+            cparams["server_settings"] = {**name, **given}
+        return t.cast("DBAPIConnection", connect(*cargs, **cparams))
+
+    dialect.connect = connect_by_name
 
 
 def own_name(app_name: str) -> str:

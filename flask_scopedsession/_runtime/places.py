@@ -9,6 +9,7 @@ import typing as t
 from functools import cache
 
 from .stacks import _get_frame
+from .stacks import own_frames
 from .stacks import RawFrame
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -42,9 +43,8 @@ class Places:
 
         In a template of Jinja, that is the line of the template.
         """
-        frame = None if _get_frame is None else _get_frame(1)
         labels = self._labels
-        while frame is not None:
+        for frame in own_frames(None if _get_frame is None else _get_frame(1)):
             # Most frames are of libraries, which is known by now.
             if labels.get(frame.f_code.co_filename, "") is not None:
                 line = frame.f_lineno
@@ -54,7 +54,6 @@ class Places:
                 found = self.innermost([(frame.f_code, line)])
                 if found is not None:
                     return found
-            frame = frame.f_back
         return None
 
     def stack(self, raw: t.Iterable[RawFrame]) -> tuple[str, ...]:

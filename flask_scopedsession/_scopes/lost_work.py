@@ -107,9 +107,10 @@ def report(
         place = Places(app.root_path).innermost(own_stack())
     where = f" at {place}" if place else ""
     changes = ", ".join(f"{count} {name}" for name, count in sorted(lost.items()))
+    session = "db.async_session" if scope.lost else "db.session"
     message = (
         f"{described(scope)}{where} ended without commit(): unsaved changes were"
-        f" rolled back ({changes}). Call db.session.commit(), or db.session.rollback()"
+        f" rolled back ({changes}). Call {session}.commit(), or {session}.rollback()"
         " if that was meant."
     )
     if policy == "raise" and raises:

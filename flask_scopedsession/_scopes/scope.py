@@ -10,6 +10,7 @@ import sys
 import threading
 import typing as t
 import weakref
+from collections import Counter
 from contextlib import suppress
 from threading import get_ident
 from time import perf_counter
@@ -20,6 +21,7 @@ from .._runtime.native import current_greenlet
 from .._runtime.native import native_thread_id
 from .._runtime.stacks import RawStack
 from .._runtime.stacks import stack_of_greenlet
+from .._runtime.stacks import stack_of_task
 from .._runtime.stacks import stack_of_thread
 from .context import current_request
 from .context import current_request_context
@@ -67,6 +69,7 @@ class Scope(weakref.ref[t.Any]):
         "greenlet",
         "ident",
         "last",
+        "lost",
         "method",
         "native_id",
         "parent",
@@ -76,6 +79,7 @@ class Scope(weakref.ref[t.Any]):
         "sessions",
         "since",
         "statements",
+        "task",
         "texts",
         "thread",
         "work",
@@ -91,6 +95,8 @@ class Scope(weakref.ref[t.Any]):
     """The thread's key in :func:`sys._current_frames`."""
     thread: threading.Thread
     greenlet: weakref.ref[object] | None
+    task: weakref.ref[object] | None
+    """The task of asyncio, for what async sessions use."""
     request: t.Any
     """A weak reference to the request context, where that is not the context."""
     rule: Rule | None
@@ -104,6 +110,8 @@ class Scope(weakref.ref[t.Any]):
     """How many it has sent."""
     texts: Texts | None
     """Those that it has sent, if they are counted one by one."""
+    lost: Counter[str] | None
+    """What its async sessions have lost, by model or table."""
     last: t.Any
     """The slot of the connection that was checked out last."""
     parent: Scope | None
@@ -168,6 +176,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
     scope.ident = scope.native_id = get_ident()
     scope.thread = threading.current_thread()
     scope.greenlet = scope.parent = scope.last = scope.texts = scope.run = None
+    scope.task = scope.lost = None
     scope.ended = False
     scope.statements = 0
     scope.request = scope.work = scope.rule = scope.method = None
@@ -275,10 +284,12 @@ def described(scope: Scope) -> str:
 
 
 def stack_of(scope: Scope) -> RawStack:
-    """Return where a living scope's thread or greenlet is, innermost first.
+    """Return where a living scope's task, greenlet or thread is, innermost first.
 
     Ask whether it is alive afterwards: an ident is reused once its thread is gone.
     """
+    if scope.task is not None:
+        return stack_of_task(scope.task(), scope.native_id)
     if scope.greenlet is not None:
         suspended = stack_of_greenlet(scope.greenlet())
         if suspended:

@@ -44,6 +44,8 @@ def end_scope(
     raising: BaseException | None = None
     try:
         judged = error is None and is_judged(ledger, context)
+        if judged and scope.lost is not None:
+            losing.append(scope.lost)
         for name, session in list(sessions.items()):
             if judged:
                 try:
@@ -127,16 +129,21 @@ def close_session(
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
         _discard(session, transaction, ledger, error)
-    own: t.Any = session
-    own.get_bind = _refuse
-    if _HAS_ONE_WAY:
-        own._connection_for_bind = _refuse
+    refuse_use(session, _refuse)
     try:
         return failure
     finally:
         failure = (
             None  # else this frame and the error's traceback keep each other alive
         )
+
+
+def refuse_use(session: Session, refuse: t.Callable[..., t.NoReturn]) -> None:
+    """Let a session take no further connection: `refuse` is called instead."""
+    own: t.Any = session
+    own.get_bind = refuse
+    if _HAS_ONE_WAY:
+        own._connection_for_bind = refuse
 
 
 def _close_again(session: t.Any) -> None:

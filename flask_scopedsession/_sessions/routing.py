@@ -12,6 +12,7 @@ from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.orm import Session
 
 from .._settings.config import DEFAULT_BIND
+from .._settings.keys import BINDS
 from .._settings.urls import is_private
 from ..errors import MixedBinds
 from ..errors import UnknownBind
@@ -32,6 +33,7 @@ class Routed(Session):
     # Long names, as a session class of the application may have any.
     _scopedsession_models: t.ClassVar[Models]
     _scopedsession_engines: t.ClassVar[Mapping[str, Engine]]
+    _scopedsession_key: t.ClassVar[str]
 
     def __init__(self, *args: t.Any, **kw: t.Any) -> None:
         super().__init__(*args, **kw)
@@ -75,7 +77,7 @@ class Routed(Session):
             if target is None and name != DEFAULT_BIND:
                 raise UnknownBind(
                     f"There is no bind {name!r}, where {what!r} belongs. Add it to"
-                    f" SQLALCHEMY_BINDS; there are {sorted(engines)}."
+                    f" {self._scopedsession_key}; there are {sorted(engines)}."
                 )
             targets[name] = target
         if len(targets) > 1 and not _one_database(targets.values()):
@@ -102,11 +104,17 @@ def _one_database(targets: Iterable[Engine | Connection | None]) -> bool:
     return not urls and url is not None and not is_private(url)
 
 
-def routed(class_: t.Any, models: Models, engines: Mapping[str, Engine]) -> type[t.Any]:
-    """Return a subclass of a session class, for sessions that use several binds."""
+def routed(
+    class_: t.Any, models: Models, engines: Mapping[str, Engine], key: str = BINDS
+) -> type[t.Any]:
+    """Return a subclass of a session class, for sessions that use several binds.
+
+    :param key: Where binds are configured, for error messages.
+    """
     members = {
         "__module__": class_.__module__,
         "_scopedsession_models": models,
         "_scopedsession_engines": engines,
+        "_scopedsession_key": key,
     }
     return type(class_.__name__, (class_, Routed), members)

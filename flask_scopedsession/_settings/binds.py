@@ -10,8 +10,10 @@ from types import MappingProxyType
 from sqlalchemy.engine import URL
 
 from ..errors import ConfigError
+from .keys import ASYNC_BINDS
 from .keys import BINDS
 from .keys import ENGINE_OPTIONS
+from .keys import KEYS
 from .keys import read_key
 from .keys import URI
 from .options import engine_options
@@ -22,6 +24,12 @@ from .urls import parse_url
 from .values import mapping
 
 DEFAULT_BIND = "default"
+
+#: Engine options that mean nothing without a pool.
+_OF_A_POOL = (
+    *("max_overflow", "pool", "pool_pre_ping", "pool_recycle", "pool_reset_on_return"),
+    *("pool_size", "pool_timeout", "pool_use_lifo", "poolclass"),
+)
 
 
 class BindSettings(t.NamedTuple):
@@ -82,27 +90,58 @@ def read_binds(
     return binds
 
 
+def read_async_binds(values: Mapping[str, t.Any]) -> dict[str, BindSettings]:
+    """Return the settings of the binds of ``db.async_session`` by their names.
+
+    :raises ConfigError: A bind or one of its options is wrong.
+    """
+    binds = {}
+    for name, (key, value) in _entries(ASYNC_BINDS, values, {}).items():
+        url, own = _split(key, value, is_async=True)
+        for option in own:
+            if option in _OF_A_POOL:
+                raise ConfigError(
+                    f"{key}: {option} cannot be used. Each async function has an event"
+                    " loop of its own, and a connection cannot leave it: each session"
+                    f" opens one, and closes it. Remove {option}."
+                )
+        shown = f"async:{name}"
+        if shown in values[BINDS]:
+            raise ConfigError(
+                f"{BINDS}[{shown!r}]: the live view shows {key} by this name. Choose"
+                " another."
+            )
+        options = {"echo": values["SQLALCHEMY_ECHO"], **own}
+        binds[name] = _bind(values, shown, key, url, without_defaults(options))
+    return binds
+
+
 def changed_bind(
     config: Mapping[str, t.Any],
     before: Mapping[str, t.Any],
     binds: Mapping[str, BindSettings],
+    async_binds: Mapping[str, BindSettings],
 ) -> str | None:
     """Return the key of a bind that by now is another database, if any.
 
     A key that was removed is no change: it may have gone because of its password.
 
-    :param before: What was configured when `binds` were read.
+    :param before: What was configured when the binds were read.
     """
-    if config.get(URI) == before[URI] and config.get(BINDS) == before[BINDS]:
+    keys = (URI, BINDS, ASYNC_BINDS)
+    if all(config.get(key) == before[key] for key in keys):
         return None
     now = {
-        URI: read_key(config, URI) or before[URI],
-        BINDS: read_key(config, BINDS) or before[BINDS] or {},
+        key: read_key(config, key) or before[key] or KEYS[key].default for key in keys
     }
-    for name, (key, value) in _named(now).items():
-        url, _ = _split(key, value)
-        if name not in binds or binds[name].url != url:
-            return key
+    for is_async, named, known in (
+        (False, _named(now), binds),
+        (True, _entries(ASYNC_BINDS, now, {}), async_binds),
+    ):
+        for name, (key, value) in named.items():
+            url, _ = _split(key, value, is_async)
+            if name not in known or known[name].url != url:
+                return key
     return None
 
 
@@ -111,12 +150,20 @@ def _named(values: Mapping[str, t.Any]) -> dict[str, tuple[str, t.Any]]:
     found: dict[str, tuple[str, t.Any]] = {}
     if values[URI] is not None:
         found[DEFAULT_BIND] = (URI, values[URI])
-    for given, value in values[BINDS].items():
+    _entries(BINDS, values, found)
+    return found
+
+
+def _entries(
+    where: str, values: Mapping[str, t.Any], found: dict[str, tuple[str, t.Any]]
+) -> dict[str, tuple[str, t.Any]]:
+    """Add what one key maps to those that were found."""
+    for given, value in values[where].items():
         # Flask-SQLAlchemy's name for the default bind is None.
         name = DEFAULT_BIND if given is None else given
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"{BINDS}: a bind's name must be a non-empty string.")
-        key = f"{BINDS}[{given!r}]"
+            raise ConfigError(f"{where}: a bind's name must be a non-empty string.")
+        key = f"{where}[{given!r}]"
         if name in found:
             raise ConfigError(
                 f"{key} and {found[name][0]} both name the default bind. Keep one."
@@ -125,17 +172,20 @@ def _named(values: Mapping[str, t.Any]) -> dict[str, tuple[str, t.Any]]:
     return found
 
 
-def _split(key: str, value: t.Any) -> tuple[URL, dict[str, t.Any]]:
+def _split(
+    key: str, value: t.Any, is_async: bool = False
+) -> tuple[URL, dict[str, t.Any]]:
     """Separate a configured bind into its URL and its own engine options."""
     if not isinstance(value, Mapping) or "drivername" in value:
-        return parse_url(key, value), {}
+        return parse_url(key, value, is_async), {}
     if "url" not in value:
         raise ConfigError(
             f"{key} must be a URL, a dict of its parts with a 'drivername', or a dict"
             " with a 'url' and engine options."
         )
     options = mapping(key, value)
-    return parse_url(f"{key}['url']", options.pop("url")), engine_options(key, options)
+    url = parse_url(f"{key}['url']", options.pop("url"), is_async)
+    return url, engine_options(key, options)
 
 
 def _bind(

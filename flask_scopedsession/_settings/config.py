@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from .binds import BindSettings
 from .binds import DEFAULT_BIND
+from .binds import read_async_binds
 from .binds import read_binds
 from .keys import CONTROL
 from .keys import LOST_WORK
@@ -33,6 +34,8 @@ class Settings(t.NamedTuple):
     connection_name: str | None
     """What its connections are called at the server; ``None``: as the app."""
     binds: Mapping[str, BindSettings]
+    async_binds: Mapping[str, BindSettings]
+    """Of ``db.async_session``."""
     session_options: Mapping[str, t.Any]
     tracking: bool
     control: bool | None
@@ -86,6 +89,7 @@ def read_settings(
         name=default_name if name is None else name,
         connection_name=name,
         binds=MappingProxyType(read_binds(values, engine_options, inherit, notes)),
+        async_binds=MappingProxyType(read_async_binds(values)),
         session_options=MappingProxyType(values[SESSION_OPTIONS]),
         tracking=tracking,
         control=values[CONTROL]

@@ -34,6 +34,7 @@ from .values import text
 PREFIX = "SCOPEDSESSION_"
 URI = "SQLALCHEMY_DATABASE_URI"
 BINDS = "SQLALCHEMY_BINDS"
+ASYNC_BINDS = "SQLALCHEMY_ASYNC_BINDS"
 ENGINE_OPTIONS = "SQLALCHEMY_ENGINE_OPTIONS"
 SESSION_OPTIONS = "SQLALCHEMY_SESSION_OPTIONS"
 CONTROL = "SCOPEDSESSION_CONTROL"
@@ -229,6 +230,10 @@ KEYS: Mapping[str, Key] = {
     BINDS: Key(
         *(_binds, {}, "`dict`"),
         "more databases: the name of each bind, and its URL and engine options",
+    ),
+    ASYNC_BINDS: Key(
+        *(_binds, {}, "`dict`"),
+        "databases of `db.async_session`: as `SQLALCHEMY_BINDS`, with async drivers",
     ),
     ENGINE_OPTIONS: Key(
         *(engine_options, {}, "`dict`"),

@@ -33,16 +33,28 @@ _DRIVERS = {
     "postgresql": ("psycopg", "psycopg2", "pg8000"),
     "sqlite": ("pysqlite", "pysqlcipher"),
 }
+_ASYNC_DRIVERS = {
+    "mariadb": "aiomysql",
+    "mssql": "aioodbc",
+    "mysql": "aiomysql",
+    "oracle": "oracledb",
+    "postgresql": "asyncpg",
+    "sqlite": "aiosqlite",
+}
 #: Drivers of SQLite's library, whose databases are files or in memory. Other dialects
 #: of the same family talk to a server.
-_SQLITE_DRIVERS = ("pysqlite", "pysqlcipher", "pysqlite_numeric", "pysqlite_dollar")
+_SQLITE_DRIVERS = (
+    *("pysqlite", "pysqlcipher", "pysqlite_numeric", "pysqlite_dollar"),
+    "aiosqlite",
+)
 _TEXT_PARTS = ("username", "password", "host", "database")
 _PARTS = frozenset((*_TEXT_PARTS, "drivername", "port", "query"))
 
 
-def parse_url(key: str, value: object) -> URL:
+def parse_url(key: str, value: object, is_async: bool = False) -> URL:
     """Return a configured URL: a string, a :class:`URL`, or a dict of its parts.
 
+    :param is_async: The driver must be an async one, and else must not be.
     :raises ConfigError: It cannot be parsed, or its dialect cannot be used.
     """
     if isinstance(value, Mapping):
@@ -56,7 +68,7 @@ def parse_url(key: str, value: object) -> URL:
             raise _unparsed(key)
     else:
         raise ConfigError(f"{key} must be a str, a URL or a dict, not {kind(value)}.")
-    _check_dialect(key, url)
+    _check_dialect(key, url, is_async)
     return url
 
 
@@ -115,7 +127,7 @@ def _from_parts(key: str, value: Mapping[str, t.Any]) -> URL:
     return url
 
 
-def _check_dialect(key: str, url: URL) -> None:
+def _check_dialect(key: str, url: URL, is_async: bool) -> None:
     name = url.drivername
     if not re.fullmatch(r"[\w.+]+", name):
         # It may be a whole URL, with its password.
@@ -138,12 +150,21 @@ def _check_dialect(key: str, url: URL) -> None:
             f"{key} names the dialect {name!r}, which SQLAlchemy does not know."
             f"{instead or f'{hint} Check the spelling, or install what provides it.'}"
         )
-    if dialect.is_async:
-        backend = url.get_backend_name()
+    backend = url.get_backend_name()
+    if is_async:
+        # A driver like psycopg has two dialects, of which that above is one.
+        if not dialect.get_async_dialect_cls(url).is_async:
+            instead = "+".join((backend, _ASYNC_DRIVERS.get(backend, "...")))
+            raise ConfigError(
+                f"{key} names the driver {name!r}, which is not async. Use an async"
+                f" driver, such as {instead!r}, or move it to SQLALCHEMY_BINDS."
+            )
+    elif dialect.is_async:
         instead = "+".join((backend, *_DRIVERS.get(backend, ())[:1]))
         raise ConfigError(
-            f"{key} names the async driver {name!r}. This extension serves"
-            f" synchronous sessions; use a synchronous driver, such as {instead!r}."
+            f"{key} names the async driver {name!r}, but 'db.session' is synchronous."
+            f" Use a synchronous driver, such as {instead!r}. Async drivers are for"
+            " 'db.async_session': set SQLALCHEMY_ASYNC_BINDS."
         )
     if is_sqlite(url):
         if url.host or url.port is not None:

@@ -1,0 +1,122 @@
+"""An application's async engines, and the account of their connections."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from .._pools.account import PoolAccount
+from .._pools.drivers import backend_pid
+from .._sessions.models import Models
+from .._sessions.routing import routed
+from .._settings.config import DEFAULT_BIND
+from .._settings.keys import ASYNC_BINDS
+from ..errors import ConfigError
+from ..errors import UnknownBind
+from .calls import current_place
+
+if t.TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    from .._pools.slot import Slot
+    from .._scopes.scope import Scope
+
+
+def refuse_without_greenlet() -> None:
+    """Refuse a configuration that SQLAlchemy cannot serve.
+
+    :raises ConfigError: greenlet is missing, which SQLAlchemy's asyncio needs.
+    """
+    try:
+        import greenlet  # noqa: F401
+    except ImportError:
+        missing = True
+    else:
+        missing = False
+    if missing:
+        raise ConfigError(
+            f"{ASYNC_BINDS} needs greenlet, which cannot be imported. Install"
+            " 'sqlalchemy[asyncio]'."
+        )
+
+
+class AsyncAccount(PoolAccount):
+    """The account of an async bind, whose drivers SQLAlchemy wraps."""
+
+    def check_out(self, slot: Slot, scope: Scope, now: float, waited: float) -> None:
+        place = current_place()
+        super().check_out(slot, scope if place is None else place.scope, now, waited)
+
+    def found(self, entry: ConnectionPoolEntry, driver: t.Any, _: int | None) -> Slot:
+        driver = driver.driver_connection
+        return super().found(entry, driver, backend_pid(driver))
+
+    def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
+        return super().detached(entry, driver.driver_connection)
+
+
+class AsyncBinds:
+    """The async engines of one application, and what makes their sessions."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        models: Models,
+        class_: type[Session],
+        options: Mapping[str, t.Any],
+    ) -> None:
+        """Make nothing yet.
+
+        :param engines: The synchronous part of each engine, by the bind's name.
+        :param class_: Of the sessions that do the work of the async ones.
+        :param options: For the sessions.
+        """
+        self._engines = {name: AsyncEngine(each) for name, each in engines.items()}
+        self._synchronous = engines
+        self._models = models
+        self._class = class_
+        self._routed: type[Session] | None = None
+        # An attribute that has expired cannot be loaded by "await".
+        self._options = {"expire_on_commit": False, **options}
+
+    def new_session(self, name: str, configured: Mapping[str, t.Any]) -> AsyncSession:
+        """Return a session of one bind, or of all for the default one.
+
+        :raises UnknownBind: No such bind is configured.
+        """
+        engine = self._engines.get(name)
+        options = {**self._options, **configured}
+        if name == DEFAULT_BIND:
+            return AsyncSession(
+                **{"bind": engine, "sync_session_class": self._routing(), **options}
+            )
+        if engine is None:
+            raise UnknownBind(
+                f"There is no async bind {name!r}. Add it to {ASYNC_BINDS}; there are"
+                f" {sorted(self._engines)}."
+            )
+        only = {"bind": engine, "sync_session_class": self._class, "binds": {}}
+        session = AsyncSession(**{**options, **only})
+        sync: t.Any = session.sync_session
+        if type(sync).get_bind is not Session.get_bind:
+            # A class that routes would send some statements elsewhere.
+            sync.get_bind = lambda *_, **__: engine.sync_engine
+        return session
+
+    def _routing(self) -> type[Session]:
+        """Return the class that finds each model's bind; models are known by now."""
+        if self._routed is None:
+            self._routed = self._class
+            if (
+                set(self._engines) != {DEFAULT_BIND}
+                or self._models.refresh().says_binds
+            ):
+                self._routed = routed(
+                    self._class, self._models, self._synchronous, ASYNC_BINDS
+                )
+        return self._routed
