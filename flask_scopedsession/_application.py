@@ -50,6 +50,7 @@ from .errors import SetupError
 if t.TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
+    from sqlalchemy.pool import Pool
 
     from ._async_sessions.binds import AsyncBinds
     from ._live.reader import Reader
@@ -141,7 +142,7 @@ class Application:
                     show_sql=settings.show_sql,
                 )
 
-        def make(bind: BindSettings, *, is_async: bool = False) -> Engine:
+        def make(bind: BindSettings, async_pool: type[Pool] | None = None) -> Engine:
             return make_engine(
                 bind,
                 app_name=settings.connection_name or app.name,
@@ -149,7 +150,7 @@ class Application:
                 account=accounts[bind.name],
                 tracking=settings.tracking,
                 after_fork=fork.after_fork_in_child,
-                is_async=is_async,
+                async_pool=async_pool,
             )
 
         self.engines = make_engines(app, settings.binds, make)
@@ -158,9 +159,10 @@ class Application:
         self.async_binds: AsyncBinds | None = None
         if settings.async_binds:
             from ._async_sessions.binds import AsyncBinds
+            from ._async_sessions.pool import NullPool
 
             made = {
-                name: make(bind, is_async=True)
+                name: make(bind, NullPool)
                 for name, bind in settings.async_binds.items()
             }
             self.async_binds = AsyncBinds(made, models, template.class_, options)

@@ -166,6 +166,7 @@ class ScopedSession(t.Generic[S]):
         self._attribute = f"{self._registry.session_name}_application"
         self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
         self.session = proxy_class(class_)(factory, self._registry)
+        self._async: AsyncSessions | None = None
         if app is not None:
             self.init_app(app)
 
@@ -299,13 +300,11 @@ class ScopedSession(t.Generic[S]):
         return self._async_sessions().sessions.session(bind or DEFAULT_BIND)
 
     def _async_sessions(self) -> AsyncSessions:
-        kept: AsyncSessions | None = self.__dict__.get("_async")
-        if kept is None:
+        if self._async is None:
             from ._async_sessions.registry import AsyncSessions
 
-            made = AsyncSessions(self._application_of)
-            kept = self.__dict__.setdefault("_async", made)
-        return kept
+            self._async = AsyncSessions(self._application_of)
+        return self._async
 
     # -- transactions ----------------------------------------------------------
 

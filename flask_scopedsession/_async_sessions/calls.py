@@ -83,7 +83,10 @@ class Place:
             self.sessions.pop(name, None)
             scope.sessions.pop(shown(name), None)
             if failure is not None:
-                text = "async session: close() failed at the end of its function"
+                text = (
+                    "async session: close() failed, and its connections are thrown"
+                    " away. Is it still in use by a task that was not awaited?"
+                )
                 log.warning(text, exc_info=failure, extra=fields("end_failed"))
         if scope.last is not None and scope.last.scope is scope:
             scope.last.account.record_checkouts(scope)  # it is leaked
@@ -154,8 +157,10 @@ def end_sessions_with_calls(app: Flask) -> None:
                 result = await func(*args, **kwargs)
                 failed = False
             finally:
-                await this.end(failed=failed)
-                _CALL.reset(token)
+                try:
+                    await this.end(failed=failed)
+                finally:
+                    _CALL.reset(token)  # asgiref takes what is set back to the caller
             return result
 
         return inner(call)

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL
-from sqlalchemy.pool import NullPool
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 
@@ -51,7 +50,7 @@ def make_engine(
     account: PoolAccount,
     tracking: bool,
     after_fork: Callable[[], object],
-    is_async: bool = False,
+    async_pool: type[Pool] | None = None,
 ) -> Engine:
     """Create the engine of one bind; nothing is connected yet.
 
@@ -60,14 +59,13 @@ def make_engine(
     :param account: What its pool and statements report to.
     :param tracking: Report everything; else no more than lost work needs.
     :param after_fork: Makes the application's state a fork's own.
-    :param is_async: It is the ``sync_engine`` of an async engine. Its connections are
-        not pooled, since none can leave the event loop that opened it.
+    :param async_pool: The pool class, if this is the sync part of an async engine.
     :raises ConfigError: The driver is missing, or an option is not accepted.
     """
     options = dict(bind.options)
     url = bind.url
-    if is_async:
-        options["poolclass"] = NullPool
+    if async_pool is not None:
+        options["poolclass"] = async_pool
     in_shared_memory = False
     if is_sqlite(url) and "creator" not in options:
         if not in_memory(url):
@@ -77,7 +75,7 @@ def make_engine(
     if options.get("pool") is None:
         base = options.get("poolclass") or _default_pool_class(url)
         options["poolclass"] = pool_class(base, fair=bind.fair_pool, tracked=tracking)
-    engine = _create(bind, url, options, is_async)
+    engine = _create(bind, url, options, is_async=async_pool is not None)
     if in_shared_memory:
         share_memory(engine, account.ledger)
     if bind.pragmas or bind.begin:
@@ -106,7 +104,7 @@ def _default_pool_class(url: URL) -> t.Any:
 
 
 def _create(
-    bind: BindSettings, url: URL, options: Mapping[str, t.Any], is_async: bool
+    bind: BindSettings, url: URL, options: Mapping[str, t.Any], *, is_async: bool
 ) -> Engine:
     def create() -> Engine:
         if is_async:

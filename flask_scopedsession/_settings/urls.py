@@ -162,8 +162,8 @@ def _check_dialect(key: str, url: URL, is_async: bool) -> None:
     elif dialect.is_async:
         instead = "+".join((backend, *_DRIVERS.get(backend, ())[:1]))
         raise ConfigError(
-            f"{key} names the async driver {name!r}, but 'db.session' is synchronous."
-            f" Use a synchronous driver, such as {instead!r}. Async drivers are for"
+            f"{key} names the async driver {name!r}. 'db.session' is synchronous: use a"
+            f" synchronous driver, such as {instead!r}. Async drivers are for"
             " 'db.async_session': set SQLALCHEMY_ASYNC_BINDS."
         )
     if is_sqlite(url):
