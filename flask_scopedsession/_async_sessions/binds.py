@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Mapping
+from importlib import import_module
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from .._pools import drivers
 from .._pools.account import PoolAccount
-from .._pools.drivers import backend_pid
 from .._sessions.models import Models
 from .._sessions.routing import routed
 from .._settings.config import DEFAULT_BIND
 from .._settings.keys import ASYNC_BINDS
+from .._settings.values import attempt
 from ..errors import ConfigError
 from ..errors import UnknownBind
 from .calls import current_place
@@ -32,13 +34,7 @@ def refuse_without_greenlet() -> None:
 
     :raises ConfigError: greenlet is missing, which SQLAlchemy's asyncio needs.
     """
-    try:
-        import greenlet  # noqa: F401
-    except ImportError:
-        missing = True
-    else:
-        missing = False
-    if missing:
+    if isinstance(attempt(lambda: import_module("greenlet"), ImportError), ImportError):
         raise ConfigError(
             f"{ASYNC_BINDS} needs greenlet, which cannot be imported. Install"
             " 'sqlalchemy[asyncio]'."
@@ -52,9 +48,14 @@ class AsyncAccount(PoolAccount):
         place = current_place()
         super().check_out(slot, scope if place is None else place.scope, now, waited)
 
-    def found(self, entry: ConnectionPoolEntry, driver: t.Any, _: int | None) -> Slot:
+    def found(
+        self,
+        entry: ConnectionPoolEntry,
+        driver: t.Any,
+        backend_pid: int | None,  # noqa: ARG002 - of the wrapper
+    ) -> Slot:
         driver = driver.driver_connection
-        return super().found(entry, driver, backend_pid(driver))
+        return super().found(entry, driver, drivers.backend_pid(driver))
 
     def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
         return super().detached(entry, driver.driver_connection)
@@ -90,22 +91,26 @@ class AsyncBinds:
         :raises UnknownBind: No such bind is configured.
         """
         engine = self._engines.get(name)
-        options = {**self._options, **configured}
+        options: dict[str, t.Any] = {**self._options, **configured}
         if name == DEFAULT_BIND:
-            return AsyncSession(
-                **{"bind": engine, "sync_session_class": self._routing(), **options}
-            )
+            class_ = self._routing()
+            options = {"bind": engine, "sync_session_class": class_, **options}
+            return AsyncSession(**options)
         if engine is None:
             raise UnknownBind(
                 f"There is no async bind {name!r}. Add it to {ASYNC_BINDS}; there are"
                 f" {sorted(self._engines)}."
             )
-        only = {"bind": engine, "sync_session_class": self._class, "binds": {}}
-        session = AsyncSession(**{**options, **only})
-        sync: t.Any = session.sync_session
-        if type(sync).get_bind is not Session.get_bind:
+        options.update(bind=engine, sync_session_class=self._class, binds={})
+        session = AsyncSession(**options)
+        if self._class.get_bind is not Session.get_bind:
             # A class that routes would send some statements elsewhere.
-            sync.get_bind = lambda *_, **__: engine.sync_engine
+
+            def get_bind(*_: t.Any, **__: t.Any) -> Engine:
+                return engine.sync_engine
+
+            own: t.Any = session.sync_session
+            own.get_bind = get_bind
         return session
 
     def _routing(self) -> type[Session]:

@@ -27,6 +27,7 @@ from .._scopes.scope import SCOPE
 from .._scopes.teardown import close_session
 from .._scopes.teardown import refuse_use
 from .._sessions.unsaved import unsaved
+from .._settings.binds import ASYNC
 from ..errors import OutsideContext
 from ..errors import SessionRemoved
 
@@ -40,11 +41,6 @@ _ELSEWHERE = (
     " Use it in an 'async def' view, or in another async function that Flask calls."
     " Elsewhere, as in a command, run the function by app.ensure_sync(function)()."
 )
-
-
-def shown(name: str) -> str:
-    """Return what the live view calls an async bind."""
-    return f"async:{name}"
 
 
 class Place:
@@ -64,7 +60,7 @@ class Place:
     def add(self, name: str, session: AsyncSession) -> None:
         """Keep a session until the end."""
         self.sessions[name] = session
-        self.scope.sessions[shown(name)] = session.sync_session
+        self.scope.sessions[ASYNC + name] = session.sync_session
 
     def note_loss(self) -> None:
         """Note what the end is going to lose; the context's teardown judges it."""
@@ -81,7 +77,7 @@ class Place:
             failure = await session.run_sync(close_session)
             refuse_use(session.sync_session, _refuse)
             self.sessions.pop(name, None)
-            scope.sessions.pop(shown(name), None)
+            scope.sessions.pop(ASYNC + name, None)
             if failure is not None:
                 text = (
                     "async session: close() failed, and its connections are thrown"

@@ -14,9 +14,11 @@ from time import perf_counter
 
 from .._pools.account import PoolAccount
 from .._pools.naming import family_of
+from .._settings.binds import ASYNC
 from .._settings.urls import is_sqlite
 from .._settings.urls import safe_url
 from ..errors import PingError
+from ..snapshot import DatabaseURL
 from ..snapshot import Holder
 from ..snapshot import PoolSnapshot
 from ..snapshot import Survey
@@ -185,7 +187,15 @@ def _claims(survey: Survey, same: Iterable[_Database]) -> dict[int, _Claim]:
 
 
 def _is_of(pool: PoolSnapshot, database: _Database) -> bool:
-    return pool.bind in database.binds and pool.url == safe_url(database.engine.url)
+    url = safe_url(database.engine.url)
+    if pool.bind.startswith(ASYNC):
+        # Another driver, and maybe another database, of the same server.
+        return _server(pool.url) == _server(url)
+    return pool.bind in database.binds and pool.url == url
+
+
+def _server(url: DatabaseURL) -> tuple[str, str | None, int | None]:
+    return url.drivername.partition("+")[0], url.host, url.port
 
 
 def _asks(each: Activity, facts: Facts) -> bool:

@@ -25,6 +25,9 @@ from .values import mapping
 
 DEFAULT_BIND = "default"
 
+#: How the live view's names of async binds begin.
+ASYNC = "async:"
+
 #: Engine options that mean nothing without a pool.
 _OF_A_POOL = (
     *("max_overflow", "pool", "pool_pre_ping", "pool_recycle", "pool_reset_on_return"),
@@ -105,7 +108,7 @@ def read_async_binds(values: Mapping[str, t.Any]) -> dict[str, BindSettings]:
                     " loop of its own, and a connection cannot leave it: each session"
                     f" opens one, and closes it. Remove {option}."
                 )
-        shown = f"async:{name}"
+        shown = f"{ASYNC}{name}"
         if shown in values[BINDS]:
             raise ConfigError(
                 f"{BINDS}[{shown!r}]: the live view shows {key} by this name. Choose"

@@ -74,7 +74,7 @@ def inquirer(
 
     app = load_app(ctx)
     db = extension_of(app)
-    refuse_unknown(bind, of(app).engines)
+    refuse_unknown(bind, of(app).all_engines)
 
     def ask() -> Survey:
         with app.app_context():

@@ -663,7 +663,8 @@ def test_async_driver(name: str, instead: str) -> None:
     assert message.startswith(
         f"SQLALCHEMY_BINDS['audit'] names the async driver '{name}'."
     )
-    assert message.endswith(f"such as {instead}.")
+    assert f"use a synchronous driver, such as {instead}." in message
+    assert message.endswith("for 'db.async_session': set SQLALCHEMY_ASYNC_BINDS.")
 
 
 @pytest.mark.parametrize("value", ["sqlite://app.db", "sqlite://u:swordfish@h/x"])

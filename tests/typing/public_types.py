@@ -16,6 +16,8 @@ from sqlalchemy import Select
 from sqlalchemy import select
 from sqlalchemy import Update
 from sqlalchemy import update
+from sqlalchemy.ext.asyncio import async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
@@ -68,6 +70,9 @@ db.session.comit()  # type: ignore[attr-defined]  # pyright: ignore[reportAttrib
 assert_type(db.session(), Session)
 assert_type(db.get_session(), Session)
 assert_type(db.get_session("audit"), Session)
+assert_type(db.async_session, async_scoped_session[AsyncSession])
+assert_type(db.async_session(), AsyncSession)
+assert_type(db.get_async_session("audit"), AsyncSession)
 assert_type(db.sessionmaker, sessionmaker[Session])
 assert_type(db.engine, Engine)
 assert_type(db.engines, Mapping[str, Engine])

@@ -36,6 +36,7 @@ PRELUDES = {
     "scope.md": "",
     "transactions.md": "",
     "views.md": "",
+    "async.md": "",
 }
 
 #: What shows that they work, if the page does not say.
