@@ -178,7 +178,7 @@ MUTATIONS = (
         *UNREMOVED,
         Change(
             "flask_scopedsession._scopes.teardown:close_session",
-            "_discard(session, transaction, ledger, error)",
+            "discard(session, transaction, ledger, error)",
             "pass",
         ),
         tests="""
@@ -588,7 +588,7 @@ def abandon(slot: Slot, connection: t.Any) -> None:
         "session: connections stay out when close() fails",
         Change(
             "flask_scopedsession._scopes.teardown:close_session",
-            "_discard(session, transaction, ledger, error)",
+            "discard(session, transaction, ledger, error)",
             "pass",
         ),
         tests="""

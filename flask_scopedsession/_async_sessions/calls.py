@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
 
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from .._runtime.logs import fields
@@ -25,6 +26,7 @@ from .._scopes.ledger import Ledger
 from .._scopes.scope import new_scope
 from .._scopes.scope import SCOPE
 from .._scopes.teardown import close_session
+from .._scopes.teardown import discard
 from .._scopes.teardown import refuse_use
 from .._sessions.unsaved import unsaved
 from .._settings.binds import ASYNC
@@ -36,6 +38,10 @@ if t.TYPE_CHECKING:
 
 #: The async function that the current code is in.
 _CALL: ContextVar[Call | None] = ContextVar("flask_scopedsession_call", default=None)
+
+#: How often a session is tried to be closed that another task uses, and the seconds in
+#: between: a driver gives up to connect after a minute.
+_MOST_TRIES, _PAUSE = 6000, 0.01
 
 _ELSEWHERE = (
     " Use it in an 'async def' view, or in another async function that Flask calls."
@@ -74,8 +80,7 @@ class Place:
         """Close the sessions for good; what goes wrong is logged."""
         scope = self.scope
         for name, session in list(self.sessions.items()):
-            failure = await session.run_sync(close_session)
-            refuse_use(session.sync_session, _refuse)
+            failure = await _close(session)
             self.sessions.pop(name, None)
             scope.sessions.pop(ASYNC + name, None)
             if failure is not None:
@@ -201,6 +206,34 @@ def current_place() -> Place | None:
     """Return the current call's sessions in the current context, if there are any."""
     call = _CALL.get()
     return None if call is None else call.places.get(current_context())
+
+
+async def _close(session: AsyncSession) -> BaseException | None:
+    """Close a session for good, and return what went wrong, if anything."""
+    sync = session.sync_session
+    failure: BaseException | None = None
+    for _ in range(_MOST_TRIES):
+        transaction = sync.get_transaction()
+        try:
+            await session.close()
+        except IllegalStateChangeError as error:
+            # A task that was not awaited is opening a connection, or commits. Once it
+            # is done, there is something to close.
+            failure = error
+            refuse_use(sync, _refuse)
+            await asyncio.sleep(_PAUSE)
+        except BaseException as error:  # noqa: BLE001 - returned
+            await session.run_sync(discard, transaction, None, error)
+            failure = error
+            break
+        else:
+            failure = None
+            break
+    if sync.in_transaction():
+        # The application's close(), or a listener, has begun it anew.
+        await session.run_sync(close_session)
+    refuse_use(sync, _refuse)
+    return failure
 
 
 def _unsaved(session: AsyncSession) -> Counter[str]:

@@ -128,7 +128,7 @@ def close_session(
             _close_again(session)
     except BaseException as error:  # noqa: BLE001 - returned, for the caller to raise
         failure = error
-        _discard(session, transaction, ledger, error)
+        discard(session, transaction, ledger, error)
     refuse_use(session, _refuse)
     try:
         return failure
@@ -156,7 +156,7 @@ def _close_again(session: t.Any) -> None:
         Session.close(session)
 
 
-def _discard(
+def discard(
     session: Session,
     transaction: SessionTransaction | None,
     ledger: Ledger | None,

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from flask import abort
 from models import User
+from sqlalchemy import event
 from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import await_only as waits
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
@@ -286,6 +288,38 @@ def test_a_task_that_outlives_its_view(db, shop, caplog):
     view.task.cancelled() or view.task.exception()
 
 
+def test_a_task_that_is_connecting_as_its_view_ends(db, shop):
+    """The connection is awaited, and closed."""
+    connecting, tasks = [], []
+
+    async def connect():
+        await asyncio.sleep(0.05)
+
+    def slowly(*_):
+        connecting.append(None)
+        waits(connect())
+
+    engines = []
+
+    @shop.get("/")
+    async def view():
+        engine = db.async_session().bind.sync_engine
+        if not engines:
+            engines.append(engine)
+            event.listen(engine, "do_connect", slowly)
+        tasks.append(asyncio.create_task(db.async_session.execute(SELECT)))
+        while len(connecting) < len(tasks):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        return "fine"
+
+    for _ in range(3):
+        assert shop.test_client().get("/").text == "fine"
+        assert held(db, shop) == NOTHING
+    assert all(task.done() for task in tasks)
+    for task in tasks:
+        task.cancelled() or task.exception()
+
+
 @pytest.mark.parametrize("how", ["itself", "timeout", "at the end"])
 def test_cancelled(db, shop, how):
     """Its sessions are closed all the same, also if that is cancelled in turn."""
@@ -310,8 +344,8 @@ def test_cancelled(db, shop, how):
         if how == "itself":
             view.task.cancel()
             await db.async_session.execute(SELECT)
-        run = session.run_sync
-        session.run_sync = lambda *args: close_slowly(lambda _: run(*args))
+        close = session.close
+        session.close = lambda: close_slowly(lambda _: close())
         return "fine"
 
     client = shop.test_client()
@@ -422,10 +456,13 @@ def test_without_binds(make_app):
         other.ensure_sync(named)()
 
 
-@pytest.mark.parametrize("lasting", [False, True], ids=["asgiref", "ASGI"])
 @pytest.mark.parametrize(
-    ("url", "count"),
-    [("aiosqlite", 120), ("memory", 120), ("asyncpg", 996), ("psycopg", 120)],
+    ("url", "lasting", "count"),
+    [
+        ("asyncpg", False, 996),
+        *((name, False, 120) for name in ("aiosqlite", "memory", "psycopg")),
+        *((name, True, 120) for name in ("aiosqlite", "memory", "asyncpg", "psycopg")),
+    ],
     indirect=["url"],
 )
 def test_many_requests(  # noqa: C901
