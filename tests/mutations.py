@@ -476,12 +476,12 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     mutation(
         "session: a removed one goes on",
         Change(
-            "flask_scopedsession._scopes.teardown:close_session",
-            "own.get_bind = _refuse",
+            "flask_scopedsession._scopes.teardown:refuse_use",
+            "own.get_bind = refuse",
             "pass",
         ),
         Change(
-            "flask_scopedsession._scopes.teardown:close_session",
+            "flask_scopedsession._scopes.teardown:refuse_use",
             "if _HAS_ONE_WAY:",
             "if ():",
         ),
@@ -495,7 +495,7 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     mutation(
         "session: a removed one goes on if an engine is named",
         Change(
-            "flask_scopedsession._scopes.teardown:close_session",
+            "flask_scopedsession._scopes.teardown:refuse_use",
             "if _HAS_ONE_WAY:",
             "if ():",
         ),
@@ -1019,7 +1019,7 @@ if not hasattr(self, "_lock"):
         "shutdown: a dropped app leaves its connections open",
         Change(
             "flask_scopedsession._application:Application.__init__",
-            "weakref.finalize(app, _dispose, self.engines, self.accounts)",
+            "weakref.finalize(app, _dispose, self.all_engines, self.accounts)",
             "weakref.finalize(app, int)",
         ),
         tests="""
