@@ -131,8 +131,11 @@ class Call:
                 await asyncio.shield(closing)
             except asyncio.CancelledError as error:
                 interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        try:
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            interrupt = None  # else the error and this frame keep each other alive
 
     async def _close(self) -> None:
         for place in self.places.values():
@@ -233,7 +236,10 @@ async def _close(session: AsyncSession) -> BaseException | None:
         # The application's close(), or a listener, has begun it anew.
         await session.run_sync(close_session)
     refuse_use(sync, _refuse)
-    return failure
+    try:
+        return failure
+    finally:
+        failure = None  # else the error and this frame keep each other alive
 
 
 def _unsaved(session: AsyncSession) -> Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,36 @@ def test_names_at_the_server(make, make_app, pg_url):
 
         with app.app_context():
             assert app.ensure_sync(name)().startswith("tests_app@")
+
+
+def test_the_view_of_the_server(make_app, pg_url):
+    """A connection that another driver holds on the same server is known."""
+    db = ScopedSession()
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI=pg_url,
+        SQLALCHEMY_ASYNC_BINDS={"default": pg_url.replace("+psycopg:", "+asyncpg:")},
+        SCOPEDSESSION_CONTROL=True,
+    )
+    found = []
+
+    def look(*args):
+        runner = app.test_cli_runner()
+        result = runner.invoke(args=["pool-status", "--json", *args])
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.output))
+
+    async def work():
+        await db.async_session.execute(SELECT)
+        await asyncio.to_thread(look, "--server")
+        await asyncio.to_thread(look, "--bind", "async:default")
+
+    with app.app_context():
+        db.serve_control("job")
+        app.ensure_sync(work)()
+        db.dispose()
+    (server,) = found[0]["servers"]
+    assert "async:default" in {each["bind"] for each in server["connections"]}
+    assert server["unclaimed"] == []
+    (worker,) = found[1]["workers"]
+    assert [each["bind"] for each in worker["pools"]] == ["async:default"]

@@ -408,6 +408,30 @@ def test_outside(db, shop):
     assert held(db, shop) == NOTHING
 
 
+def test_a_call_within_a_call(db, shop):
+    """Synchronous code of an async view can run an async function, in its loop."""
+    from asgiref.sync import sync_to_async
+
+    sessions = []
+
+    async def inner():
+        await db.async_session.execute(SELECT)
+        sessions.append(db.async_session())
+
+    @shop.get("/")
+    async def view():
+        sessions.append(db.async_session())
+        await sync_to_async(lambda: shop.ensure_sync(inner)())()
+        with pytest.raises(SessionRemoved):
+            await sessions[1].execute(SELECT)
+        assert db.async_session() is sessions[0]
+        return "fine"
+
+    assert shop.test_client().get("/").text == "fine"
+    assert sessions[0] is not sessions[1]
+    assert held(db, shop) == NOTHING
+
+
 def test_another_loop(db, shop):
     """A thread of the view has no use of its connections."""
 
