@@ -86,7 +86,8 @@ class Place:
             if failure is not None:
                 text = (
                     "async session: close() failed, and its connections are thrown"
-                    " away. Is it still in use by a task that was not awaited?"
+                    " away. If a task still used it, await the task before the function"
+                    " returns"
                 )
                 log.warning(text, exc_info=failure, extra=fields("end_failed"))
         if scope.last is not None and scope.last.scope is scope:
