@@ -84,6 +84,8 @@ class AsyncBinds:
         self._routed: type[Session] | None = None
         # An attribute that has expired cannot be loaded by "await".
         self._options = {"expire_on_commit": False, **options}
+        for name in ("bind", "binds"):  # of the drop-in; they are synchronous
+            self._options.pop(name, None)
 
     def new_session(self, name: str, configured: Mapping[str, t.Any]) -> AsyncSession:
         """Return a session of one bind, or of all for the default one.

@@ -9,6 +9,7 @@ from models import Base
 from models import User
 from sqlalchemy import select
 from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
 from flask_scopedsession.errors import UnknownBind
+from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
 
 pytest.importorskip("asgiref")
 pytest.importorskip("aiosqlite")
@@ -174,6 +176,41 @@ def test_a_session_class_and_options(make_app):
         assert db.async_session.autoflush is False
         assert db.async_session().sync_session.expire_on_commit is False
         await db.async_session.execute(text("SELECT 1"))
+
+    with app.app_context():
+        app.ensure_sync(work)()
+        assert {each.used for each in db.snapshot().pools} == {0}
+
+
+def test_the_drop_in(make_app):
+    """Flask-SQLAlchemy's API has async sessions, too, and its models their binds."""
+    db = SQLAlchemy(model_class=type("Own", (DeclarativeBase,), {}))
+
+    class Kept(db.Model):
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Audit(db.Model):
+        __bind_key__ = "audit"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite://",
+        SQLALCHEMY_BINDS={"audit": "sqlite://"},
+        SQLALCHEMY_ASYNC_BINDS={"default": MEMORY, "audit": MEMORY},
+    )
+
+    async def work():
+        for name in (None, "audit"):
+            session = db.get_async_session(name)
+            create = db.metadatas[name].create_all
+            await (await session.connection()).run_sync(create)
+            await session.commit()
+        db.async_session.add_all([Kept(id=1), Audit(id=2)])
+        await db.async_session.commit()
+        audit = db.get_async_session("audit")
+        assert await db.async_session.scalar(select(Kept.id)) == 1
+        assert await audit.scalar(select(Audit.id)) == 2
 
     with app.app_context():
         app.ensure_sync(work)()
