@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+#: How the live view's names of async binds begin.
+ASYNC = "async:"
+
 
 def duration(value: float | None) -> str:
     """Write a duration, given in seconds: ``3 ms``, ``4.1 s``, ``41 s``, ``2 min``."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .._format import ASYNC
 from .._format import count
 from .._format import duration
 from ..snapshot import DatabaseURL
@@ -129,6 +130,8 @@ def _problem(pools: Pools, busiest: Measured | None) -> str | None:
     pool = pools[0][1]
     if pool.size is None and not pool.unlimited:
         return f"a {pool.pool_class} has no size to choose"
+    if pool.bind.startswith(ASYNC):
+        return "async connections cannot be pooled: each belongs to one event loop"
     if pool.pool_class == "SingletonThreadPool":
         return "a SingletonThreadPool has one connection for each thread"
     if busiest is None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence
 
+from .._format import ASYNC
 from .._format import count
 from .._format import duration
 from .._format import percent
@@ -153,11 +154,14 @@ def _null_pool(view: BindView) -> Iterator[str]:
     share = connecting / (connecting + sum(p.hold_s.sum for p in view.pools) or 1.0)
     rate = view.measured.rate if view.measured else 0.0
     if checkouts >= LEAST and (share >= 0.1 or rate >= 1):
+        remedy = "use QueuePool: remove 'poolclass' from the options."
+        if view.pools[0].bind.startswith(ASYNC):
+            remedy = "use 'db.session', whose connections are pooled."
         yield (
             f"NullPool opens a connection for each checkout: {percent(share)} of the"
             f" time went into {checkouts} connects, and nothing limits how many are"
             " open at a time. Unless there is a pooler such as PgBouncer in front of"
-            " the database, use QueuePool: remove 'poolclass' from the options."
+            f" the database, {remedy}"
         )
 
 

@@ -57,6 +57,9 @@ class AsyncAccount(PoolAccount):
         driver = driver.driver_connection
         return super().found(entry, driver, drivers.backend_pid(driver))
 
+    def held_here(self) -> list[t.Any]:
+        return []  # not for a session of db.session to throw away
+
     def detached(self, entry: ConnectionPoolEntry, driver: t.Any) -> Slot | None:
         return super().detached(entry, driver.driver_connection)
 

@@ -18,6 +18,7 @@ from functools import wraps
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from .._format import ASYNC
 from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._scopes.context import Context
@@ -29,7 +30,6 @@ from .._scopes.teardown import close_session
 from .._scopes.teardown import discard
 from .._scopes.teardown import refuse_use
 from .._sessions.unsaved import unsaved
-from .._settings.binds import ASYNC
 from ..errors import OutsideContext
 from ..errors import SessionRemoved
 

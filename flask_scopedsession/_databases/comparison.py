@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 
+from .._format import ASYNC
 from .._pools.account import PoolAccount
 from .._pools.naming import family_of
-from .._settings.binds import ASYNC
 from .._settings.urls import is_sqlite
 from .._settings.urls import safe_url
 from ..errors import PingError

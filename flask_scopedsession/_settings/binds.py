@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from sqlalchemy.engine import URL
 
+from .._format import ASYNC
 from ..errors import ConfigError
 from .keys import ASYNC_BINDS
 from .keys import BINDS
@@ -24,9 +25,6 @@ from .urls import parse_url
 from .values import mapping
 
 DEFAULT_BIND = "default"
-
-#: How the live view's names of async binds begin.
-ASYNC = "async:"
 
 #: Engine options that mean nothing without a pool.
 _OF_A_POOL = (

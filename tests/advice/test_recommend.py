@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -347,6 +348,19 @@ def test_null_pool_under_load() -> None:
     assert advice.recommended == sizes(busy())
     rare = busy(0.001, 0.1, checkouts_total=200, create_s=times(0.0, 0), **null)
     assert codes(of(rare)) == []
+
+
+def test_an_async_bind_has_no_size() -> None:
+    """Its connections cannot be pooled; those of ``db.session`` are."""
+    null = {"pool_class": "NullPool", "size": None, "max": None, "unlimited": True}
+    pool = busy(create_s=times(0.05, 2400), pool_timeout=None, **null)
+    advice = of(replace(pool, bind="async:default"))
+    assert advice.recommended is None
+    assert advice.problem is not None
+    assert "async connections cannot be pooled" in advice.problem
+    assert advice.warnings[0].text.endswith(
+        "use 'db.session', whose connections are pooled."
+    )
 
 
 def test_connections_that_come_and_go() -> None:
