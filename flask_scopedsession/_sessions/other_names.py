@@ -15,8 +15,8 @@ _INSTEAD = {
     "test_isolation": "Use isolate(app) of flask_scopedsession.testing.",
 }
 _ASYNC = (
-    "Sessions and engines are synchronous here. Async views can use db.session; for"
-    " async drivers, use SQLAlchemy's AsyncSession."
+    "Async views can use db.session. For async drivers, set SQLALCHEMY_ASYNC_BINDS, and"
+    " use db.async_session."
 )
 
 

@@ -58,7 +58,7 @@ _NOT_OURS = {
         for name in names
     },
     "SQLALCHEMY_ASYNC_ENGINES": "belongs to Flask-SQLAlchemy-Lite, and does nothing"
-    f" here: engines and sessions are synchronous. Set {URI} and {BINDS} instead.",
+    f" here. Set {ASYNC_BINDS} instead, besides {URI} or {BINDS}.",
     "SQLALCHEMY_COMMIT_ON_TEARDOWN": "does nothing: no request is committed when it"
     " ends. Call db.session.commit() in the views that write.",
     "SQLALCHEMY_ENGINES": "belongs to Flask-SQLAlchemy-Lite, and does nothing here."

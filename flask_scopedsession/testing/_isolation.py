@@ -160,6 +160,9 @@ class Isolation:
                 )
             self._binds.append(Bind(engine, account, databases[key]))
         self._databases = list(databases.values())
+        others = application.all_engines.items() - application.engines.items()
+        self._refused = dict(others)
+        """The engines of async binds, each of whose connections is used in one loop."""
 
     def push(self) -> None:
         """Begin a layer on each bind."""
@@ -172,6 +175,8 @@ class Isolation:
         if self.layers == 1:
             for bind in self._binds:
                 bind.begin()
+            for name, engine in self._refused.items():
+                t.cast(TrackedPool, engine.pool).serve(partial(_refuse, name))
         for bind in self._binds:
             bind.layer = self.layers
 
@@ -182,11 +187,20 @@ class Isolation:
             if layer == 1:
                 for bind in self._binds:
                     steps.callback(bind.end)
+                for engine in self._refused.values():
+                    steps.callback(t.cast(TrackedPool, engine.pool).serve, None)
             for database in self._databases:
                 steps.callback(database.pop)
             for bind in self._binds:
                 bind.layer = self.layers
                 steps.callback(bind.take_back, layer)
+
+
+def _refuse(name: str) -> t.NoReturn:
+    raise IsolationError(
+        f"isolate(), bind {name!r}: async sessions cannot be isolated, and what they"
+        " commit would be real. Test them without isolate()."
+    )
 
 
 class Bind:

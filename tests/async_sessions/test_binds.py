@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 import pytest
+from flask import Flask
 from models import Base
 from models import User
+from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase
@@ -16,11 +18,10 @@ from sqlalchemy.orm import Session
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
+from flask_scopedsession.errors import IsolationError
 from flask_scopedsession.errors import UnknownBind
 from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
-
-pytest.importorskip("asgiref")
-pytest.importorskip("aiosqlite")
+from flask_scopedsession.testing import isolate
 
 MEMORY = "sqlite+aiosqlite://"
 
@@ -282,3 +283,16 @@ parts = ("_async_sessions", "sqlalchemy.ext.asyncio", "asgiref")
 print([name for name in sys.modules if any(part in name for part in parts)])
 """
     assert run_script(script).stdout.strip() == "[]"
+
+
+def test_isolate_refuses_async_sessions(shop: Flask, db: ScopedSession) -> None:
+    """What they commit would be real. Afterwards, they work as before."""
+
+    async def count() -> int:
+        found = await db.async_session.scalar(select(func.count()).select_from(User))
+        return int(found or 0)
+
+    with shop.app_context():
+        with isolate(shop), pytest.raises(IsolationError, match="'async:default'"):
+            shop.ensure_sync(count)()
+        assert shop.ensure_sync(count)() == 0

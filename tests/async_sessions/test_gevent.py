@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("gevent")
-pytest.importorskip("asgiref")
-pytest.importorskip("aiosqlite")
-
 pytestmark = pytest.mark.subprocess
 
 HEAD = """

@@ -14,10 +14,6 @@ from sqlalchemy import text
 
 from flask_scopedsession import ScopedSession
 
-pytest.importorskip("asgiref")
-pytest.importorskip("aiosqlite")
-pytest.importorskip("asyncpg")
-
 SELECT = text("SELECT 1")
 
 

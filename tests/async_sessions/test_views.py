@@ -24,10 +24,6 @@ from flask_scopedsession.errors import OutsideContext
 from flask_scopedsession.errors import SessionRemoved
 from flask_scopedsession.errors import UnknownBind
 
-pytest.importorskip("asgiref")
-pytest.importorskip("aiosqlite")
-pytest.importorskip("asyncpg")
-
 SELECT = text("SELECT 1")
 
 

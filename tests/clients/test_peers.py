@@ -16,7 +16,10 @@ from sqlalchemy import orm
 OURS = "flask_scopedsession"
 BY_HAND = "by hand"
 HELPERS = {
-    OURS: {"paginate", "paginate_keyset", "get_or_404", "transaction", "snapshot"},
+    OURS: {
+        *("paginate", "paginate_keyset", "get_or_404", "transaction", "snapshot"),
+        "async_session",
+    },
     "flask_sqlalchemy": {"paginate", "get_or_404"},
     "flask_sqlalchemy_lite": {"get_or_abort", "async_session", "test_isolation"},
     "alchemical.flask": set[str](),

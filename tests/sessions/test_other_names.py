@@ -24,9 +24,8 @@ from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
         ("get_or_abort", "Use db.get_or_404()"),
         ("one_or_abort", "Use db.one_or_404()"),
         ("test_isolation", "isolate(app)"),
-        ("async_session", "synchronous"),
-        ("get_async_engine", "synchronous"),
-        ("async_get_or_abort", "synchronous"),
+        ("get_async_engine", "db.async_session"),
+        ("async_get_or_abort", "db.async_session"),
     ],
 )
 def test_the_error_says_what_to_write(name: str, says: str) -> None:

@@ -424,7 +424,7 @@ def test_keys_of_flask_sqlalchemy(key: str) -> None:
         ("COMMIT_ON_TEARDOWN", "Call db.session.commit() in the views that write."),
         ("NATIVE_UNICODE", "Remove it."),
         ("ENGINES", "Set SQLALCHEMY_DATABASE_URI and SQLALCHEMY_BINDS instead."),
-        ("ASYNC_ENGINES", "Set SQLALCHEMY_DATABASE_URI and SQLALCHEMY_BINDS instead."),
+        ("ASYNC_ENGINES", "besides SQLALCHEMY_DATABASE_URI or SQLALCHEMY_BINDS."),
         # Applications have such keys of their own.
         ("DATABASE_URI_TEST", "is not a key of this version, and does nothing here."),
         ("TEST_DATABASE_URI", "is not a key of this version, and does nothing here."),
