@@ -43,7 +43,7 @@ if t.TYPE_CHECKING:
     class OwnSessions(scoped_session[S]):
         """The proxy for a user's session class, whose other methods are ``Any``."""
 
-        exec = Exec()
+        exec: Exec = Exec()
 
         def __getattr__(self, name: str) -> t.Any: ...
 

@@ -20,12 +20,12 @@ try:
     from opentelemetry.metrics import get_meter_provider
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.metrics import Observation
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "flask_scopedsession.metrics.opentelemetry needs OpenTelemetry:"
         " pip install Flask-ScopedSession[otel]",
-        name=error.name,
-    ) from error
+        name=_error.name,
+    ) from _error
 
 from .._application import of
 from .._buckets import bucket_range

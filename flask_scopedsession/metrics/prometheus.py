@@ -18,12 +18,12 @@ try:
     from prometheus_client.metrics_core import Metric as Family
     from prometheus_client.registry import Collector
     from prometheus_client.utils import floatToGoString
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "flask_scopedsession.metrics.prometheus needs prometheus_client:"
         " pip install Flask-ScopedSession[prometheus]",
-        name=error.name,
-    ) from error
+        name=_error.name,
+    ) from _error
 
 from flask import Blueprint
 from flask import current_app
