@@ -135,10 +135,14 @@ def db() -> ScopedSession[Any]:
 
 @pytest.fixture
 def app(db: Any, kept: Any, make_app: Callable[..., Flask]) -> Iterator[Flask]:
+    options = dict(kept.options)
+    if kept.url.get_driver_name() == "pymysql":
+        zero = "SET sql_mode = CONCAT(@@sql_mode, ',NO_AUTO_VALUE_ON_ZERO')"
+        options["connect_args"] = {"init_command": zero}
     app = make_app(
         db,
         SQLALCHEMY_DATABASE_URI=kept.url,
-        SQLALCHEMY_ENGINE_OPTIONS=kept.options,
+        SQLALCHEMY_ENGINE_OPTIONS=options,
         SECRET_KEY="secret",
     )
     with app.app_context():
@@ -329,15 +333,22 @@ STATEMENTS: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
 @pytest.mark.usefixtures("some")
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_each_item_is_on_exactly_one_page(
     db: Any, name: str, request: pytest.FixtureRequest
 ) -> None:
     statement, more = STATEMENTS[name]
-    if name == "collate" and db.engine.dialect.name != "postgresql":
-        statement = select(Thing).order_by(Thing.text.collate("NOCASE").desc())
+    dialect = db.engine.dialect.name
+    if db.engine.dialect.driver == "pymysql":
+        dialect = "mariadb"
+    if name == "collate" and dialect != "postgresql":
+        collation = {"sqlite": "NOCASE", "mariadb": "latin1_bin"}[dialect]
+        statement = select(Thing).order_by(Thing.text.collate(collation).desc())
+    if name == "joined expression" and dialect == "mariadb":  # it lacks NULLS LAST
+        by = func.coalesce(Thing.number, 5).desc()
+        statement = select(Thing).join(Thing.parts).order_by(by)
     result = db.session.execute(statement.order_by(*(more or [Thing.id])))
     rows = list(result.unique())
     [_, *others] = statement.column_descriptions
@@ -351,7 +362,7 @@ def test_each_item_is_on_exactly_one_page(
         assert found == expected
 
 
-@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
 @pytest.mark.usefixtures("some")
 def test_rows_without_the_column_of_a_subclass_are_shown(db: Any) -> None:
     """NULL is there by an outer join, although the column is declared NOT NULL."""
@@ -381,7 +392,7 @@ def test_loaded_collections_are_complete(db: Any) -> None:
     assert (row.name, row.Thing, row._fields) == ("x", row[0], ("Thing", "name"))
 
 
-@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
 @pytest.mark.usefixtures("some")
 def test_an_order_that_would_lose_rows_is_refused(db: Any) -> None:
     things = select(Thing)
@@ -453,7 +464,7 @@ def test_page_and_size_are_taken_from_the_request(
         db.paginate_keyset(things, max_per_page=0)
 
 
-@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
 @pytest.mark.usefixtures("some")
 def test_a_bad_bookmark_is_not_found(db: Any, app: Flask) -> None:
     """Whatever it is, and nothing of it reaches the database."""
