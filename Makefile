@@ -95,8 +95,6 @@ $(VENV)/.example: $(VENV)/.made pyproject.toml
 $(VENV)/.tests: $(VENV)/.made pyproject.toml
 	@echo 'Installing the package and what the tests need ...'
 	@$(PIP) --editable . --group tests --group clients
-	@# Not in the group, because it needs a newer SQLAlchemy than the oldest one tested.
-	@$(PIP) --no-deps flask-sqlalchemy
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml
