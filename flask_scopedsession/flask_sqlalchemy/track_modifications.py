@@ -6,6 +6,7 @@ Sent only with ``SQLALCHEMY_TRACK_MODIFICATIONS``. The sender is the application
 from __future__ import annotations
 
 import typing as t
+import weakref
 
 import sqlalchemy as sa
 from blinker import NamedSignal
@@ -30,16 +31,19 @@ before_models_committed: NamedSignal = _signals.signal("before-models-committed"
 _CHANGES = "_flask_sqlalchemy_changes"
 
 
+#: Sessions that listen. SQLAlchemy's own list goes by ids, which are used again.
+_listening: weakref.WeakSet[scoped_session[t.Any]] = weakref.WeakSet()
+
+
 def listen(session: scoped_session[t.Any]) -> None:
     """Begin to send the signals for sessions."""
-    for name, listener in (
-        ("before_flush", _note),
-        ("before_commit", _send_before),
-        ("after_commit", _send_after),
-        ("after_rollback", _forget),
-    ):
-        if not event.contains(session, name, listener):
-            event.listen(session, name, listener)
+    if session in _listening:
+        return
+    _listening.add(session)
+    event.listen(session, "before_flush", _note)
+    event.listen(session, "before_commit", _send_before)
+    event.listen(session, "after_commit", _send_after)
+    event.listen(session, "after_rollback", _forget)
 
 
 def _tracked() -> bool:

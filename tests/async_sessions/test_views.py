@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -479,9 +480,10 @@ def test_without_binds(make_app):
 @pytest.mark.parametrize(
     ("url", "lasting", "count"),
     [
-        ("asyncpg", False, 996),
-        *((name, False, 120) for name in ("aiosqlite", "memory", "psycopg")),
-        *((name, True, 120) for name in ("aiosqlite", "memory", "asyncpg", "psycopg")),
+        *itertools.product(
+            ("aiosqlite", "memory", "asyncpg", "psycopg"), (False, True), (120,)
+        ),
+        pytest.param("asyncpg", False, 996, marks=pytest.mark.soak),
     ],
     indirect=["url"],
 )

@@ -769,6 +769,28 @@ def test_signals_tell_what_was_committed(shop: Shop, context: None) -> None:
     assert heard == [[("User", "delete")]]
 
 
+def test_signals_of_one_extension_after_the_other(make_app: MakeApp) -> None:
+    """What takes the place of an object that was freed sends them as well."""
+    heard: list[Flask] = []
+    apps, classes = [], []
+    with models_committed.connected_to(lambda app, changes: heard.append(app)):
+        for _ in range(20):
+            db = SQLAlchemy()
+            options = {"SQLALCHEMY_TRACK_MODIFICATIONS": True}
+            app = make_app(db, SQLALCHEMY_DATABASE_URI="sqlite://", **options)
+            thing = type(
+                "Thing", (db.Model,), {"id": db.Column(sa.Integer, primary_key=True)}
+            )
+            with app.app_context():
+                db.create_all()
+                db.session.add(thing())
+                db.session.commit()
+            apps.append(app)
+            classes.append(db.session.session_factory.class_)
+            db.session = None
+    assert heard == apps
+
+
 def test_the_shell_has_the_models(shop: Shop, context: None) -> None:
     names = shop.app.make_shell_context()
     assert names["db"] is shop.db
