@@ -34,6 +34,7 @@ from werkzeug.exceptions import NotFound
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.errors import ConfigError
+from flask_scopedsession.views import _bookmarks
 
 # Not twice on the same driver: how an engine pools makes no difference to a statement.
 pytestmark = pytest.mark.databases(
@@ -576,6 +577,7 @@ def test_without_a_secret_key_bookmarks_are_of_one_process(
     db: Any, app: Flask, some: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says so, once."""
+    _bookmarks._key_of_process.cache_clear()  # another test may have asked for it
     app.config["SECRET_KEY"] = None
     assert len(walk(db, select(Thing), 2)) == 9
     [record] = [each for each in caplog.records if "SECRET_KEY" in each.message]
