@@ -161,7 +161,8 @@ def worker_timeout(stage: Stage) -> Captured:
 def outside_context(stage: Stage) -> Captured:
     """Run a script without the application."""
     code = "from example_app.extensions import db; db.session.connection()"
-    said = on_terminal(stage.env, "-c", code).splitlines()[-1]
+    where = stage.env["EXAMPLE_INSTANCE_PATH"]
+    said = on_terminal(stage.env, "-c", code, cwd=where)[1].splitlines()[-1]
     return {"outside-context": f"$ python -c '{code}'\n{said}\n"}
 
 

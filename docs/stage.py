@@ -59,7 +59,9 @@ class Scene:
         return f"$ flask --app {demo.APP} {' '.join(args)}\n{self._run(*args)}"
 
     def _run(self, *args: str) -> str:
-        return on_terminal(self._env, "-m", "flask", "--app", demo.APP, *args)
+        where = self._env["EXAMPLE_INSTANCE_PATH"]
+        command = ("-m", "flask", "--app", demo.APP, *args)
+        return on_terminal(self._env, *command, cwd=where)[1]
 
     def pools(self) -> list[dict[str, Any]]:
         """Return all pools of the default bind, as dicts of the JSON report."""
@@ -93,24 +95,24 @@ class Scene:
         return self.logged(rf"^{owner}[\w.]*{name}: .*(?:\n(?![\[(]|Traceback).+)*")
 
 
-def on_terminal(env: Mapping[str, str], *args: str) -> str:
-    """Run Python on a pseudo-terminal, and return its output."""
+def on_terminal(env: Mapping[str, str], *args: str, cwd: str | Path) -> tuple[int, str]:
+    """Run Python on a pseudo-terminal, and return its exit code and its output."""
     ours, theirs = os.openpty()
     with subprocess.Popen(  # noqa: S603
         [sys.executable, *args],
         env={**env, "COLUMNS": str(COLUMNS), "NO_COLOR": "1"},
-        cwd=env["EXAMPLE_INSTANCE_PATH"],
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-    ):
+    ) as process:
         os.close(theirs)
         said = b""
         with os.fdopen(ours, "rb", 0) as screen, suppress(OSError):
             # At the end of the output, Linux raises an error.
             while chunk := screen.read(1 << 16):
                 said += chunk
-    return said.decode().replace("\r\n", "\n")
+    return process.returncode, said.decode().replace("\r\n", "\n")
 
 
 class Stage:
