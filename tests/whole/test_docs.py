@@ -34,6 +34,8 @@ PRELUDES = {
     "../README.md": "",
     "index.md": "",
     "scope.md": "",
+    "explanation.md": "",
+    "contextual-sessions.md": "",
     "transactions.md": "",
     "views.md": "",
     "async.md": "",
@@ -76,6 +78,12 @@ with create_app().app_context():
     page = client.get("/titles", query_string={"bookmark": page["next"]}).json
     assert page == {"titles": ["Persuasion"], "next": None}
     assert client.get("/titles?bookmark=x").status_code == 404
+""",
+    "explanation.md": """
+app = create_app()
+with app.app_context():
+    db.create_all()
+assert app.test_client().post("/visits").json == {"visits": 1}
 """,
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
