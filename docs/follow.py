@@ -114,7 +114,7 @@ class Reader:
             self._server = None
 
     def _follow(self, block: re.Match[str]) -> str:
-        caption = re.search(r"^:caption: (.+)$", block["options"], re.MULTILINE)
+        caption = re.search(r"^:caption: `(.+)`$", block["options"], re.MULTILINE)
         if caption is not None:
             path = self._folder / caption[1]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ class Reader:
             return block[0]
         if block["language"] != "console":
             raise Failed(f"neither a file nor commands:\n{block[0]}")
-        fails = ":class: fails\n" in block["options"]
+        fails = "fails" in block["options"].split()
         return block[0].replace(block["body"], self._console(block["body"], fails))
 
     def _console(self, body: str, fails: bool) -> str:

@@ -39,7 +39,7 @@ def test_the_tutorial_can_be_followed(short_tmp: Path, pg_url: str) -> None:
         ("db.init_app(app)", "db"),  # the view fails
         ("flask --app shelf run", "flask --app shelves run"),
         ('database":"ok"', 'database":"well"'),  # this is not what curl prints
-        ("python\n:caption: shelf/extensions.py\n", "python\n"),
+        ("python\n:caption: `shelf/extensions.py`\n", "python\n"),
     ],
 )
 def test_a_page_that_is_wrong(short_tmp: Path, old: str, new: str) -> None:
