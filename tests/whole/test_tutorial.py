@@ -37,7 +37,6 @@ def test_the_tutorial_can_be_followed(short_tmp: Path, pg_url: str) -> None:
     [
         ("    return app\n", ""),  # the server has no application
         ("db.init_app(app)", "db"),  # the view fails
-        ("flask --app shelf run", "flask --app shelves run"),
         ('database":"ok"', 'database":"well"'),  # this is not what curl prints
         ("python\n:caption: `shelf/extensions.py`\n", "python\n"),
     ],
