@@ -9,8 +9,7 @@ PROCESSES ?= 3
 
 VENV = .venv
 BIN = $(VENV)/bin
-# Ignore the warning about the editable install of a flat layout.
-PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 FLASK = $(BIN)/python -m flask --app example_app
 RANDOM_TEXT = $(BIN)/python -c 'import secrets; print(secrets.token_urlsafe())'
 

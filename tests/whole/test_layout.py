@@ -1,4 +1,4 @@
-"""Tests and distribution keep to the rooms of the package, and to its public names."""
+"""Tests keep to the rooms of the package, and to its public names."""
 
 from __future__ import annotations
 import __future__
@@ -78,18 +78,6 @@ def test_private_names_are_imported_in_their_own_room_only() -> None:
 )
 def test_what_a_test_of_the_pools_may_import(source: str, expected: list[str]) -> None:
     assert out_of_place(source, "pools") == expected
-
-
-# The distribution
-
-
-def test_every_package_is_distributed() -> None:
-    """pyproject.toml lists them one by one."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    [listed] = re.findall(r"^packages = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)
-    folders = [path.parent for path in (ROOT / PACKAGE).rglob("*.py")]
-    there = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert sorted(re.findall(r'"([^"]+)"', listed)) == sorted(there)
 
 
 # Public names
