@@ -10,10 +10,12 @@ PROCESSES ?= 3
 VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+LOCK = requirements/dev.txt
+INSTALL = $(PIP) --constraint $(LOCK) --editable .
 FLASK = $(BIN)/python -m flask --app example_app
 RANDOM_TEXT = $(BIN)/python -c 'import secrets; print(secrets.token_urlsafe())'
 
-.PHONY: help demo serve test test-flask-sqlalchemy bench clean
+.PHONY: help demo serve test test-flask-sqlalchemy bench lock clean
 
 help:
 	@echo 'make demo    start the example in three workers, and see who holds the connections'
@@ -25,6 +27,8 @@ help:
 	@echo 'make test-flask-sqlalchemy'
 	@echo "             run Flask-SQLAlchemy's own tests on flask_scopedsession.flask_sqlalchemy"
 	@echo "make bench   measure it beside its peers (ARGS=--quick for a few minutes' run)"
+	@echo "make lock    write the versions of all packages that 'make' installs"
+	@echo '             (ARGS=--upgrade takes the newest) to $(LOCK)'
 	@echo 'make clean   remove .venv, caches, and instance/ with the flight log'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the Python for .venv.'
@@ -65,6 +69,14 @@ test-flask-sqlalchemy: $(VENV)/.tests
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)
 
+# For all Pythons and systems at once. Without ARGS=--upgrade, versions that still satisfy
+# pyproject.toml stay.
+lock: $(VENV)/.made
+	@$(PIP) --constraint $(LOCK) uv
+	@$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.10 \
+	    --no-emit-index-url --no-annotate --custom-compile-command 'make lock' \
+	    --group dev pyproject.toml --output-file $(LOCK) $(ARGS)
+
 clean:
 	rm -rf $(VENV) instance build dist *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -86,17 +98,17 @@ $(VENV)/.made:
 	@$(PIP) --upgrade pip
 	@touch $@
 
-$(VENV)/.example: $(VENV)/.made pyproject.toml
+$(VENV)/.example: $(VENV)/.made pyproject.toml $(LOCK)
 	@echo 'Installing the package and what the example needs ...'
-	@$(PIP) --editable . --group example
+	@$(INSTALL) --group example
 	@touch $@
 
-$(VENV)/.tests: $(VENV)/.made pyproject.toml
+$(VENV)/.tests: $(VENV)/.made pyproject.toml $(LOCK)
 	@echo 'Installing the package and what the tests need ...'
-	@$(PIP) --editable . --group tests --group clients
+	@$(INSTALL) --group tests --group clients
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.made pyproject.toml
+$(VENV)/.bench: $(VENV)/.made pyproject.toml $(LOCK)
 	@echo 'Installing the package, its peers and what the benchmarks need ...'
-	@$(PIP) --editable . --group bench
+	@$(INSTALL) --group bench
 	@touch $@
