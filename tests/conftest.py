@@ -31,6 +31,7 @@ from databases import Backends
 from databases import Database
 from databases import mariadb_server as run_mariadb
 from databases import pgbouncer_server as run_pgbouncer
+from databases import program
 from flask import Flask
 from gates import Gates
 from postgres import brought_server
@@ -103,6 +104,7 @@ def pytest_collection_modifyitems(
         for item in items
         if item.get_closest_marker("absent")
         or (item.get_closest_marker("soak") and not soak)
+        or (item.get_closest_marker("prometheus") and not program("prometheus"))
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

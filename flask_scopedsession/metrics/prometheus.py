@@ -34,6 +34,7 @@ from .._runtime.logs import fields
 from .._runtime.logs import log
 from ..errors import ControlError
 from ..snapshot import BUCKET_BOUNDS
+from ._metrics import APP
 from ._metrics import Labels
 from ._metrics import Metric
 from ._metrics import METRICS
@@ -120,10 +121,10 @@ def totals(app: str, survey: Survey, counters: Counters) -> Iterator[Family]:
     workers = GaugeMetricFamily(
         "scopedsession_workers",
         "Workers that answered, and live ones that did not.",
-        labels=["state"],
+        labels=[APP.replace(".", "_"), "state"],
     )
-    workers.add_metric(["live"], len(survey.live))
-    workers.add_metric(["silent"], len(survey.silent))
+    workers.add_metric([app, "live"], len(survey.live))
+    workers.add_metric([app, "silent"], len(survey.silent))
     yield workers
     for metric in METRICS:
         if metric.kind == "updowncounter":

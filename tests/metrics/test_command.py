@@ -48,7 +48,7 @@ def test_pool_metrics(prefork, live_env):
             for f in parse(text)
             for s in f.samples
         }
-        assert found["scopedsession_workers", "live"] == live
+        assert found["scopedsession_workers", "live_app", "live"] == live
         assert (
             found["db_client_connection_wait_time_seconds_count", "live_app/default"]
             == 2
