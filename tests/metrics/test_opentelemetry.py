@@ -256,6 +256,21 @@ def test_a_histogram_has_the_true_counts_sum_and_maximum(pooled, db, reported):
     assert point.max == known.max
 
 
+def test_histograms_can_be_left_out(make_app, db, reported):
+    """The others are reported, and another application's histograms as well."""
+    lean = make_app(db, import_name="lean")
+    full = make_app(db, import_name="full")
+    instrument(db, lean, reported.provider, histograms=False)
+    instrument(db, full, reported.provider)
+    for app in (lean, full):
+        with app.app_context():
+            db.session.execute(text("SELECT 1"))
+    assert reported.values(pool="full/default")["use_time"] == 1
+    found = reported.values(pool="lean/default")
+    assert not found.keys() & {"create_time", "wait_time", "use_time"}
+    assert (found["count.idle"], found["timeouts"]) == (1, 0)
+
+
 def test_two_readers_see_the_same(make_app, db):
     readers = [InMemoryMetricReader(), InMemoryMetricReader()]
     provider = MeterProvider(readers)

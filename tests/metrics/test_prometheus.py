@@ -308,3 +308,53 @@ def test_a_worker_that_is_stopped_keeps_its_counts(prefork):
         group.kill(pids[1], signal.SIGCONT)
     assert found[CHECKOUTS] == 2
     assert found["scopedsession_workers.silent"] == 1
+
+
+MANY = """
+import os, signal, sys
+from flask import Flask
+from sqlalchemy import text
+from flask_scopedsession import ScopedSession
+from flask_scopedsession.metrics.prometheus import metrics_blueprint
+
+db = ScopedSession()
+app = Flask("many", root_path=sys.argv[1], instance_path=sys.argv[1])
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///" + sys.argv[1] + "/app.db"
+db.init_app(app)
+app.register_blueprint(metrics_blueprint(db))
+app.get("/")(lambda: str(db.session.scalar(text("SELECT 1"))))
+alive, closing = os.pipe()
+reader, writer = os.pipe()
+pids = []
+for number in range(30):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        os.close(closing)
+        for _ in range(number % 3 + 1):
+            app.test_client().get("/")
+        os.write(writer, b".")
+        os.read(alive, 1)
+        os._exit(0)
+answering = 0
+while answering < 30:
+    answering += len(os.read(reader, 30))
+print(app.test_client().get("/metrics").text, end="=====")
+for pid in pids[::2]:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+print(app.test_client().get("/metrics").text)
+os.close(closing)
+for pid in pids[1::2]:
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.subprocess
+def test_thirty_workers(run_script, short_tmp):
+    """All are in the totals, and stay there when every second one is killed."""
+    before, after = run_script(MANY, short_tmp).check().stdout.split("=====")
+    assert samples(before)["scopedsession_workers.live"] == 31
+    assert samples(after)["scopedsession_workers.live"] == 16
+    for found in (samples(before), samples(after)):
+        assert found[CHECKOUTS] == 60
+        assert found["scopedsession_workers.silent"] == 0
