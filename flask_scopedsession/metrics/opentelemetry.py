@@ -65,7 +65,7 @@ def instrument(
     :param app: The application, or ``current_app`` where there is one.
     :param meter_provider: ``None`` for the global one.
     :param histograms: Whether histograms are reported, too. Each of their values costs
-        about 5 µs, because the SDK takes one at a time. Without them, the cost does not
+        5 to 7 µs, because the SDK takes one at a time. Without them, the cost does not
         grow with the requests.
     :raises AppNotInitialized: ``db.init_app(app)`` was not called.
     :raises ConfigError: ``SCOPEDSESSION_TRACKING`` is off, so that nothing is known.
