@@ -15,6 +15,7 @@ from ._live.worker import LiveView
 from ._pools.account import PoolAccount
 from ._pools.engine import dispose_all
 from ._pools.engine import make_engine
+from ._pools.watch import report_returned
 from ._runtime import fork
 from ._runtime.logs import fields
 from ._runtime.logs import log
@@ -188,9 +189,14 @@ class Application:
         )
         for account in self.accounts.values():
             account.describe = partial(self.live.describe, account)
+            account.held_long_after = settings.held_long_after
         fork.watch(self)
         # An app that is dropped takes its connections along, as a file does.
         weakref.finalize(app, _dispose, self.all_engines, self.accounts).atexit = False
+
+    def __repr__(self) -> str:
+        app = self.ledger.app()
+        return f"<Application {None if app is None else app.name!r}>"
 
     def __getattr__(self, name: str) -> AppSessionmaker:
         # Not a cached_property: it has a lock before Python 3.12, and a fork could
@@ -289,6 +295,8 @@ class Application:
                 ledger.leave(scope)
                 if many is not None and scope.statements > many.limit:
                     many.report(scope)
+            if ledger.returned_late:
+                report_returned(ledger)
             if raising is not None:
                 raise raising
 

@@ -314,7 +314,7 @@ def _lock_of_the_dead(path: str, id: str, mode: int, how: int) -> int | None:
     return descriptor
 
 
-def sweep(path: str, id: str, own: t.Collection[str]) -> None:
+def sweep(path: str, id: str, own: t.Collection[str]) -> list[Found]:
     """Remove the files of the dead workers that follow a live one; for workers only.
 
     The order is that of the ids, and the first follows the last. As each live worker
@@ -323,18 +323,21 @@ def sweep(path: str, id: str, own: t.Collection[str]) -> None:
 
     :param id: The worker that sweeps.
     :param own: The ids of this process, whose lock files must not be opened.
+    :return: Those whose lock was left behind: a worker that ends in order removes it.
     """
     found = listing(path)
     start = sum(each.id <= id for each in found)
     passed = 0
+    lost: list[Found] = []
     for each in found[start:] + found[:start]:
-        if each.id not in own and not _swept(path, each):
+        if each.id not in own and not _swept(path, each, lost):
             passed += 1
             if passed == _NEIGHBORS:
-                return
+                break
+    return lost
 
 
-def _swept(path: str, found: Found) -> bool:
+def _swept(path: str, found: Found, lost: list[Found]) -> bool:
     """Remove the files of a process if it is dead; whether it is."""
     if "lock" not in found.kinds:
         for kind in found.kinds:
@@ -347,6 +350,9 @@ def _swept(path: str, found: Found) -> bool:
         return True  # another worker has removed it, or it is no lock file
     if held is None:
         return False
+    # Opened just before its owner removed it, it is free, too.
+    if os.fstat(held).st_nlink:
+        lost.append(found)
     remove(file(path, found.id, kind) for kind in found.kinds - {"json"})
     os.close(held)
     return True

@@ -154,12 +154,14 @@ class Endpoint:
             self._cached = (time.monotonic(), reply)
         return reply
 
-    def tick(self, now: float, own: t.Collection[str]) -> None:
+    def tick(self, now: float, own: t.Collection[str]) -> t.Collection[directory.Found]:
         """Do the housekeeping, and write the last snapshot while there is trouble.
 
         :param now: :func:`time.monotonic`, in seconds.
         :param own: The ids of this process's endpoints.
+        :return: The workers that were lost.
         """
+        lost: t.Collection[directory.Found] = ()
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + _HOUSEKEEPING_EVERY
             for kind in ("sock", "lock", "json"):
@@ -168,7 +170,7 @@ class Endpoint:
                     os.utime(self._file(kind), follow_symlinks=False)
             # A cleaner may have removed them all the same, or the whole directory.
             self._open()
-            directory.sweep(self.path, self.id, own)
+            lost = directory.sweep(self.path, self.id, own)
         if self.source.last_snapshot is not None and now >= self._next_snapshot:
             content = self.source.last_snapshot(self.id, directory.LAST_LIMIT)
             if content is not None:
@@ -179,6 +181,7 @@ class Endpoint:
                 # that had been returned long before.
                 self._next_snapshot = 0.0
                 directory.remove([self._file("json")])
+        return lost
 
     def close(self) -> None:
         """Stop listening; remove the files, unless they are a parent process's."""

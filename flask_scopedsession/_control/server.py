@@ -3,7 +3,8 @@
 It starts at the end of the first request, never by import, by a command, or in an
 arbiter. It stops and is joined before a fork, and the next piece of work starts it
 again. It logs nothing itself, because under gevent logging's locks belong to the event
-loop: it remembers an unexpected error, and the next piece of work logs it.
+loop: it remembers an unexpected error or a lost worker, and the next piece of work logs
+it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .._runtime.native import native_thread_id
 from .._runtime.native import NativeThread
 from .._runtime.native import original
 from ..errors import ControlError
+from .directory import Found
 from .endpoint import Endpoint
 from .endpoint import Source
 from .protocol import DEADLINE
@@ -215,7 +217,7 @@ class _Loop:
         own = frozenset(endpoint.id for endpoint in self._endpoints)
         for endpoint in self._endpoints:
             try:
-                endpoint.tick(now, own)
+                self._server.lost(endpoint.tick(now, own))
             except (OSError, ControlError):
                 pass  # the disk is full, or the directory is another user's now
             except Exception as error:  # noqa: BLE001  # the others are due, too
@@ -233,6 +235,7 @@ class Server:
         self._loop: _Loop | None = None
         self._failures: deque[str] = deque()
         self._failed: set[type[Exception]] = set()
+        self._lost: deque[Found] = deque()
         self.paused = False
         """The next piece of work must call :meth:`resume`."""
 
@@ -302,12 +305,12 @@ class Server:
         self._report()
 
     def resume(self) -> None:
-        """Start the thread again after a fork, and log an error that it has met."""
+        """Start the thread again after a fork, and log what it has met."""
         with self._lock:
             self._start()
         self._report()
 
-    # -- errors ----------------------------------------------------------------
+    # -- what is logged --------------------------------------------------------
 
     def failed(self, error: Exception) -> None:
         """Remember an error that the thread handles, the first of each type."""
@@ -317,6 +320,12 @@ class Server:
             self._failures.append("".join(traceback.format_exception(error)))
             self._ask_to_resume()
 
+    def lost(self, found: t.Collection[Found]) -> None:
+        """Remember workers that ended without removing their files."""
+        if found:
+            self._lost.extend(found)
+            self._ask_to_resume()
+
     def _report(self) -> None:
         while self._failures:
             log.error(
@@ -324,6 +333,24 @@ class Server:
                 " not see this process\n%s",
                 self._failures.popleft(),
                 extra=fields("control_failed"),
+            )
+        while self._lost:
+            lost = self._lost.popleft()
+            left = "json" in lost.kinds
+            log.warning(
+                "worker %s ended without removing its files: it was killed, or it"
+                " crashed%s",
+                lost.pid,
+                ". 'flask pool-status' shows what it held last" if left else "",
+                extra=fields(
+                    "worker_lost",
+                    worker_pid=lost.pid,
+                    worker_id=lost.id,
+                    state="gone",
+                    reason=None,
+                    silent=None,
+                    last_snapshot=left,
+                ),
             )
 
     def _ask_to_resume(self) -> None:

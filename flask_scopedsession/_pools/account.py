@@ -21,6 +21,7 @@ from time import perf_counter
 from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.stacks import own_stack
+from .._runtime.stacks import RawStack
 from .._scopes.ledger import Ledger
 from .._scopes.scope import responsible
 from .._scopes.scope import Scope
@@ -81,6 +82,18 @@ class TimedOut(t.NamedTuple):
     """The holders at that moment, longest first."""
 
 
+class Returned(t.NamedTuple):
+    """A connection that was held for long, at its return."""
+
+    account: PoolAccount
+    held: float
+    """Seconds."""
+    scope: Scope
+    connection: int
+    backend_pid: int | None
+    stack: RawStack | None
+
+
 class PoolAccount:
     """The account of one bind's pool, over all its generations.
 
@@ -125,6 +138,8 @@ class PoolAccount:
         """How many connections may be open at a time."""
         self.describe: t.Callable[[], tuple[Holder, ...]] = tuple
         """Returns the present holders; set by the reader of this account."""
+        self.held_long_after = float("inf")
+        """Seconds after which a held connection is reported."""
         self.reset()
 
     def reset(self) -> None:
@@ -141,7 +156,9 @@ class PoolAccount:
         self.last_return = perf_counter()
         self.suspect_since = 0.0
         """Connections that were returned before are tested, however briefly idle."""
-        self.log_again_at = 0.0
+        self.log_again_at = self.log_long_at = self.look_at = 0.0
+        self.noticed: set[tuple[float, int | None, bool]] = set()
+        """Holds that the last look at the holders found long, or leaked."""
         self._numbers = itertools.count(1)
 
     # -- written when a connection is checked out or returned --------------------
@@ -189,7 +206,12 @@ class PoolAccount:
         if rule is None and scope.request is not None:
             rule = scope.url_rule
         work = None if scope.work is None else responsible(scope)
-        self.holds.append((now - slot.since, rule, scope.method, work))
+        held = now - slot.since
+        self.holds.append((held, rule, scope.method, work))
+        if held > self.held_long_after:
+            late = self, held, scope, slot.number, slot.backend_pid, slot.stack
+            self.ledger.returned_late.append(Returned(*late))
+            self.look_at = 0.0
         if slot.keeps_more:
             slot.statement = slot.execution_options = slot.stack = None
             slot.keeps_more = False

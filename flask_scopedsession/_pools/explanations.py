@@ -11,6 +11,7 @@ from .._format import place
 from .._format import UNRECORDED
 from .._runtime.logs import fields
 from .._runtime.logs import log
+from .._scopes.scope import responsible
 from .._settings.urls import is_private
 
 if t.TYPE_CHECKING:
@@ -42,13 +43,19 @@ def explain_timeout(
     now = perf_counter()
     if now >= account.log_again_at:
         account.log_again_at = now + _LOG_EVERY
+        who = responsible(timeout.scope)
         log.error(
             "connection pool timeout\n%s",
             text,
             extra=fields(
                 "pool_timeout",
                 bind=name,
-                waited_s=timeout.waited,
+                waited_s=round(timeout.waited, 6),
+                timeouts_60s=sum(now - at < 60 for at in list(account.timeout_times)),
+                used=held,
+                endpoint=who.endpoint,
+                command=who.command,
+                job=who.job,
                 holders=[holder.to_dict() for holder in timeout.holders[:_MOST]],
             ),
         )
@@ -97,14 +104,19 @@ def _others(slot: Slot) -> list[Holder]:
 def _lines(holders: t.Sequence[Holder]) -> list[str]:
     lines = []
     for holder in holders[:_MOST]:
-        who = holder.who or holder.thread or "unknown"
-        at = "at " if holder.at_is == "now" else ""
-        where = f" {at}{place(holder.at, holder.at_is)}" if holder.at else ""
-        held = [f"held {holder.held_s:.1f} s", *states_of(holder)]
-        lines.append(f"  {who}{where}, {', '.join(held)}")
+        lines.append(f"  {holder_line(holder)}")
     if any(holder.at_is == "view" for holder in holders[:_MOST]):
         lines.append(f"  {UNRECORDED}")
     return lines
+
+
+def holder_line(holder: Holder) -> str:
+    """Name a holder, its line, how long it has held its connection, and its state."""
+    who = holder.who or holder.thread or "unknown"
+    at = "at " if holder.at_is == "now" else ""
+    where = f" {at}{place(holder.at, holder.at_is)}" if holder.at else ""
+    held = [f"held {holder.held_s:.1f} s", *states_of(holder)]
+    return f"{who}{where}, {', '.join(held)}"
 
 
 def states_of(holder: Holder) -> list[str]:

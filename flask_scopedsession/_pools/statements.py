@@ -27,6 +27,7 @@ from .sharing import note_sharing
 from .slot import info_of
 from .slot import SLOT
 from .slot import Slot
+from .watch import look_at_holders
 from .writes import after_effect
 from .writes import before_statement
 from .writes import COUNTED
@@ -194,7 +195,10 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
                 return
             # It was opened before the pool was given to the extension.
             slot = account.found(entry, driver, backend_pid(driver))
-        account.check_out(slot, account.ledger.user(), perf_counter(), 0.0)
+        now = perf_counter()
+        if now >= account.look_at:
+            look_at_holders(account, now)
+        account.check_out(slot, account.ledger.user(), now, 0.0)
 
     def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
         slot: Slot | None = entry.info.get(SLOT)

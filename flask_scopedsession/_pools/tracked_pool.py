@@ -32,6 +32,7 @@ from .fair_queue import fair_parts
 from .fair_queue import FairPool
 from .slot import SLOT
 from .slot import Slot
+from .watch import look_at_holders
 
 if t.TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -78,6 +79,8 @@ class TrackedPool(Pool):
             account.record_checkouts(scope)
         waiting: Waiting | None = None
         since = now = perf_counter()
+        if now >= account.look_at:
+            look_at_holders(account, now)
         try:
             if not account.is_fair:
                 account.waiting[scope.ident] = Waiting(since, scope)

@@ -99,6 +99,8 @@ class Ledger:
         """By thread: what the scope that ends there is losing."""
         self.lost: dict[Responsible, Lost] = {}
         self.shared: deque[SharedUse] = deque(maxlen=5)
+        self.returned_late: deque[t.Any] = deque(maxlen=100)
+        """Connections that were held for long, for the log."""
         self.reset()
 
     def reset(self) -> None:
@@ -108,6 +110,7 @@ class Ledger:
         self.ending.clear()
         self.lost.clear()
         self.shared.clear()
+        self.returned_late.clear()
         self.local.__dict__.clear()
         self._reported: set[Hashable] = set()
         self._lock = allocate_lock()

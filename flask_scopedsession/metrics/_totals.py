@@ -16,6 +16,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from .._control import directory
+from .._format import count
+from .._runtime.logs import fields
+from .._runtime.logs import log
 from ..errors import ControlError
 from ..snapshot import BUCKET_BOUNDS
 from ..snapshot import Histogram
@@ -58,6 +61,7 @@ def ask(application: Application, app: str, timeout: float) -> tuple[Survey, Cou
     """
     with _file(application) as file:
         survey = application.live.survey(timeout)
+        _report_silent(application, survey)
         for worker in survey.workers:
             # Of a dead one whose counters are in `ended`, a last snapshot may be left.
             if worker.source == "live" or _key(worker) in file.workers:
@@ -70,6 +74,33 @@ def ask(application: Application, app: str, timeout: float) -> tuple[Survey, Cou
     for counters in (file.ended, *file.workers.values()):
         _add(total, counters)
     return survey, total
+
+
+def _report_silent(application: Application, survey: Survey) -> None:
+    """Log a worker that lives and does not answer: each once, and one at a time."""
+    for worker in survey.silent:
+        if application.ledger.first_report(("silent", worker.id)):
+            log.warning(
+                "worker %s does not answer: %s. %s",
+                worker.pid,
+                worker.reason,
+                f"{count(len(survey.silent), 'worker')} of {survey.app!r} are silent"
+                if len(survey.silent) > 1
+                else "All others answered",
+                extra=fields(
+                    "worker_lost",
+                    worker_pid=worker.pid,
+                    worker_id=worker.id,
+                    state="silent",
+                    reason=worker.reason,
+                    silent=len(survey.silent),
+                    last_snapshot=any(
+                        each.id == worker.id and each.source == "last"
+                        for each in survey.workers
+                    ),
+                ),
+            )
+            return
 
 
 def note_end(application: Application, app: str) -> None:

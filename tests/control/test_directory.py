@@ -441,6 +441,29 @@ def in_another_process(do: Callable[[], object]) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def test_a_sweep_tells_which_workers_were_lost(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and not one that removes its own files at that moment."""
+    with a_process_with_a_lock(home) as (id, process):
+        assert directory.sweep(str(home), "", ()) == []
+        process.kill()
+        process.wait(10)
+        assert [each.id for each in directory.sweep(str(home), "", ())] == [id]
+        assert directory.sweep(str(home), "", ()) == []
+    with a_process_with_a_lock(home) as (id, process):
+        process.kill()
+        process.wait(10)
+        lock = directory.fcntl.lockf
+
+        def removed_meanwhile(descriptor: int, how: int) -> None:
+            (home / f"{id}.lock").unlink()
+            lock(descriptor, how)
+
+        monkeypatch.setattr(directory.fcntl, "lockf", removed_meanwhile)
+        assert directory.sweep(str(home), "", ()) == []
+
+
 def opened_by_a_sweep(home: Path, after: str) -> list[str]:
     """Return the ids of the workers whose lock files a sweep opens."""
     opened: list[str] = []

@@ -303,11 +303,13 @@ def test_a_worker_that_is_stopped_keeps_its_counts(prefork):
     assert scrape(group, on=pids[0])[CHECKOUTS] == 2
     group.kill(pids[1], signal.SIGSTOP)
     try:
-        found = samples(group.get("/metrics", on=pids[0]).text)
+        found = scrape(group, on=pids[0])
+        wait_until(lambda: scrape(group, on=pids[0]), what="a second answer")
     finally:
         group.kill(pids[1], signal.SIGCONT)
     assert found[CHECKOUTS] == 2
     assert found["scopedsession_workers.silent"] == 1
+    assert group.log.count(f"worker {pids[1]} does not answer: stopped") == 1
 
 
 MANY = """

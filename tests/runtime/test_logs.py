@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import logging.config
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from flask import Flask
 from models import Base
@@ -20,7 +22,21 @@ import flask_scopedsession
 from flask_scopedsession import ScopedSession
 
 PACKAGE = Path(flask_scopedsession.__file__).parent
-CHECKS = Path(__file__).parents[2] / "docs" / "checks.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "logs.md"
+
+#: A field and its type, in a table of the page.
+FIELD = re.compile(r"^\| `(scopedsession_\w+)` \| ([a-z ]+) \|", re.MULTILINE)
+
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": dict,
+    "list": list,
+    "null": type(None),
+}
 
 LOSES_WORK = """
 import logging, logging.config, os, sys
@@ -153,25 +169,84 @@ def calls() -> list[tuple[str, ast.Call]]:
     ]
 
 
-def test_each_record_has_a_documented_event() -> None:
-    """``docs/checks.md`` lists them all, and no other."""
-    events = set()
+def documented() -> dict[str, tuple[str, dict[str, str]]]:
+    """Return the level and the types of the fields of each event on the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    levels = dict(re.findall(r"^\| \[`(\w+)`\]\(#\1\) \| (\w+) \|", text, re.MULTILINE))
+    sections = re.split(r"^### (\w+)$", text, flags=re.MULTILINE)
+    assert sections[1::2] == list(levels), "a section for each row, in this order"
+    return {
+        event: (levels[event], dict(FIELD.findall(section)))
+        for event, section in zip(sections[1::2], sections[2::2], strict=True)
+    }
+
+
+def test_each_record_is_documented() -> None:
+    """With its level and exactly its fields, wherever it is logged."""
+    found: dict[str, tuple[str, set[str]]] = {}
     for where, call in calls():
         (extra,) = (each.value for each in call.keywords if each.arg == "extra")
         assert isinstance(extra, ast.Call), where
-        events.add(ast.literal_eval(extra.args[0]))
-    text = CHECKS.read_text(encoding="utf-8").partition("## In the log")[2]
-    assert (
-        set(
-            re.findall(
-                r"^\| `([a-z]+_?[a-z_]*)` \| (?:info|warning|error) \|",
-                text,
-                re.MULTILINE,
-            )
-        )
-        == events
-    )
-    assert len(events) > 5
+        event = ast.literal_eval(extra.args[0])
+        assert isinstance(call.func, ast.Attribute)
+        level = call.func.attr.replace("exception", "error")
+        record = level, {f"scopedsession_{each.arg}" for each in extra.keywords}
+        assert found.setdefault(event, record) == record, where
+    assert found == {
+        event: (level, set(types)) for event, (level, types) in documented().items()
+    }
+    assert len(found) > 10
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("configuration", ["json_logs", "structlog_logs"])
+def test_each_record_as_json(short_tmp: Path, configuration: str) -> None:
+    """Both documented configurations write every field, as the type on the page."""
+    script = str(DOCS / "records.py")
+    commands.run([script, str(short_tmp / "records"), configuration]).check()
+    common = dict(FIELD.findall(PAGE.read_text("utf-8").partition("### ")[0]))
+    for event, (level, types) in documented().items():
+        lines = (short_tmp / "records" / f"{event}.json").read_text("utf-8")
+        record = json.loads(lines)
+        assert lines.count("\n") == 1
+        assert record["scopedsession_event"] == event
+        assert record.get("levelname", record.get("level")).lower() == level
+        own = {name for name in record if name.startswith("scopedsession_")}
+        assert own == {*types, *common}, event
+        for name, kinds in {**types, **common}.items():
+            names = kinds.split(" or ")
+            assert any(isinstance(record[name], TYPES[kind]) for kind in names), name
+            assert (type(record[name]) is bool) == (kinds == "boolean"), name
+        # What the rows contain, and what was sent as parameters.
+        assert "gift" not in lines
+        if configuration == "json_logs":
+            shown = (DOCS / "records" / f"{event}.json").read_text("utf-8")
+            assert normalised(lines) == normalised(shown), "python docs/records.py"
+
+
+def normalised(line: str) -> str:
+    """Leave out what differs from one run to the next."""
+    line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+", "TIME", line)
+    line = re.sub(r"(held(?: for)?|gave up after|uid) \d+(\.\d+)?", r"\1 N", line)
+    line = re.sub(r'(_s|pid)": \d+(\.\d+)?', r'\1": N', line)
+    return re.sub(r"worker \d+|\d+-[0-9a-f]{8}", "WORKER", line)
+
+
+def test_a_record_can_be_silenced(
+    make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the documented filter, which lets other events through."""
+    code = PAGE.read_text("utf-8").partition("## Silencing a record")[2]
+    names: dict[str, Any] = {}
+    before = LOGGER.filters[:]
+    try:
+        exec(re.findall(r"```python\n(.*?)```", code, re.DOTALL)[0], names)
+        report(make_app)
+        (record,) = caplog.records
+        record.scopedsession_event = "many_statements"
+        assert not LOGGER.filter(record)
+    finally:
+        LOGGER.filters[:] = before
 
 
 @pytest.mark.subprocess
@@ -215,7 +290,7 @@ def test_a_configured_handler_decides(
 @pytest.mark.subprocess
 def test_the_documented_configuration(run_script: Callable[..., Any]) -> None:
     """It prints the event and the process."""
-    text = CHECKS.read_text(encoding="utf-8").partition("## In the log")[2]
+    text = PAGE.read_text(encoding="utf-8").partition("## The records")[0]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     result = run_script(LOSES_WORK.format(code))
     pid = result.stdout.strip()
