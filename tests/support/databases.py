@@ -141,8 +141,11 @@ def _fresh_mariadb(server: URL) -> Iterator[URL]:
 
 
 @contextmanager
-def pgbouncer_server(parent: Path, server: URL) -> Iterator[URL]:
-    """Start PgBouncer in transaction mode, in front of PostgreSQL on a unix socket."""
+def pgbouncer_server(parent: Path, server: URL, **settings: object) -> Iterator[URL]:
+    """Start PgBouncer in transaction mode, in front of PostgreSQL on a unix socket.
+
+    :param settings: More settings of its section ``[pgbouncer]``.
+    """
     serve = program("pgbouncer")
     if not serve:
         raise RuntimeError("pgbouncer is not installed")
@@ -163,7 +166,8 @@ admin_users = postgres
 ignore_startup_parameters = extra_float_digits
 # Check a backend each time it is assigned, so that a dead one is noticed.
 server_check_delay = 0
-""",
+"""
+        + "".join(f"{name} = {value}\n" for name, value in settings.items()),
         encoding="utf-8",
     )
     command = [serve, "-q"]

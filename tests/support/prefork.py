@@ -28,6 +28,7 @@ class Prefork(Served):
     :param threads: The number of threads per worker, for ``gthread``.
     :param preload: Load the application before the fork.
     :param max_requests: Recycle a worker after this many requests; 0 means never.
+    :param address: The loopback address to listen on.
     :param timeout: Seconds after which gunicorn kills an unresponsive worker.
     :param env: Added to the environment; ``None`` removes a variable.
     :param cwd: The working directory; by default the folder of ``live_app.py``.
@@ -45,6 +46,7 @@ class Prefork(Served):
         threads: int = 4,
         preload: bool = False,
         max_requests: int = 0,
+        address: str = "127.0.0.1",
         timeout: float = 300,
         env: Mapping[str, str | None] | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -52,7 +54,7 @@ class Prefork(Served):
         python_args: Sequence[str] = (),
     ) -> None:
         options = {
-            "--bind": "127.0.0.1:0",
+            "--bind": f"{address}:0",
             "--workers": count,
             "--worker-class": worker_class,
             "--max-requests": max_requests,

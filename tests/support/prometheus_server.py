@@ -33,6 +33,7 @@ class Prometheus(Served):
     def __init__(
         self, scratch: Path, targets: Mapping[str, str], rules: Sequence[Path] = ()
     ) -> None:
+        self._targets = len(targets)
         places = {job: urllib.parse.urlsplit(url) for job, url in targets.items()}
         config = scratch / "prometheus.yml"
         # JSON is YAML.
@@ -112,8 +113,8 @@ class Prometheus(Served):
         moment = time.time() + 0.1
         wait_until(
             lambda: (
-                all(value > moment for value in self._scrapes().values())
-                and self._scrapes()
+                sum(value > moment for value in self._scrapes().values())
+                == self._targets
             ),
             timeout=60,
             what=lambda: f"a scrape: {self.api('targets')}",

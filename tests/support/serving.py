@@ -176,7 +176,7 @@ class Served:
             for process in [psutil.Process(self.pid), *self._note_children()]:
                 for found in process.net_connections("inet4"):
                     if found.status == psutil.CONN_LISTEN:
-                        return f"http://127.0.0.1:{found.laddr.port}"
+                        return f"http://{found.laddr.ip}:{found.laddr.port}"
         return None
 
     def _not_ready(self) -> str:
