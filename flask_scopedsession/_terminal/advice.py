@@ -39,25 +39,37 @@ def render_advice(survey: Survey, report: Report) -> str:
     if not report.advice:
         page.line("No worker has reported a pool.")
     for total in report.servers:
-        _server(page, total, report.silent)
+        server_total(page, total, report.silent)
     absent_workers(page, survey)
     return str(page)
 
 
 def _advice(page: Page, advice: Advice) -> None:
-    workers = count(advice.workers, "worker")
-    title = [f"{advice.bind}:", f"{advice.url},", f"{workers},", _pool(advice)]
-    page.parts(title, style="bold")
-    if advice.measured is not None:
-        _say(page, f"Measured: {measured_as(advice.measured, advice.workers)}")
+    page.parts(title_of(advice), style="bold")
+    for sentence in basis_of(advice):
+        _say(page, sentence)
     if advice.recommended is not None:
         _recommended(page, advice.bind, advice.recommended)
-    else:
-        _say(page, f"No recommendation: {advice.problem}.")
     if advice.recommended is not None and advice.warnings:
         page.line()
     _warnings(page, advice.warnings)
     page.line()
+
+
+def title_of(advice: Advice) -> list[str]:
+    """Name the bind, its database, its workers and their pools."""
+    workers = count(advice.workers, "worker")
+    return [f"{advice.bind}:", f"{advice.url},", f"{workers},", _pool(advice)]
+
+
+def basis_of(advice: Advice) -> list[str]:
+    """Say what was measured, and why nothing is recommended, if so."""
+    said = []
+    if advice.measured is not None:
+        said.append(f"Measured: {measured_as(advice.measured, advice.workers)}")
+    if advice.recommended is None:
+        said.append(f"No recommendation: {advice.problem}.")
+    return said
 
 
 def _pool(advice: Advice) -> str:
@@ -71,21 +83,27 @@ def _pool(advice: Advice) -> str:
 
 def _recommended(page: Page, bind: str, found: Recommended) -> None:
     page.line()
-    values = (found.pool_size, found.max_overflow, found.pool_timeout)
-    for name, value, reason in zip(_SETTINGS, values, found.reasons, strict=True):
+    values = values_of(found)
+    for (name, value), reason in zip(values.items(), found.reasons, strict=True):
         page.parts([f"{name:12}  {value:4} ", *reason.split()], indent=2, hang=20)
     page.line()
-    options: dict[str, int] = dict(zip(_SETTINGS, values, strict=True))
-    for line in _pasted(bind, options):
+    for line in lines_to_paste(bind, found):
         page.line(f"  {line}")
     page.line()
     page.line("  or in the environment, for app.config.from_prefixed_env():")
-    for name, value in options.items():
-        page.line(f"  {_variable(bind)}__{name}={value}")
+    for line in variables_to_paste(bind, found):
+        page.line(f"  {line}")
 
 
-def _pasted(bind: str, options: t.Mapping[str, int]) -> list[str]:
+def values_of(found: Recommended) -> dict[str, int]:
+    """Return the recommended settings by name."""
+    values = (found.pool_size, found.max_overflow, found.pool_timeout)
+    return dict(zip(_SETTINGS, values, strict=True))
+
+
+def lines_to_paste(bind: str, found: Recommended) -> list[str]:
     """Return the lines for a configuration file."""
+    options = values_of(found)
     content = json.dumps(options)[1:-1]
     if bind == "default":
         return ["SQLALCHEMY_ENGINE_OPTIONS = {", f"    {content},", "}"]
@@ -97,17 +115,18 @@ def _pasted(bind: str, options: t.Mapping[str, int]) -> list[str]:
     ]
 
 
-def _variable(bind: str) -> str:
-    """Return the environment variable for a bind's options.
+def variables_to_paste(bind: str, found: Recommended) -> list[str]:
+    """Return the environment variables for a bind's options.
 
     For a bind other than the default, it needs a bind that is configured as a dict.
     """
-    if bind == "default":
-        return "FLASK_SQLALCHEMY_ENGINE_OPTIONS"
-    return f"FLASK_SQLALCHEMY_BINDS__{bind}"
+    prefix = "FLASK_SQLALCHEMY_ENGINE_OPTIONS"
+    if bind != "default":
+        prefix = f"FLASK_SQLALCHEMY_BINDS__{bind}"
+    return [f"{prefix}__{name}={value}" for name, value in values_of(found).items()]
 
 
-def _server(page: Page, total: ServerTotal, silent: int) -> None:
+def server_total(page: Page, total: ServerTotal, silent: int) -> None:
     """Compare what all workers may open on one server with what it accepts."""
     now = "any number of connections"
     if total.now is not None:

@@ -36,7 +36,7 @@ _PEAKS = (
     *(">PID", "BIND", ">USED60", ">USED", ">WAIT60", ">WAIT"),
     *(">OPENED", ">DIED", ">AGE"),
 )
-_VIEW_USE = ("VIEW", "BIND", ">SHARE60", ">HOLDS60", ">SHARE", ">HOLDS", ">MEAN")
+VIEW_USE = ("VIEW", "BIND", ">SHARE60", ">HOLDS60", ">SHARE", ">HOLDS", ">MEAN")
 _SUMMED = ("checkouts_total", "held_s", "checkouts_60s", "held_60s")
 
 
@@ -166,13 +166,13 @@ def measurements(page: Page, survey: Survey) -> None:
     page.title("Highest numbers at a time, and connections opened and invalidated")
     page.table(_PEAKS, [_peak_row(worker, pool) for worker, pool in found])
     views = [
-        _view_row(view, bind)
+        view_row(view, bind)
         for bind, pools in grouped.items()
         for view in merged_views(pool for _, pool in pools)
     ]
     if views:
         page.title("Views, by their share of the hold time")
-        page.table(_VIEW_USE, views, below="VIEW")
+        page.table(VIEW_USE, views, below="VIEW")
 
 
 def _duration_rows(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[list[str]]:
@@ -212,7 +212,8 @@ def _peak_row(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[str]:
     ]
 
 
-def _view_row(view: ViewUse, bind: str) -> list[str]:
+def view_row(view: ViewUse, bind: str) -> list[str]:
+    """Return the row of one view."""
     return [
         label(view),
         bind,

@@ -13,11 +13,10 @@ import sys
 import typing as t
 from collections.abc import Sequence
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
-
 from ..snapshot._json import clean
+
+if t.TYPE_CHECKING:
+    from rich.text import Text
 
 #: ASCII replacements for the few other characters that we write.
 _ASCII = str.maketrans(
@@ -34,6 +33,10 @@ class Page:
     """
 
     def __init__(self) -> None:
+        # Here and below, and not above: the dashboard prints nothing, so that workers
+        # which serve it need not load rich.
+        from rich.console import Console
+
         stream = sys.stdout
         encoding = (getattr(stream, "encoding", None) or "ascii").lower()
         self._unicode = encoding.replace("-", "").startswith("utf")
@@ -52,6 +55,8 @@ class Page:
 
     def line(self, text: str = "", style: str = "") -> None:
         """Add one line, however long."""
+        from rich.text import Text
+
         self._print(Text(self._plain(text), style))
 
     def title(self, text: str) -> None:
@@ -63,6 +68,9 @@ class Page:
         self, parts: Sequence[str], *, indent: int = 0, hang: int = 4, style: str = ""
     ) -> None:
         """Add a sentence that can be broken only between its parts."""
+        from rich.cells import cell_len
+        from rich.text import Text
+
         line = " " * indent
         empty = True
         for part in map(self._plain, parts):
@@ -91,6 +99,9 @@ class Page:
             can be broken before an arrow. It is moved when its turn in `spare` comes,
             or before any column is left out.
         """
+        from rich.cells import cell_len
+        from rich.text import Text
+
         names = [column.lstrip(">") for column in columns]
         right = [column.startswith(">") for column in columns]
         plain = [[self._plain(cell) for cell in row] for row in (names, *rows)]
@@ -150,6 +161,9 @@ def commas(parts: Sequence[str], mark: str = ",") -> list[str]:
 
 def fold(text: str, width: int) -> list[Text]:
     """Return the lines of a page; lines wider than the screen are broken."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(width=width, legacy_windows=False)
     lines: list[Text] = []
     for line in map(Text.from_ansi, text.splitlines()):

@@ -11,6 +11,7 @@ from .._format import duration
 from .._format import number
 from .._format import UNRECORDED
 from .._pools.explanations import states_of
+from ..snapshot import DatabaseTotal
 from ..snapshot import Histogram
 from ..snapshot import Holder
 from ..snapshot import PoolSnapshot
@@ -32,14 +33,14 @@ from .sections import place_of
 from .sections import start
 
 #: More healthy workers than this are counted in one line.
-_COLLAPSE_BEYOND = 10
+COLLAPSE_BEYOND = 10
 
 #: Groups of holders and of waiters that are shown without ``--verbose``.
 _GROUPS = 10
 
 #: The worst is last, nearest to the prompt.
-_STATES = ("ok", "gone", "saturated", "stopped", "unresponsive", "wedged")
-_STYLES = {
+STATES = ("ok", "gone", "saturated", "stopped", "unresponsive", "wedged")
+STYLES = {
     "ok": "green",
     "saturated": "yellow",
     "wedged": "bold red",
@@ -47,13 +48,13 @@ _STYLES = {
     "unresponsive": "red",
     "gone": "dim",
 }
-_COLUMNS = (
+COLUMNS = (
     *(">PID", "STATE", "BIND", "POOL", ">USED/MAX", ">IDLE", ">WAITING"),
     *(">MAXWAIT", ">HOLD95", ">TIMEOUTS"),
 )
 
 #: The headings of holders and waiters: of workers that are gone, and of the others.
-_TITLES = {
+TITLES = {
     True: (
         "Last held by workers that are gone; these connections are closed",
         "Last waiting in workers that are gone",
@@ -86,21 +87,21 @@ def render_pools(
     charts = history.charts(page.width) if history is not None else None
     if charts:
         # On a screen that is too small, the end of the page is shown.
-        _totals(page, survey, charts)
+        totals(page, survey, charts)
         page.line()
     workers = survey.workers
-    healthy = {w.id for w in workers if w.state == "ok" and not _in_trouble(w)}
-    if len(healthy) > _COLLAPSE_BEYOND and not verbose:
+    healthy = {w.id for w in workers if w.state == "ok" and not is_in_trouble(w)}
+    if len(healthy) > COLLAPSE_BEYOND and not verbose:
         page.line(f"{count(len(healthy), 'worker')} ok", "green")
         workers = tuple(w for w in workers if w.id not in healthy)
     _table(page, _rows(workers, survey, charts), charts)
     if survey.totals and not charts:
         page.line()
-        _totals(page, survey)
+        totals(page, survey)
     if verbose:
         measurements(page, survey)
     last_minute(page, survey, advice=advice)
-    for is_gone, titles in _TITLES.items():
+    for is_gone, titles in TITLES.items():
         pools = [
             (worker, pool)
             for worker in survey.workers
@@ -108,11 +109,12 @@ def render_pools(
             for pool in worker.pools
         ]
         _holders_and_waiters(page, pools, titles, verbose)
-    _problems(page, survey)
+    problems(page, survey)
     return str(page)
 
 
-def _in_trouble(worker: WorkerSnapshot) -> bool:
+def is_in_trouble(worker: WorkerSnapshot) -> bool:
+    """Whether a worker that is ok needs a row of its own among many."""
     return any(
         p.pending
         or p.held_long
@@ -130,8 +132,8 @@ def _table(page: Page, rows: list[list[str]], charts: Charts | None) -> None:
     if not rows:
         return
     chart = charts.title if charts else "POOL"
-    columns = [chart if column == "POOL" else column for column in _COLUMNS]
-    styles = {**{row[3]: style_of(row[3]) for row in rows if charts}, **_STYLES}
+    columns = [chart if column == "POOL" else column for column in COLUMNS]
+    styles = {**{row[3]: style_of(row[3]) for row in rows if charts}, **STYLES}
     spare = ["POOL", "HOLD95", "TIMEOUTS", "IDLE", chart, "MAXWAIT", "WAITING"]
     below = chart if charts else None
     page.table(columns, rows, styles=styles, spare=spare, below=below)
@@ -140,20 +142,42 @@ def _table(page: Page, rows: list[list[str]], charts: Charts | None) -> None:
 def _rows(
     workers: Iterable[WorkerSnapshot], survey: Survey, charts: Charts | None
 ) -> list[list[str]]:
-    rows = [_row(worker, pool, charts) for worker in workers for pool in worker.pools]
-    reported = {worker.id for worker in survey.workers}
-    for silent in survey.silent:
-        if silent.id not in reported:
-            state = "stopped" if silent.reason == "stopped" else "unresponsive"
-            unknown = ["-"] * (len(_COLUMNS) - 2)
-            rows.append([str(silent.pid), state, *unknown])
-    rows.sort(key=lambda row: _STATES.index(row[1]))
+    rows = [
+        *(
+            pool_row(worker, pool, charts)
+            for worker in workers
+            for pool in worker.pools
+        ),
+        *silent_rows(survey),
+    ]
+    rows.sort(key=rank)
     return rows
 
 
-def _row(
-    worker: WorkerSnapshot, pool: PoolSnapshot, charts: Charts | None
+def rank(row: Sequence[str]) -> int:
+    """Sort rows by their states, the worst last."""
+    return STATES.index(row[1])
+
+
+def silent_rows(survey: Survey) -> list[list[str]]:
+    """Return a row for each worker of which nothing but its silence is known."""
+    reported = {worker.id for worker in survey.workers}
+    unknown = ["-"] * (len(COLUMNS) - 2)
+    return [
+        [
+            str(silent.pid),
+            "stopped" if silent.reason == "stopped" else "unresponsive",
+            *unknown,
+        ]
+        for silent in survey.silent
+        if silent.id not in reported
+    ]
+
+
+def pool_row(
+    worker: WorkerSnapshot, pool: PoolSnapshot, charts: Charts | None = None
 ) -> list[str]:
+    """Return the row of one pool."""
     most = "∞" if pool.unlimited else number(pool.max)
     return [
         str(worker.pid),
@@ -182,24 +206,30 @@ def _is_full(pool: PoolSnapshot) -> bool:
     return pool.max is not None and pool.used >= pool.max
 
 
-def _totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
+def totals(page: Page, survey: Survey, charts: Charts | None = None) -> None:
     """Add a line for each database, with the most that its workers may open."""
-    unlimited = {p.url for w in survey.live for p in w.pools if p.unlimited}
     for total in survey.totals:
-        now = [f"{total.used} used"]
-        if total.idle is not None:
-            now.append(f"{total.idle} idle")
-        if total.pending:
-            now.append(f"{total.pending} waiting")
-        most = count(total.workers, "worker")
-        if total.max is not None:
-            most += f" may open at most {total.max}"
-        elif total.url in unlimited:
-            most += " may open any number"
-        page.parts([str(total.url), "· " + ", ".join(now), "· " + most])
+        page.parts(
+            [str(total.url), *(f"· {part}" for part in parts_of_total(total, survey))]
+        )
         if charts:
             chart = charts.total(total)
             page.line(f"  {chart}", style_of(chart))
+
+
+def parts_of_total(total: DatabaseTotal, survey: Survey) -> list[str]:
+    """Say what a database's workers have open, and what they may open."""
+    now = [f"{total.used} used"]
+    if total.idle is not None:
+        now.append(f"{total.idle} idle")
+    if total.pending:
+        now.append(f"{total.pending} waiting")
+    most = count(total.workers, "worker")
+    if total.max is not None:
+        most += f" may open at most {total.max}"
+    elif any(p.unlimited for w in survey.live for p in w.pools if p.url == total.url):
+        most += " may open any number"
+    return [", ".join(now), most]
 
 
 # -- holders and waiters -------------------------------------------------------
@@ -234,44 +264,52 @@ def _holders_and_waiters(
 
 def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
     """Add holders or waiters: grouped by view and line, or each if `verbose`."""
-    found.sort(key=lambda each: -_seconds(each[2]))
-    groups: dict[Hashable, list[Entry]] = {}
-    for index, each in enumerate(found):
-        one = each[2]
-        kind = (each[1].bind, label(one), one.at, *_details(one))
-        groups.setdefault(index if verbose else kind, []).append(each)
+    groups = groups_of(found, verbose)
     if groups:
         page.title(title)
-    shown = list(groups.values())[: None if verbose else _GROUPS]
+    shown = groups[: None if verbose else _GROUPS]
     for members in shown:
         _, pool, one = members[0]
         view = f"{len(members)}× {label(one)}"
         page.parts(
             [
                 *([view, f"{place_of(one)},"] if one.at else [f"{view},"]),
-                *_parts(one, several=len(members) > 1),
+                *parts_of(one, several=len(members) > 1),
                 f"· bind {pool.bind}",
                 f"· {pids_of(worker for worker, _, _ in members)}",
             ],
             indent=2,
         )
         if verbose and isinstance(one, Holder):
-            _numbers(page, one)
+            connection_numbers(page, one)
     if len(groups) > len(shown):
         page.line(f"  and {len(groups) - len(shown)} more; --verbose lists them")
     if any(getattr(one, "at_is", None) == "view" for ((_, _, one), *_) in shown):
         page.parts(UNRECORDED.split(), indent=2)
 
 
-def _seconds(one: Holder | Waiter) -> float:
+def groups_of(found: list[Entry], verbose: bool = False) -> list[list[Entry]]:
+    """Group holders or waiters by view and line, the longest first; or none."""
+    found.sort(key=lambda each: -seconds_of(each[2]))
+    groups: dict[Hashable, list[Entry]] = {}
+    for index, each in enumerate(found):
+        one = each[2]
+        kind = (each[1].bind, label(one), one.at, *details_of(one))
+        groups.setdefault(index if verbose else kind, []).append(each)
+    return list(groups.values())
+
+
+def seconds_of(one: Holder | Waiter) -> float:
+    """Return for how long a connection has been held, or a thread has waited."""
     return one.held_s if isinstance(one, Holder) else one.waited_s
 
 
-def _parts(one: Holder | Waiter, *, several: bool) -> list[str]:
+def parts_of(one: Holder | Waiter, *, several: bool) -> list[str]:
+    """Say for how long, and what a holder does meanwhile."""
     seconds = "held" if isinstance(one, Holder) else "for"
     parts = [
-        f"{'longest' if several else seconds} {duration(_seconds(one))}",
-        *_details(one),
+        f"{'longest' if several else seconds} {duration(seconds_of(one))}",
+        *details_of(one),
     ]
     if isinstance(one, Holder):
         since = one.running_s or one.idle_in_transaction_s
@@ -279,7 +317,7 @@ def _parts(one: Holder | Waiter, *, several: bool) -> list[str]:
     return commas(parts)
 
 
-def _details(one: Holder | Waiter) -> list[str]:
+def details_of(one: Holder | Waiter) -> list[str]:
     """Say what a holder does with its connection, or whether a waiter can go on."""
     if isinstance(one, Waiter):
         if not one.self_deadlock:
@@ -289,7 +327,7 @@ def _details(one: Holder | Waiter) -> list[str]:
     return states_of(one)
 
 
-def _numbers(page: Page, holder: Holder) -> None:
+def connection_numbers(page: Page, holder: Holder) -> None:
     """Add what helps to find a connection in the database and in the code."""
     known = (
         ("connection", holder.connection),
@@ -308,7 +346,8 @@ def _numbers(page: Page, holder: Holder) -> None:
 # -- nearest to the prompt -----------------------------------------------------
 
 
-def _problems(page: Page, survey: Survey) -> None:
+def problems(page: Page, survey: Survey) -> None:
+    """Add what happened in the last minute, and which workers are absent."""
     lines = []
     for bind, found in by_bind(survey).items():
         late = [(w, p) for w, p in found if p.timeouts_60s]

@@ -23,8 +23,10 @@ from .sections import start
 
 #: The worst is last, nearest to the prompt.
 _STATES = ("idle", "begun", "holding", "idle in transaction", "needs rollback")
-_STYLES = {"idle in transaction": "yellow", "needs rollback": "red"}
-_COLUMNS = (
+STYLES = {"idle in transaction": "yellow", "needs rollback": "red"}
+LOST_WORK = "Uncommitted changes that were rolled back"
+GONE = "Last open in workers that are gone; these sessions have ended"
+COLUMNS = (
     *(">PID", "SCOPE", "BIND", ">AGE", "STATE"),
     *(">CONN", ">STMTS", ">NEW/DEL", ">IDENTITY", ">IDLE-TX"),
 )
@@ -40,13 +42,11 @@ def render_sessions(
     if history is not None:
         _charts(page, survey, history)
     sessions = [(w, s) for w in survey.workers for s in w.sessions]
-    sessions.sort(key=lambda item: (_rank(item[1]), item[1].age_s))
+    sessions.sort(key=lambda item: (rank(item[1]), item[1].age_s))
     ended = [each for each in sessions if each[0].state == "gone"]
     sessions = [each for each in sessions if each[0].state != "gone"]
     if ended:
-        page.line(
-            "Last open in workers that are gone; these sessions have ended", "bold"
-        )
+        page.line(GONE, "bold")
         _table(page, ended, verbose)
         page.line()
     if sessions:
@@ -56,9 +56,9 @@ def render_sessions(
     page.line()
     live = sum(len(worker.sessions) for worker in survey.live)
     page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
-    _lasting_contexts(page, sessions)
+    lasting_contexts(page, sessions)
     _lost_work(page, survey)
-    _shared_sessions(page, survey)
+    shared_sessions(page, survey)
     absent_workers(page, survey)
     return str(page)
 
@@ -79,19 +79,23 @@ def _table(
     page: Page, found: Sequence[tuple[WorkerSnapshot, SessionSnapshot]], verbose: bool
 ) -> None:
     page.table(
-        _COLUMNS,
-        [_row(worker, session, verbose) for worker, session in found],
-        styles=_STYLES,
+        COLUMNS,
+        [session_row(worker, session, verbose) for worker, session in found],
+        styles=STYLES,
         spare=["IDENTITY", "NEW/DEL", "STMTS", "CONN", "IDLE-TX"],
         below="SCOPE",
     )
 
 
-def _rank(session: SessionSnapshot) -> tuple[bool, int]:
+def rank(session: SessionSnapshot) -> tuple[bool, int]:
+    """Sort sessions by their states, the worst last."""
     return session.thread_alive is False, _STATES.index(session.state)
 
 
-def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> list[str]:
+def session_row(
+    worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool
+) -> list[str]:
+    """Return the row of one session."""
     scope = route_label(session)
     if session.requests is not None and session.requests > 1:
         among = "one of" if session.method is not None else "shared by"
@@ -116,7 +120,7 @@ def _row(worker: WorkerSnapshot, session: SessionSnapshot, verbose: bool) -> lis
     ]
 
 
-def _lasting_contexts(
+def lasting_contexts(
     page: Page, sessions: Sequence[tuple[WorkerSnapshot, SessionSnapshot]]
 ) -> None:
     """Add how many sessions are shared by requests, and how to end that."""
@@ -136,31 +140,43 @@ def _lasting_contexts(
         )
 
 
-def _lost_work(page: Page, survey: Survey) -> None:
-    """Add the views that ended well without committing their changes."""
+def lost_work(survey: Survey) -> list[tuple[str, str, str, str]]:
+    """Return the views that ended well without committing their changes.
+
+    Each has its name, after how often that was; what was lost; when that was last; and
+    the workers.
+    """
     views: dict[str, list[tuple[WorkerSnapshot, LostWorkCount]]] = {}
     for worker in survey.workers:
         for lost in worker.lost_work:
             views.setdefault(route_label(lost), []).append((worker, lost))
-    if views:
-        page.title("Uncommitted changes that were rolled back")
+    rows = []
     for view, found in views.items():
         objects: Counter[str] = Counter()
         for _, lost in found:
             objects.update(lost.objects)
         amounts = [f"{amount} {kind}" for kind, amount in sorted(objects.items())]
-        page.parts(
-            [
-                f"{sum(lost.scopes_total for _, lost in found)}× {view},",
-                f"{', '.join(amounts)},",
+        rows.append(
+            (
+                f"{sum(lost.scopes_total for _, lost in found)}× {view}",
+                ", ".join(amounts),
                 f"last {ago(survey, max(lost.last_at for _, lost in found))}",
-                f"· {pids_of(worker for worker, _ in found)}",
-            ],
-            indent=2,
+                pids_of(worker for worker, _ in found),
+            )
         )
+    return rows
 
 
-def _shared_sessions(page: Page, survey: Survey) -> None:
+def _lost_work(page: Page, survey: Survey) -> None:
+    rows = lost_work(survey)
+    if rows:
+        page.title(LOST_WORK)
+    for view, amounts, last, workers in rows:
+        page.parts([f"{view},", f"{amounts},", last, f"· {workers}"], indent=2)
+
+
+def shared_sessions(page: Page, survey: Survey) -> None:
+    """Add the sessions that two threads used at the same time."""
     found = [(w, use) for w in survey.workers for use in w.recent_shared]
     if found:
         page.title("Sessions that two threads used at the same time")
