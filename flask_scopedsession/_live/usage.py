@@ -18,8 +18,8 @@ from ..snapshot import BusyMinute
 from ..snapshot import ViewUse
 from ..snapshot._json import timestamp
 
-#: At most so many views per pool.
-MOST_VIEWS = 20
+#: At most so many views per pool by their time, and of the others by their statements.
+MOST_VIEWS, MOST_SENDERS = 20, 5
 
 
 def measured(
@@ -67,13 +67,16 @@ def _busiest(found: Busiest | None) -> BusyMinute | None:
 
 
 def views(meters: Meters, out: Iterable[Held], now: float) -> tuple[ViewUse, ...]:
-    """Return the views that used most of the pool's time, present holders included."""
+    """Return the views that used most of the pool's time, or sent most statements.
+
+    Present holders are included.
+    """
     with meters.aggregated() as window:
         ever, minute = meters.held.uses(), meters.held.uses_minute()
     for held in out:
         holder, seconds = responsible(held.scope), now - held.since
         for uses in (ever, minute):
-            use_of(uses, holder).add(1, seconds, min(seconds, window))
+            use_of(uses, holder).add(1, seconds, min(seconds, window), held.slot.sent)
     whole = sum(use.seconds for use in ever.values())
     whole_60s = sum(use.lately for use in minute.values())
     found: list[ViewUse] = []
@@ -88,11 +91,19 @@ def views(meters: Meters, out: Iterable[Held], now: float) -> tuple[ViewUse, ...
                 checkouts_60s=lately.times,
                 held_60s=lately.lately,
                 share_60s=lately.lately / whole_60s if whole_60s else None,
+                statements_total=use.statements,
+                statements_60s=lately.statements,
             )
         )
     found.sort(key=_most_share)
-    return tuple(found[:MOST_VIEWS])
+    # One that sends many short statements may have a small share.
+    senders = sorted(found[MOST_VIEWS:], key=_most_statements)[:MOST_SENDERS]
+    return (*found[:MOST_VIEWS], *senders)
 
 
 def _most_share(view: ViewUse) -> float:
     return -max(view.share or 0.0, view.share_60s or 0.0)
+
+
+def _most_statements(view: ViewUse) -> int:
+    return -(view.statements_total or 0)

@@ -115,21 +115,23 @@ class Meter:
 
 
 class Use:
-    """How often one view held a connection of a pool, and for how many seconds."""
+    """How one view used a pool: its holds, their seconds, and its statements."""
 
-    __slots__ = ("lately", "seconds", "times")
+    __slots__ = ("lately", "seconds", "statements", "times")
 
     def __init__(self) -> None:
         self.times = 0
         self.seconds = 0.0
         self.lately = 0.0
         """Seconds of the last minute: of a single hold, at most sixty."""
+        self.statements = 0
 
-    def add(self, times: int, seconds: float, lately: float) -> None:
+    def add(self, times: int, seconds: float, lately: float, statements: int) -> None:
         """Add to it."""
         self.times += times
         self.seconds += seconds
         self.lately += lately
+        self.statements += statements
 
 
 #: By endpoint, method, rule, command and job; ``None`` stands for all beyond those that
@@ -150,11 +152,12 @@ def use_of(uses: Uses, who: tuple[str | None, ...] | None) -> Use:
 def merge_uses(uses: Uses, more: Uses) -> None:
     """Add the uses of `more` to those in `uses`."""
     for who, use in more.items():
-        use_of(uses, who).add(use.times, use.seconds, use.lately)
+        use_of(uses, who).add(use.times, use.seconds, use.lately, use.statements)
 
 
-#: How long a connection was held, and by which rule, method and command or job.
-Hold = tuple[float, "Rule | None", "str | None", "tuple[str | None, ...] | None"]
+#: How long a connection was held; by which rule, method and command or job; and how
+#: many statements were sent.
+Hold = tuple[float, "Rule | None", "str | None", "tuple[str | None, ...] | None", int]
 
 
 class HoldMeter(Meter):
@@ -171,7 +174,7 @@ class HoldMeter(Meter):
     def _count(self, samples: list[Hold]) -> None:
         super()._count([hold[0] for hold in samples])
         uses = self._uses_now
-        for seconds, rule, method, work in samples:
+        for seconds, rule, method, work, statements in samples:
             who: tuple[str | None, ...] = work or (
                 (None, method, None, None, None)
                 if rule is None
@@ -181,6 +184,7 @@ class HoldMeter(Meter):
             use.times += 1
             use.seconds += seconds
             use.lately += min(_MINUTE, seconds)
+            use.statements += statements
 
     def rotate(self) -> None:
         """Begin the next interval."""

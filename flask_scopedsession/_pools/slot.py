@@ -52,6 +52,7 @@ class Slot:
         "runner",
         "scope",
         "sender",
+        "sent",
         "since",
         "stack",
         "statement",
@@ -90,6 +91,8 @@ class Slot:
         """The thread whose statement runs on it now."""
         self.sender: t.Any = NOBODY
         """The scope whose statements are counted."""
+        self.sent = 0
+        """Statements that were counted since it was checked out."""
         self.keeps_more = False
         """Any of the next three is set."""
         self.statement: str | None = None

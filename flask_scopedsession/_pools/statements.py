@@ -279,6 +279,7 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
             slot.has_begun = True
         if effect is None or effect.action in COUNTED:
             slot.sender.statements += 1
+            slot.sent += 1
             if note is not None:
                 note(slot.sender, statement)
         slot.runner = get_ident()

@@ -36,8 +36,12 @@ _PEAKS = (
     *(">PID", "BIND", ">USED60", ">USED", ">WAIT60", ">WAIT"),
     *(">OPENED", ">DIED", ">AGE"),
 )
-VIEW_USE = ("VIEW", "BIND", ">SHARE60", ">HOLDS60", ">SHARE", ">HOLDS", ">MEAN")
+VIEW_USE = (
+    *("VIEW", "BIND", ">SHARE60", ">HOLDS60", ">STMTS60"),
+    *(">SHARE", ">HOLDS", ">STMTS", ">MEAN"),
+)
 _SUMMED = ("checkouts_total", "held_s", "checkouts_60s", "held_60s")
+_COUNTED = ("statements_total", "statements_60s")
 
 
 # -- the last minute -----------------------------------------------------------
@@ -219,8 +223,10 @@ def view_row(view: ViewUse, bind: str) -> list[str]:
         bind,
         "-" if view.share_60s is None else f"{view.share_60s:.0%}",
         str(view.checkouts_60s),
+        number(view.statements_60s),
         "-" if view.share is None else f"{view.share:.0%}",
         str(view.checkouts_total),
+        number(view.statements_total),
         duration(view.held_s / view.checkouts_total if view.checkouts_total else None),
     ]
 
@@ -231,9 +237,17 @@ def merged_views(pools: Iterable[PoolSnapshot]) -> list[ViewUse]:
     for view in (view for pool in pools for view in pool.views):
         key = (view.endpoint, view.method, view.rule, view.command, view.job)
         sums = {name: getattr(view, name) for name in _SUMMED}
+        counts = {name: getattr(view, name) for name in _COUNTED}
         if key in merged:
-            sums = {name: sums[name] + getattr(merged[key], name) for name in sums}
-        merged[key] = replace(view, **sums)
+            known = merged[key]
+            sums = {name: sums[name] + getattr(known, name) for name in sums}
+            counts = {
+                name: None
+                if None in (one, other := getattr(known, name))
+                else one + other
+                for name, one in counts.items()
+            }
+        merged[key] = replace(view, **sums, **counts)
     ever = sum(view.held_s for view in merged.values())
     lately = sum(view.held_60s for view in merged.values())
     views = [

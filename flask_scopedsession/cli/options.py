@@ -53,8 +53,9 @@ USED60   most connections checked out at a time, in the last minute;
 OPENED   connections opened; DIED: connections invalidated; AGE: the
          highest age at which one was invalidated
 SHARE60  a view's share of the time that connections were held, in the
-         last minute; HOLDS60: its checkouts; SHARE, HOLDS: since the
-         start; MEAN: its mean time per checkout
+         last minute; HOLDS60: its checkouts; STMTS60: its statements;
+         SHARE, HOLDS, STMTS: since the start; MEAN: its mean time per
+         checkout
 """
 
 SESSION_HELP = """\

@@ -158,6 +158,12 @@ class ViewUse(Origin):
     """Seconds for which it held connections, in the last minute."""
     share_60s: float | None
     """Its part of these, from 0 to 1; null if nothing was held in the last minute."""
+    statements_total: int | None = None
+    """Statements that it sent since the worker's start; null from a worker that does
+    not count them."""
+    statements_60s: int | None = None
+    """Statements on connections that it returned in the last minute or still holds;
+    null likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +276,8 @@ class PoolSnapshot(Reading):
     recent_timeouts: tuple[PoolTimeout, ...] = ()
     """The last five checkouts that timed out."""
     views: tuple[ViewUse, ...] = ()
-    """The views, commands and jobs that used most of its time, since the start or
-    in the last minute; at most 20."""
+    """The views, commands and jobs that used most of its time, since the start or in
+    the last minute, at most 20; then at most 5 others that sent most statements."""
     backend_pids: tuple[int, ...] = ()
     """The process or thread IDs at the server of all open connections, as far as the
     driver says."""

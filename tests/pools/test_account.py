@@ -388,7 +388,7 @@ def test_a_connection_that_is_collected_during_a_reading(make):
             del raw
             for _ in range(5000):  # so that a return has to aggregate, too
                 account.meters.waits.add(0.0)
-                account.meters.held.add((0.0, None, None, None))
+                account.meters.held.add((0.0, None, None, None, 0))
             gc.collect()
             db_engine.connect().close()
         done.set()
@@ -942,6 +942,8 @@ def test_the_views_that_use_the_pool(make_app, clock):
         ("quick", "GET", "/quick", 1),
     ]
     assert [round(v.share, 2) for v in views] == [0.75, 0.25, 0.0]
+    assert [v.statements_total for v in views] == [2, 0, 1]
+    assert [v.statements_60s for v in views] == [2, 0, 1]
     assert [round(v.held_s) for v in views] == [6, 2, 0]
     clock.ahead += 94
     with app.app_context():
@@ -950,6 +952,38 @@ def test_the_views_that_use_the_pool(make_app, clock):
         ("keep", 96, 1)
     ]
     kept.pop().close()
+
+
+def test_the_views_that_send_most_statements(make_app, clock):
+    """They are among the views, also if 20 others take more time; by bind."""
+    db = ScopedSession()
+    binds = {"default": "sqlite://", "audit": "sqlite://"}
+    app = make_app(db, SQLALCHEMY_BINDS=binds)
+
+    def visit(number):
+        with app.test_request_context(f"/{number}", method=f"SLOW{number}"):
+            db.session.execute(text("SELECT 1"))
+            clock.ahead += 3
+
+    for number in range(30):
+        visit(number)
+
+    @app.get("/many")
+    def many():
+        for _ in range(7):
+            db.session.execute(text("SELECT 1"))
+            db.session.commit()
+        db.get_session("audit").execute(text("SELECT 1"))
+        views = {view.endpoint: view for view in db.snapshot().pools[1].views}
+        return [views["many"].statements_total]
+
+    # Those of the connection that is still out count as well.
+    assert app.test_client().get("/many").json == [1]
+    with app.app_context():
+        views = db.snapshot().pools[0].views
+    assert len(views) == 25
+    assert [v.statements_total for v in views if v.endpoint == "many"] == [7]
+    assert {v.statements_total for v in views if v.endpoint != "many"} == {1}
 
 
 def test_a_session_opened_before_the_rule_is_matched(make_app):

@@ -59,7 +59,7 @@ def counts(meters: Meters) -> tuple[int, int]:
 
 def hold(seconds: float, command: str) -> tuple[Any, ...]:
     """Return the sample of a connection that a command has returned."""
-    return seconds, None, None, by_command(command)
+    return seconds, None, None, by_command(command), 2
 
 
 def by_command(command: str) -> tuple[str | None, ...]:
@@ -120,9 +120,11 @@ def test_uses_by_command(meters: Meters, clock: Clock) -> None:
     slow, quick = by_command("slow"), by_command("quick")
     with meters.aggregated():
         ever, minute = meters.held.uses(), meters.held.uses_minute()
-    assert {who: (use.times, use.seconds) for who, use in ever.items()} == {
-        slow: (1, 300.0),
-        quick: (3, 1.5),
+    assert {
+        who: (use.times, use.seconds, use.statements) for who, use in ever.items()
+    } == {
+        slow: (1, 300.0, 2),
+        quick: (3, 1.5, 6),
     }
     assert {who: (use.times, use.lately) for who, use in minute.items()} == {
         slow: (1, 60.0),
@@ -138,11 +140,11 @@ def test_uses_by_command(meters: Meters, clock: Clock) -> None:
 def test_a_request_counts_by_its_rule(meters: Meters) -> None:
     """With its endpoint and method; one of Socket.IO by its event, whatever matches."""
     rule: Any = SimpleNamespace(endpoint="show", rule="/<int:id>")
-    meters.held.add((0.5, rule, "GET", None))
-    meters.held.add((0.25, rule, "POST", None))
+    meters.held.add((0.5, rule, "GET", None, 1))
+    meters.held.add((0.25, rule, "POST", None, 1))
     event = None, None, None, None, "event join"
-    meters.held.add((1.0, rule, "GET", event))
-    meters.held.add((0.125, rule, "GET", None))
+    meters.held.add((1.0, rule, "GET", event, 1))
+    meters.held.add((0.125, rule, "GET", None, 1))
     with meters.aggregated():
         uses = meters.held.uses()
     assert {who: (use.times, use.seconds) for who, use in uses.items()} == {

@@ -105,6 +105,8 @@ VIEW: Keys = {
     "checkouts_60s": int,
     "held_60s": NUMBER,
     "share_60s": (*NUMBER, None),
+    "statements_total": (int, None),
+    "statements_60s": (int, None),
 }
 BUSIEST: Keys = {
     "at": TIME,

@@ -84,6 +84,8 @@ def a_view_use(endpoint: str | None = "orders.show", **changes: Any) -> ViewUse:
         "checkouts_60s": 10,
         "held_60s": 0.05,
         "share_60s": 1.0,
+        "statements_total": 250,
+        "statements_60s": 25,
     }
     return ViewUse(endpoint=endpoint, **{**fields, **changes})
 
