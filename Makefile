@@ -44,6 +44,7 @@ serve: $(VENV)/.example
 	    echo 'Misbehave  http://127.0.0.1:$(PORT)/faults/'; fi
 	@if [ '$(ADMIN)' = 1 ]; then \
 	    echo 'Manage     http://127.0.0.1:$(PORT)/admin/'; fi
+	@echo 'Watch      http://127.0.0.1:$(PORT)/pools/'
 	@echo 'Look       in a second terminal, in this folder:'
 	@echo '           $(BIN)/flask --app example_app pool-status'
 	@echo '           $(BIN)/flask --app example_app session-status --watch'

@@ -12,6 +12,7 @@ from . import commands
 from . import config as settings
 from . import errors
 from . import faults
+from . import pools
 from .extensions import db
 from .extensions import migrate
 from .views import airports
@@ -45,6 +46,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(flights.bp)
     app.register_blueprint(statistics.bp)
     app.register_blueprint(api.bp)
+    pools.init_app(app)
 
     if app.config["EXAMPLE_FAULTS"]:
         app.register_blueprint(faults.bp)

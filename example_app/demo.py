@@ -91,7 +91,9 @@ def run(directory: Path) -> None:
     with running_server(env) as server:
         with closing(server.connect()) as connection:
             ask(connection, "GET", "/")
-        click.echo(f"It answers at {server.url}")
+        click.echo(
+            f"It answers at {server.url}, with a dashboard at {server.url}pools/"
+        )
 
         step(
             "Send ordinary traffic",
@@ -115,7 +117,8 @@ def run(directory: Path) -> None:
     step("Done")
     click.echo(
         f"The demo took {time.monotonic() - started:.0f} seconds. The server is stopped"
-        " and its files are deleted.\nTo try it yourself: make serve FAULTS=1"
+        " and its files are deleted.\nTo try it yourself: make serve FAULTS=1, with the"
+        " dashboard at http://127.0.0.1:8000/pools/"
     )
 
 

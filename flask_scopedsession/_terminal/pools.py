@@ -150,13 +150,8 @@ def _rows(
         ),
         *silent_rows(survey),
     ]
-    rows.sort(key=rank)
+    rows.sort(key=lambda row: STATES.index(row[1]))
     return rows
-
-
-def rank(row: Sequence[str]) -> int:
-    """Sort rows by their states, the worst last."""
-    return STATES.index(row[1])
 
 
 def silent_rows(survey: Survey) -> list[list[str]]:

@@ -31,17 +31,25 @@ _REASONS = {
 def start(survey: Survey) -> tuple[Page, bool]:
     """Return a page with its header, and whether there are workers to show on it."""
     page = Page()
-    _header(page, survey)
+    header(page, survey)
+    page.line()
     found = bool(survey.workers or survey.silent)
-    # Last snapshots are no answer. With --pid, the workers that answered are left out.
-    if not found or (survey.configured and not survey.silent):
-        _no_workers(page, survey)
+    if nobody_answered(survey):
+        no_workers(page, survey)
         if found:
             page.line()
     return page, found
 
 
-def _header(page: Page, survey: Survey) -> None:
+def nobody_answered(survey: Survey) -> bool:
+    """Whether no worker has answered, and none that lives is known."""
+    # Last snapshots are no answer. With --pid, the workers that answered are left out.
+    found = survey.workers or survey.silent
+    return not found or bool(survey.configured and not survey.silent)
+
+
+def header(page: Page, survey: Survey) -> None:
+    """Say what was asked, where and when."""
     app = f"{survey.app} on " if survey.app else ""
     at = _moment(survey.collected_at)
     time = at.strftime("%Y-%m-%d %H:%M:%S UTC") if at else survey.collected_at
@@ -52,10 +60,9 @@ def _header(page: Page, survey: Survey) -> None:
     if len(pids) > 1:
         for uid, found in sorted(pids.items()):
             page.line(f"uid {uid}: {count(len(found), 'worker')}, pid {some(found)}")
-    page.line()
 
 
-def _no_workers(page: Page, survey: Survey) -> None:
+def no_workers(page: Page, survey: Survey) -> None:
     """Say that no worker has answered, why, and how to start one."""
     places = [searched.dir for searched in survey.searched if searched.dir]
     page.parts(

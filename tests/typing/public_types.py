@@ -8,6 +8,7 @@ from typing import Any
 from typing import overload
 from typing import TypeVar
 
+from flask import Blueprint
 from flask import Flask
 from sqlalchemy import Engine
 from sqlalchemy import insert
@@ -27,6 +28,7 @@ from sqlalchemy.orm import sessionmaker
 from typing_extensions import assert_type
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession.dashboard import dashboard
 from flask_scopedsession.snapshot import PoolSnapshot
 from flask_scopedsession.snapshot import Survey
 from flask_scopedsession.snapshot import WorkerSnapshot
@@ -157,3 +159,16 @@ for _row in db.paginate_keyset(select(User.id, User.name)):
     assert_type(_row._t[1], str)
 for _row in db.paginate(select(User.id, User.name)):
     assert_type(_row._t[1], str)
+
+
+# Who may see the dashboard.
+
+
+async def may_see() -> bool:
+    return True
+
+
+assert_type(dashboard(db), Blueprint)
+assert_type(dashboard(db, authorize=lambda: "anything"), Blueprint)
+assert_type(dashboard(db, authorize=may_see), Blueprint)
+dashboard(db, authorize=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

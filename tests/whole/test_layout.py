@@ -100,7 +100,10 @@ def exposed(name: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["", ".cli", ".errors", ".flask_sqlalchemy", ".snapshot", ".testing", ".views"],
+    [
+        *("", ".cli", ".dashboard", ".errors", ".flask_sqlalchemy", ".snapshot"),
+        *(".testing", ".views"),
+    ],
 )
 def test_all_is_exactly_what_a_module_exposes(module: str) -> None:
     """No public name is missing from ``__all__``, and none is there by accident."""
