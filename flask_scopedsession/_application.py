@@ -85,8 +85,6 @@ def _keep_for_ever() -> None:
 class Application:
     """One application's settings, engines, sessions and scopes."""
 
-    sessionmaker: AppSessionmaker
-
     def __init__(
         self,
         app: Flask,
@@ -176,6 +174,8 @@ class Application:
         self._template = template
         self._session_options = {"bind": self.engines.get(DEFAULT_BIND), **options}
         self._maker: AppSessionmaker | None = None
+        self.checked_maker: AppSessionmaker | None = None
+        """What `sessionmaker` returned, if it need not look again."""
         self.live = LiveView(
             app,
             settings,
@@ -198,19 +198,15 @@ class Application:
         app = self.ledger.app()
         return f"<Application {None if app is None else app.name!r}>"
 
-    def __getattr__(self, name: str) -> AppSessionmaker:
-        # Not a cached_property: it has a lock before Python 3.12, and a fork could
-        # leave that locked.
-        if name != "sessionmaker":
-            raise AttributeError(name)
-        return self._checked_sessionmaker()
-
-    def _checked_sessionmaker(self) -> AppSessionmaker:
-        """Look at the configuration again, and return what makes the sessions.
+    @property
+    def sessionmaker(self) -> AppSessionmaker:
+        """What makes the sessions, after another look at the configuration.
 
         Once only, since requests should not pay for it; but tests change the
         configuration again and again, and there each new session does so.
         """
+        if self.checked_maker is not None:
+            return self.checked_maker
         self.check_unchanged()
         app = self.ledger.app()
         config = {} if app is None else app.config
@@ -229,7 +225,7 @@ class Application:
             # Another thread may have been faster.
             maker = self._maker = self._maker or self._new_sessionmaker()
         if not is_on(config, "TESTING"):
-            self.sessionmaker = maker
+            self.checked_maker = maker
         return maker
 
     def _new_sessionmaker(self) -> AppSessionmaker:
@@ -273,9 +269,8 @@ class Application:
                 context = context_torn_down()
                 if isinstance(error, SystemExit):
                     live.aborted()
-            kept = context.__dict__
-            kept[ANSWERED] = True
-            scope: Scope | None = kept.get(SCOPE)
+            setattr(context, ANSWERED, True)
+            scope: Scope | None = getattr(context, SCOPE, None)
             raising: BaseException | None = None
             if not on_context:
                 for each in kind.created(ledger, context):
@@ -286,6 +281,7 @@ class Application:
                     ledger.leave(each)
                     del anchor
             if scope is not None:
+                kept = context.__dict__
                 # The session first: an interrupt must not leave it without a scope.
                 kept.pop(session_name, None)
                 raising = end_scope(ledger, scope, context, error) or raising

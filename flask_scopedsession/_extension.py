@@ -36,6 +36,7 @@ from ._scopes.kinds import OfThread
 from ._sessions.factory import AppSessionmaker
 from ._sessions.factory import Factory
 from ._sessions.models import Models
+from ._sessions.other_names import WithHints
 from ._sessions.proxy import proxy_class
 from ._sessions.registry import OUTSIDE
 from ._sessions.registry import Registry
@@ -110,7 +111,7 @@ BindNames = t.Union[str, "Collection[str | None]", None]
 ALL = "__all__"
 
 
-class ScopedSession(t.Generic[S]):
+class ScopedSession(WithHints, t.Generic[S]):
     """SQLAlchemy engines and a ``scoped_session`` for Flask applications.
 
     :param app: Calls :meth:`init_app` at once.
@@ -802,21 +803,6 @@ class ScopedSession(t.Generic[S]):
         )
         application.live.stop()
         dispose_all(application.all_engines.values())
-
-    if not t.TYPE_CHECKING:  # checkers would take any name for an attribute
-
-        def __getattr__(self, name: str) -> t.Any:
-            if hasattr(type(self), name):
-                # A property raised the error. Let it do so again, and not hide it.
-                return object.__getattribute__(self, name)
-
-            from ._sessions.other_names import instead_of
-
-            text = f"{type(self).__name__!r} object has no attribute {name!r}"
-            hint = instead_of(name)
-            raise AttributeError(
-                f"{text}. {hint}" if hint else text, name=name, obj=self
-            )
 
     def __repr__(self) -> str:
         names = ", ".join(sorted(app.name for app in self._apps))

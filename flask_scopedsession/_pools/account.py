@@ -149,7 +149,7 @@ class PoolAccount:
         self.open.clear()
         self.pinging.clear()
         self.meters = Meters(self.in_use)
-        self.note_wait = self.meters.waits.add
+        self.waits = self.meters.waits.samples
         self.holds = self.meters.held.samples
         self.timeout_times: deque[float] = deque(maxlen=1000)
         self.recent_timeouts: deque[TimedOut] = deque(maxlen=5)
@@ -172,7 +172,7 @@ class PoolAccount:
         meters = self.meters
         if now >= meters.rotate_at:
             meters.aggregate(now)  # else the wait would count in an earlier interval
-        self.note_wait(waited)
+        self.waits.append(waited)
         if slot.scope is not None:
             if self.hands_out_again:
                 return

@@ -24,7 +24,6 @@ from .drivers import backend_pid
 from .explanations import explain_lock
 from .sharing import abandon
 from .sharing import note_sharing
-from .slot import info_of
 from .slot import SLOT
 from .slot import Slot
 from .watch import look_at_holders
@@ -211,10 +210,12 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
 
 def _slot(connection: t.Any) -> Slot | None:
     """Return what is known of a proxied connection, also if it was detached."""
-    if not isinstance(connection, PoolProxiedConnection):
-        return None  # the driver's own, where psycopg's "info" is something else
-    info = info_of(connection)
-    return None if info is None else info.get(SLOT)
+    try:
+        return t.cast("Slot | None", connection.info.get(SLOT))
+    except (AttributeError, NotImplementedError):
+        # The driver's own, where psycopg's "info" is something else, or SQLAlchemy's
+        # stand-in for one, as an engine first connects.
+        return None
 
 
 def _watch_statements(engine: Engine, account: PoolAccount) -> None:
@@ -327,13 +328,15 @@ def _watch_ends(engine: Engine) -> None:
 
     def do_rollback(connection: t.Any) -> None:
         slot = _slot(connection)
-        if slot is not None:
-            if slot.runner is not None and not is_shared:
-                abandon(slot, connection)
-            if slot.writes is not None:
-                _note_loss(slot)
+        if slot is None:
+            rollback(connection)
+            return
+        if slot.runner is not None and not is_shared:
+            abandon(slot, connection)
+        if slot.writes is not None:
+            _note_loss(slot)
         rollback(connection)
-        if slot is not None:
+        if slot.has_begun or slot.writes is not None:
             _ended(slot)
 
     dialect.do_commit, dialect.do_rollback = do_commit, do_rollback

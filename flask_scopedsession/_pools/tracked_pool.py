@@ -66,7 +66,7 @@ class TrackedPool(Pool):
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
         context = current_context()
-        scope: Scope | None = None if context is None else context.__dict__.get(SCOPE)
+        scope: Scope | None = getattr(context, SCOPE, None)
         if (
             scope is None
             or scope.ident != get_ident()

@@ -79,6 +79,7 @@ class Ledger:
         self.lost_work: LostWorkPolicy = lost_work
         self.model_names = model_names
         self._close = close
+        self._on_freed = self._freed  # bound once, not for each scope
         self.accounts: list[Account] = []
         """Of the pools; empty if tracking is off."""
         self.many_statements: ManyStatements | None = None
@@ -120,7 +121,7 @@ class Ledger:
 
     def enter(self, context: Context) -> Scope:
         """Return a context's scope, new if it has none."""
-        made = new_scope(context, self._freed)
+        made = new_scope(context, self._on_freed)
         # Another thread may share the context: one of both records wins.
         scope: Scope = context.__dict__.setdefault(SCOPE, made)
         if scope is made:
@@ -142,7 +143,7 @@ class Ledger:
     def anchored(self) -> Anchor:
         """Return an anchor with a new scope, for a thread or a key of the user's."""
         anchor = Anchor()
-        anchor.scope = new_scope(anchor, self._freed)
+        anchor.scope = new_scope(anchor, self._on_freed)
         self.live.add(anchor.scope)
         return anchor
 

@@ -41,11 +41,10 @@ is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", Non
 
 def is_judged(ledger: Ledger, context: Context) -> bool:
     """Whether a scope that ends without an error may have lost work."""
-    kept = context.__dict__
     return (
         ledger.lost_work != "ignore"
-        and kept.get(STATUS, 0) < 400
-        and HANDLED not in kept
+        and getattr(context, STATUS, 0) < 400
+        and not getattr(context, HANDLED, False)
     )
 
 

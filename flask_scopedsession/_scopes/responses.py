@@ -31,7 +31,7 @@ def note_responses(app: Flask) -> None:
         response = process(*args)
         context = current_context()
         if context is not None:
-            context.__dict__[STATUS] = response.status_code
+            setattr(context, STATUS, response.status_code)
         return response
 
     def handle_user_exception(*args: t.Any) -> t.Any:

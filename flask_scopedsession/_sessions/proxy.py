@@ -79,11 +79,8 @@ class Sessions(scoped_session[t.Any]):
         # Private: what SQLAlchemy's own proxies ask. Were it renamed, those would ask
         # the registry, as they do without this.
         context = current_context()
-        if context is not None:
-            session = context.__dict__.get(self._session_name)
-            if session is not None:
-                return session
-        return self.registry()
+        session = getattr(context, self._session_name, None)
+        return self._scopes.session_of(context) if session is None else session
 
     def remove(self) -> None:
         """Close the current scope's sessions; the next call makes a new one.

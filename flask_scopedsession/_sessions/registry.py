@@ -38,7 +38,10 @@ class Makes(t.Protocol):
     """What the registry needs of an application."""
 
     ledger: Ledger
-    sessionmaker: AppSessionmaker
+    checked_maker: AppSessionmaker | None
+
+    @property
+    def sessionmaker(self) -> AppSessionmaker: ...
 
 
 class Registry(ScopedRegistry[t.Any]):
@@ -64,29 +67,31 @@ class Registry(ScopedRegistry[t.Any]):
     def __call__(self) -> t.Any:
         """Return the scope's session, making it when there is none."""
         context = current_context()
+        # A miss by getattr() and None: raising would cost more than a hit saves.
+        session = getattr(context, self.session_name, None)
+        return self.session_of(context) if session is None else session
+
+    def session_of(self, context: t.Any) -> t.Any:
+        """Return the session of a context that has none on it, or whose scope has."""
         if context is None:
             raise outside()
-        kept = context.__dict__
-        # A miss by .get() and None: raising would cost more than a hit saves.
-        session = kept.get(self.session_name)
-        if session is not None:
-            return session
         application = self._application_of(context.app)
         if self._on_context:
-            scope = kept.get(SCOPE) or application.ledger.enter(context)
+            scope = getattr(context, SCOPE, None) or application.ledger.enter(context)
         else:
             scope = self.kind.enter(application.ledger, context)
             session = scope.sessions.get(DEFAULT_BIND)
             if session is not None:
                 return session
-        maker, configured = application.sessionmaker, self._factory.kw
+        maker = application.checked_maker or application.sessionmaker
+        configured = self._factory.kw
         made = maker.make(configured) if configured else maker.class_(**maker.kw)
         # Another thread may have been faster.
         session = scope.sessions.setdefault(DEFAULT_BIND, made)
         if session is not made:
             close_session(made)
         if self._on_context:
-            kept[self.session_name] = session
+            setattr(context, self.session_name, session)
         return session
 
     def has(self) -> bool:

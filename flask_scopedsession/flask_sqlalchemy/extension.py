@@ -503,7 +503,8 @@ class SQLAlchemy(ScopedSession[Session]):
             for module in (sa, sa_orm):
                 if hasattr(module, name):
                     return getattr(module, name)
-        return t.cast("t.Any", super()).__getattr__(name)
+        # Raises the error that Python raised before: its own, or that of a property.
+        return object.__getattribute__(self, name)
 
 
 class _ByName(Mapping[str, "Engine"]):

@@ -45,6 +45,15 @@ def test_no_other_name_gets_a_hint(name: str) -> None:
     assert (info.value.name, info.value.obj) == (name, db)
 
 
+def test_names_with_a_hint_are_no_attributes() -> None:
+    db = ScopedSession()
+    assert not hasattr(db, "Column")
+    assert not hasattr(ScopedSession, "Column")
+    assert "Column" not in dir(db)
+    assert {"session", "engine"} <= {*dir(db)}
+    assert "Column" in dir(SQLAlchemy())
+
+
 def test_the_error_of_a_property_is_not_hidden() -> None:
     class Own(ScopedSession):
         @property
