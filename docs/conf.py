@@ -11,13 +11,34 @@ version = release = installed_version("Flask-ScopedSession")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"
 nitpicky = True
-# References to other projects are not resolved, so the build needs no network.
-# Neither are private names, such as those of type variables.
-nitpick_ignore_regex = [(r"py:.*", r"(?!flask_scopedsession\.[a-zA-Z]).*|.*\._.*")]
+
+# The inventories of other projects are kept here, so the build needs no network. To renew
+# one, download the file "objects.inv" of its address, such as
+# https://docs.sqlalchemy.org/en/21/objects.inv. These are of SQLAlchemy 2.1.9, Flask 3.1.3,
+# Werkzeug 3.1.9 and Python 3.11.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3/", "inventories/python.inv"),
+    "flask": ("https://flask.palletsprojects.com/en/stable/", "inventories/flask.inv"),
+    "werkzeug": (
+        "https://werkzeug.palletsprojects.com/en/stable/",
+        "inventories/werkzeug.inv",
+    ),
+    "sqlalchemy": (
+        "https://docs.sqlalchemy.org/en/21/",
+        "inventories/sqlalchemy.inv",
+    ),
+}
+# Signatures have short names, private ones such as those of type variables, and the
+# modules that define SQLAlchemy's classes, where its documentation has public ones.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(t\.)?\w+|.*\._.*"),
+    (r"py:class", r"sqlalchemy\.(sql|engine\.url|orm\.(session|relationships))\..*"),
+]
 
 # Two packages have a Pagination. Within each, the name means its own.
 suppress_warnings = ["ref.python"]
