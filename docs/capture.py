@@ -162,7 +162,8 @@ def outside_context(stage: Stage) -> Captured:
     """Run a script without the application."""
     code = "from example_app.extensions import db; db.session.connection()"
     where = stage.env["EXAMPLE_INSTANCE_PATH"]
-    said = on_terminal(stage.env, "-c", code, cwd=where)[1].splitlines()[-1]
+    lines = on_terminal(stage.env, "-c", code, cwd=where)[1].splitlines()
+    said = next(line for line in lines if "OutsideContext: " in line)
     return {"outside-context": f"$ python -c '{code}'\n{said}\n"}
 
 

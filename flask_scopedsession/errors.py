@@ -6,6 +6,9 @@ code written for those keeps working.
 
 from __future__ import annotations
 
+import sys
+import typing as t
+
 from sqlalchemy.exc import InvalidRequestError
 
 __all__ = [
@@ -29,8 +32,20 @@ __all__ = [
 ]
 
 
+#: The page with a section for each class. Once the documentation has a public address,
+#: it goes here.
+_PAGE = "docs/errors.md"
+
+
 class ScopedSessionError(Exception):
     """Base of every error of this package."""
+
+    def __init__(self, *args: t.Any) -> None:
+        super().__init__(*args)
+        if sys.version_info >= (3, 11):
+            # A note, because the message stays what a log or an error tracker groups by.
+            kinds = (c.__name__ for c in type(self).__mro__ if c.__module__ == __name__)
+            self.add_note(f"Background on this error: {_PAGE}#{next(kinds).lower()}")
 
 
 class ConfigError(ScopedSessionError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import commands
+import messages
 import pytest
 from inside import KEYS
 from inside import Reading
@@ -20,6 +22,8 @@ from serving import Served
 from suites import Suite
 
 from flask_scopedsession import cli
+from flask_scopedsession import errors
+from flask_scopedsession.flask_sqlalchemy.extension import UnknownBindKey
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
@@ -351,3 +355,28 @@ def test_the_readmes_figures_are_those_of_the_benchmarks():
         ]
         more = [f"+{float(ratio[1]) - 1:.0%}".replace("%", " %") for ratio in found]
         assert cell.strip(" *") == ", ".join(more), name
+
+
+def test_each_error_and_its_messages_are_documented():
+    """``python tests/support/messages.py`` writes the lists."""
+    page = messages.PAGE.read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\w+)$", page, re.MULTILINE)
+    assert headings == messages.classes()
+    found = messages.messages()
+    assert sum(map(len, found.values())) > 90
+    for name, texts in found.items():
+        listed = messages.section(name, page).partition(messages.HEAD)[2]
+        assert listed == "".join(map(messages.row, texts)), name
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_an_error_leads_to_its_section():
+    """Also one of the drop-in's, to the section of the class that it inherits from."""
+    page = messages.PAGE.read_text(encoding="utf-8")
+    for kind in (*map(errors.__dict__.get, errors.__all__), UnknownBindKey):
+        error = kind("message")
+        assert str(error) == "message"
+        [note] = pickle.loads(pickle.dumps(error)).__notes__
+        path, _, anchor = note.rpartition(" ")[2].partition("#")
+        assert DOCS.parent / path == messages.PAGE
+        assert f"\n## {anchor}\n" in page.lower()
