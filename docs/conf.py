@@ -17,10 +17,10 @@ exclude_patterns = ["_build"]
 default_role = "code"
 nitpicky = True
 
-# The inventories of other projects are kept here, so the build needs no network. To renew
-# one, download the file "objects.inv" of its address, such as
-# https://docs.sqlalchemy.org/en/21/objects.inv. These are of SQLAlchemy 2.1.9, Flask 3.1.3,
-# Werkzeug 3.1.9 and Python 3.11.
+# The inventories of other projects are kept here, so the build needs no network. To
+# renew one, download "objects.inv" from its address, such as
+# https://docs.sqlalchemy.org/en/21/objects.inv. These are those of SQLAlchemy 2.1.9,
+# Flask 3.1.3, Werkzeug 3.1.9 and Python 3.11.
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "inventories/python.inv"),
     "flask": ("https://flask.palletsprojects.com/en/stable/", "inventories/flask.inv"),

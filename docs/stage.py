@@ -92,7 +92,8 @@ class Scene:
         The driver's error, of the same name, stands before it in the log.
         """
         owner = r"(?:sqlalchemy|flask_scopedsession)\."
-        return self.logged(rf"^{owner}[\w.]*{name}: .*(?:\n(?![\[(]|Traceback).+)*")
+        more = r"(?:\n(?![\[(]|Traceback|Background on).+)*"
+        return self.logged(rf"^{owner}[\w.]*{name}: .*{more}")
 
 
 def on_terminal(env: Mapping[str, str], *args: str, cwd: str | Path) -> tuple[int, str]:

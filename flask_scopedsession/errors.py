@@ -43,7 +43,7 @@ class ScopedSessionError(Exception):
     def __init__(self, *args: t.Any) -> None:
         super().__init__(*args)
         if sys.version_info >= (3, 11):
-            # A note, because the message stays what a log or an error tracker groups by.
+            # A note, because logs and error trackers group errors by their messages.
             kinds = (c.__name__ for c in type(self).__mro__ if c.__module__ == __name__)
             self.add_note(f"Background on this error: {_PAGE}#{next(kinds).lower()}")
 

@@ -83,7 +83,7 @@ def row(text: str) -> str:
 
 def section(name: str, page: str) -> str:
     """Return the section of a class, from its heading to the next one."""
-    return page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    return page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
 
 
 def main() -> None:
