@@ -43,6 +43,11 @@ PRELUDES = {
     "transactions.md": "",
     "views.md": "",
     "async.md": "",
+    "replicas.md": "",
+    "tenants.md": "",
+    "pgbouncer.md": "",
+    "upgrading-sqlalchemy.md": "",
+    "faq.md": "from flights import db, Flight as User",
 }
 
 #: What shows that they work, if the page does not say.
@@ -88,6 +93,58 @@ app = create_app()
 with app.app_context():
     db.create_all()
 assert app.test_client().post("/visits").json == {"visits": 1}
+""",
+    "replicas.md": """
+binds = {"replica": "sqlite:///replica.db"}
+app = create_app(binds)
+with app.app_context():
+    db.create_all()
+    Base.metadata.create_all(db.get_engine("replica"))
+    db.get_session("replica").add(Flight(number="OS 87"))
+    db.get_session("replica").commit()
+    assert db.session.scalars(select(Flight)).all() == []
+assert app.test_client().get("/report").json == ["OS 87"]
+assert create_app({}).test_client().get("/report").json == []
+web = Flask("web")
+web.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///flights.db"
+web.config["SQLALCHEMY_BINDS"] = binds
+routed.init_app(web)
+number = web.route("/", methods=["GET", "POST"])(
+    lambda: routed.session.scalar(select(Flight.number)) or "none"
+)
+assert web.test_client().get("/").text == "OS 87"
+assert web.test_client().post("/").text == "none"
+""",
+    "tenants.md": """
+def check(app):
+    client = app.test_client()
+    hosts = {name: f"http://{name}.example.com" for name in TENANTS}
+    for name, host in hosts.items():
+        assert client.post(f"/of-{name}", base_url=host).status_code == 201
+    for name, host in hosts.items():
+        assert client.get("/", base_url=host).json == [f"of-{name}"]
+    assert client.get("/", base_url="http://west.example.com").status_code == 404
+with app.app_context():
+    db.create_all()
+check(app)
+check(separate)
+schemas = Flask("schemas")
+schemas.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///schemas.db"
+by_schema.init_app(schemas)
+add_views(schemas, by_schema)
+with schemas.app_context():
+    @event.listens_for(by_schema.engine, "connect")
+    def attach(connection, record):
+        for name in TENANTS:
+            connection.execute(f"ATTACH 'schema-{name}.db' AS {name}")
+    for name in TENANTS:
+        create_tables(name)
+check(schemas)
+""",
+    "pgbouncer.md": """
+with app.app_context():
+    arguments = db.engine.dialect.create_connect_args(db.engine.url)[1]
+    assert arguments["application_name"] == "flights"
 """,
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
