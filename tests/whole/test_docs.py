@@ -47,7 +47,7 @@ PRELUDES = {
     "tenants.md": "",
     "pgbouncer.md": "",
     "upgrading-sqlalchemy.md": "",
-    "faq.md": "from flights import db, Flight as User",
+    "howto.md": "",
 }
 
 #: What shows that they work, if the page does not say.
