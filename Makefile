@@ -15,7 +15,7 @@ INSTALL = $(PIP) --constraint $(LOCK) --editable .
 FLASK = $(BIN)/python -m flask --app example_app
 RANDOM_TEXT = $(BIN)/python -c 'import secrets; print(secrets.token_urlsafe())'
 
-.PHONY: help demo serve test test-flask-sqlalchemy bench lock clean
+.PHONY: help demo serve test test-flask-sqlalchemy docs bench lock clean
 
 help:
 	@echo 'make demo    start the example in three workers, and see who holds the connections'
@@ -26,6 +26,7 @@ help:
 	@echo '             PROCESSES=0 runs them in one process)'
 	@echo 'make test-flask-sqlalchemy'
 	@echo "             run Flask-SQLAlchemy's own tests on flask_scopedsession.flask_sqlalchemy"
+	@echo 'make docs    build the documentation, and say where it is'
 	@echo "make bench   measure it beside its peers (ARGS=--quick for a few minutes' run)"
 	@echo "make lock    write the versions of all packages that 'make' installs"
 	@echo '             (ARGS=--upgrade takes the newest) to $(LOCK)'
@@ -67,6 +68,10 @@ test: $(VENV)/.tests
 test-flask-sqlalchemy: $(VENV)/.tests
 	@$(BIN)/python .ci/flask_sqlalchemy_tests.py
 
+docs: $(VENV)/.docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
+	@echo 'Open file://$(CURDIR)/docs/_build/html/index.html'
+
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)
 
@@ -107,6 +112,11 @@ $(VENV)/.example: $(VENV)/.made pyproject.toml $(LOCK)
 $(VENV)/.tests: $(VENV)/.made pyproject.toml $(LOCK)
 	@echo 'Installing the package and what the tests need ...'
 	@$(INSTALL) --group tests --group clients
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml $(LOCK)
+	@echo 'Installing the package and what the documentation needs ...'
+	@$(INSTALL) --group docs
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml $(LOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed_version
+from typing import Any
 
 project = "Flask-ScopedSession"
 copyright = "2026 Flask-ScopedSession contributors"
@@ -59,3 +60,12 @@ html_title = f"Flask-ScopedSession {version}"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+
+
+def hide_arguments(_app: object, what: str, *_: object) -> tuple[str, None] | None:
+    """Errors are raised by the package, so nobody needs their arguments."""
+    return ("", None) if what == "exception" else None
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", hide_arguments)
