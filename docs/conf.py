@@ -56,6 +56,7 @@ python_maximum_signature_line_length = 80
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["own.css"]
+html_search_scorer = "search_scores.js"
 html_title = f"Flask-ScopedSession {version}"
 html_copy_source = False
 html_show_sourcelink = False

@@ -61,6 +61,7 @@ app = create_app()
 with app.app_context():
     db.create_all()
 work(app, 1)
+assert str(where(Flight)).endswith("/flights.db")
 """,
     "../README.md": """
 app = create_app()
