@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any
 
 project = "Flask-ScopedSession"
@@ -56,7 +57,7 @@ python_maximum_signature_line_length = 80
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["own.css"]
-html_search_scorer = "search_scores.js"
+html_search_scorer = str(Path(__file__).with_name("search_scores.js"))
 html_title = f"Flask-ScopedSession {version}"
 html_copy_source = False
 html_show_sourcelink = False
