@@ -53,6 +53,8 @@ if t.TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
+    from ..snapshot import Histogram
+
 #: A worker is wedged when a wait has lasted this long, in seconds, and nothing was
 #: returned meanwhile.
 WEDGED_AFTER = 2.0
@@ -257,6 +259,16 @@ class Reader:
         if self._ledger.lost_work == "ignore":
             return None
         return sum(each.scopes for each in self._ledger.lost.copy().values())
+
+    def ended_scopes(self) -> tuple[Histogram, Histogram] | None:
+        """Read how long scopes lasted, and how many statements each sent.
+
+        ``None`` if tracking is off.
+        """
+        if not self._accounts:
+            return None
+        durations, statements = self._ledger.ended.read()
+        return durations.histogram(), statements.histogram()
 
     def recent_shared(self) -> tuple[SharedUse, ...]:
         """Read which connections two threads used at the same time, the latest last."""

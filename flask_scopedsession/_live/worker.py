@@ -233,6 +233,7 @@ class LiveView:
 
         pools = self.reader.pools()
         sessions = self.reader.sessions()
+        durations, statements = self.reader.ended_scopes() or (None, None)
         now = time.time()
         return WorkerSnapshot(
             id=id or (self._endpoint.id if self._endpoint else str(os.getpid())),
@@ -250,6 +251,8 @@ class LiveView:
             sessions_open=self.reader.sessions_open(),
             lost_work=self.reader.lost_work(),
             lost_work_total=self.reader.lost_work_total(),
+            scope_s=durations,
+            scope_statements=statements,
             recent_shared=self.reader.recent_shared(),
             truncated=len(sessions) > MOST
             or any(max(p.used, p.pending or 0) > MOST for p in pools),

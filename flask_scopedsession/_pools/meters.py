@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 import typing as t
-from bisect import bisect_left
 from collections import deque
 from contextlib import contextmanager
 from time import perf_counter
 
-from .._buckets import BUCKET_BOUNDS
 from .._runtime.native import allocate_lock
+from .._tally import Tally
 
 if t.TYPE_CHECKING:
     from werkzeug.routing import Rule
@@ -31,37 +30,6 @@ PENDING = 128
 
 #: Most views that are counted each on its own; the others are added up.
 _MOST_VIEWS = 200
-
-
-class Tally:
-    """Counts of durations by bucket, their sum and the highest, in seconds."""
-
-    __slots__ = ("counts", "highest", "sum")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKET_BOUNDS) + 1)
-        self.sum = 0.0
-        self.highest = 0.0
-
-    def add(self, durations: t.Sequence[float]) -> None:
-        """Count some more."""
-        counts = self.counts
-        for seconds in durations:
-            counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
-        self.sum += sum(durations)
-        self.highest = max(self.highest, *durations)
-
-    def merge(self, other: Tally) -> None:
-        """Count what `other` has counted."""
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        self.sum += other.sum
-        self.highest = max(self.highest, other.highest)
-
-    def histogram(self) -> Histogram:
-        """Return what was counted."""
-        from ..snapshot import Histogram  # only where somebody asks
-
-        return Histogram.of(tuple(self.counts), self.sum, self.highest)
 
 
 def _merged(tallies: t.Iterable[Tally]) -> Tally:

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
+from time import perf_counter
 
 from .._runtime.native import allocate_lock
 from .context import Context
 from .context import current_context
+from .ended import EndedScopes
 from .scope import Anchor
 from .scope import is_user
 from .scope import new_scope
@@ -115,6 +117,7 @@ class Ledger:
         self.local.__dict__.clear()
         self._reported: set[Hashable] = set()
         self._lock = allocate_lock()
+        self.ended = EndedScopes()
         self.started = time.time()
 
     # -- scopes ----------------------------------------------------------------
@@ -154,6 +157,8 @@ class Ledger:
         scope.ended = True
         scope.last = None
         self.live.discard(scope)
+        if self.accounts:
+            self.ended.add(perf_counter() - scope.since, scope.statements)
 
     def _freed(self, scope: Scope) -> None:
         """Close what a context or thread left behind that was never torn down."""

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..snapshot import BUCKET_BOUNDS
 from ..snapshot import Histogram
 from ..snapshot import PoolSnapshot
+from ..snapshot import STATEMENT_BOUNDS
 from ..snapshot import WorkerSnapshot
 
 POOL_NAME = "db.client.connection.pool.name"
@@ -37,6 +39,8 @@ class Metric:
     of_pool: Callable[[PoolSnapshot], Value] | None = None
     of_worker: Callable[[WorkerSnapshot], Value] | None = None
     of_states: Callable[[PoolSnapshot], dict[str, Value]] | None = None
+    bounds: tuple[float, ...] = BUCKET_BOUNDS
+    """Of a histogram's buckets."""
 
     def read(self, app: str, worker: WorkerSnapshot) -> Iterator[tuple[Labels, Value]]:
         """Return its values in one worker."""
@@ -63,7 +67,7 @@ class Metric:
             for labels, value in self.read(app, worker):
                 grouped.setdefault(labels, []).append(value)
         return {
-            labels: Histogram.merged(t.cast("list[Histogram]", values))
+            labels: Histogram.merged(t.cast("list[Histogram]", values), self.bounds)
             if self.kind == "histogram"
             else sum(t.cast("list[int]", values))
             for labels, values in grouped.items()
@@ -175,5 +179,21 @@ METRICS = (
         "{scope}",
         "Requests, commands and jobs that ended well but with uncommitted changes.",
         of_worker=lambda worker: worker.lost_work_total,
+    ),
+    Metric(
+        "scopedsession.scope.duration",
+        "histogram",
+        "s",
+        "The time from the first use of a session or connection in a request, command"
+        " or job to its end.",
+        of_worker=lambda worker: worker.scope_s,
+    ),
+    Metric(
+        "scopedsession.scope.statements",
+        "histogram",
+        "{statement}",
+        "The number of statements that a request, command or job sent.",
+        of_worker=lambda worker: worker.scope_statements,
+        bounds=STATEMENT_BOUNDS,
     ),
 )

@@ -28,11 +28,11 @@ except ImportError as _error:
     ) from _error
 
 from .._application import of
+from .._buckets import Bounds
 from .._buckets import bucket_range
 from .._extension import _flask
 from .._extension import ScopedSession
 from ..errors import ConfigError
-from ..snapshot import BUCKET_BOUNDS
 from ..snapshot import Histogram
 from ._metrics import Labels
 from ._metrics import Metric
@@ -109,7 +109,7 @@ class _Instruments:
                     metric.name,
                     metric.unit,
                     metric.description,
-                    explicit_bucket_boundaries_advisory=BUCKET_BOUNDS,
+                    explicit_bucket_boundaries_advisory=metric.bounds,
                 ),
             )
             for metric in METRICS
@@ -167,29 +167,31 @@ class _Instruments:
                 before = recorded.histograms.get((metric.name, labels))
                 recorded.histograms[metric.name, labels] = found
                 attributes = dict(labels)
-                for seconds, times in _new(found, before):
+                for value, times in _new(found, before, metric.bounds):
                     for number in range(times):
-                        instrument.record(seconds, attributes)
+                        instrument.record(value, attributes)
                         if number % _AT_A_TIME == _AT_A_TIME - 1:
                             time.sleep(0)
 
 
-def _new(now: Histogram, before: Histogram | None) -> Iterator[tuple[float, int]]:
-    """Return durations that make the difference of two histograms, and how often each.
+def _new(
+    now: Histogram, before: Histogram | None, bounds: Bounds
+) -> Iterator[tuple[float, int]]:
+    """Return values that make the difference of two histograms, and how often each.
 
-    The number in each bucket, the sum and the longest are exact. Within its bucket, a
-    duration is only known as far as the sum tells.
+    The number in each bucket, the sum and the highest are exact. Within its bucket, a
+    value is only known as far as the sum tells.
     """
     counts, total = list(now.buckets), now.sum
     if before is not None:
         counts = [new - old for new, old in zip(counts, before.buckets, strict=True)]
         total -= before.sum
-    longest = now.max or 0.0
-    if sum(counts) and (before is None or longest > (before.max or 0.0)):
-        counts[bisect_left(BUCKET_BOUNDS, longest)] -= 1
-        total -= longest
-        yield longest, 1
-    ranges = [bucket_range(index, longest) for index in range(len(counts))]
+    highest = now.max or 0.0
+    if sum(counts) and (before is None or highest > (before.max or 0.0)):
+        counts[bisect_left(bounds, highest)] -= 1
+        total -= highest
+        yield highest, 1
+    ranges = [bucket_range(index, highest, bounds) for index in range(len(counts))]
     least = sum(n * low for n, (low, _) in zip(counts, ranges, strict=True))
     room = sum(n * (high - low) for n, (low, high) in zip(counts, ranges, strict=True))
     part = min(1.0, max(0.0, (total - least) / room)) if room else 0.0

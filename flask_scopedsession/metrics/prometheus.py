@@ -33,7 +33,6 @@ from flask import Response
 from .._runtime.logs import fields
 from .._runtime.logs import log
 from ..errors import ControlError
-from ..snapshot import BUCKET_BOUNDS
 from ._metrics import APP
 from ._metrics import Labels
 from ._metrics import Metric
@@ -194,7 +193,7 @@ def _families(metric: Metric, found: dict[Labels, Numbers]) -> Iterator[Family]:
         where = list(dict(labels).values())
         if metric.kind == "histogram":
             *counts, total = values
-            bounds = [*map(floatToGoString, BUCKET_BOUNDS), "+Inf"]
+            bounds = [*map(floatToGoString, metric.bounds), "+Inf"]
             buckets = list(zip(bounds, accumulate(counts), strict=True))
             family.add_metric(where, buckets, total / 1_000_000)
         else:

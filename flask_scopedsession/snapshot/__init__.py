@@ -9,6 +9,7 @@ are read one after another while the process goes on, so they may not add up.
 from __future__ import annotations
 
 from .._buckets import BUCKET_BOUNDS
+from .._buckets import STATEMENT_BOUNDS
 from ._histogram import Histogram
 from ._readings import BusyMinute
 from ._readings import ConfiguredPool
@@ -33,6 +34,7 @@ from ._readings import WorkerSnapshot
 __all__ = [
     "BUCKET_BOUNDS",
     "SCHEMA",
+    "STATEMENT_BOUNDS",
     "BusyMinute",
     "ConfiguredPool",
     "DatabaseTotal",

@@ -429,6 +429,12 @@ class WorkerSnapshot(Reading):
     lost_work_total: int | None = None
     """Scopes that ended well but with uncommitted changes, since the worker's start,
     in all views; null if ``SCOPEDSESSION_LOST_WORK`` is ``"ignore"``."""
+    scope_s: Histogram | None = None
+    """How long the scopes that have ended lasted, from their first use of a session or
+    connection on; null if tracking is off."""
+    scope_statements: Histogram | None = None
+    """How many statements each of them sent; null if tracking is off. The units of its
+    fields are statements."""
     uid: int | None = None
     """The ID of the user who runs it; null in ``db.snapshot()``."""
     host: str = ""

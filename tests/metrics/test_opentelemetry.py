@@ -215,6 +215,35 @@ def test_sessions_and_lost_work(pooled, db, reported):
     assert reported.values()["scopedsession.session.open"] == 0
 
 
+def test_scopes(pooled, db, reported):
+    """How long requests that use the database last, and what each of them sends."""
+    app = pooled()
+
+    @app.get("/<int:statements>")
+    def view(statements):
+        for _ in range(statements):
+            db.session.execute(text("SELECT 1"))
+        return ""
+
+    @app.get("/without")
+    def without():
+        return ""
+
+    client = app.test_client()
+    for path in ("/1", "/1", "/4", "/without"):
+        client.get(path)
+    found = reported.metrics()
+    durations = found["scopedsession.scope.duration"].data.data_points[0]
+    statements = found["scopedsession.scope.statements"].data.data_points[0]
+    assert (durations.count, durations.sum > 0) == (3, True)
+    assert (statements.count, statements.sum, statements.max) == (3, 6, 4)
+    counts = dict(
+        zip((*statements.explicit_bounds, None), statements.bucket_counts, strict=True)
+    )
+    assert {bound: n for bound, n in counts.items() if n} == {1: 2, 5: 1}
+    assert dict(statements.attributes) == {"scopedsession.app": "tests_app"}
+
+
 def test_lost_work_that_is_ignored_is_not_0(make_app, db, reported):
     instrument(db, make_app(db, SCOPEDSESSION_LOST_WORK="ignore"), reported.provider)
     found = reported.values()

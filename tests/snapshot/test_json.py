@@ -197,6 +197,8 @@ WORKER: Keys = {
     # Beyond the first list of the contract.
     "sessions_open": (int, None),
     "lost_work_total": (int, None),
+    "scope_s": (HISTOGRAM, None),
+    "scope_statements": (HISTOGRAM, None),
     "lost_work": [
         {**WHO, "scopes_total": int, "objects": {"Item": int}, "last_at": TIME}
     ],
