@@ -96,15 +96,11 @@ MUTATIONS = (
         Change(
             "flask_scopedsession._sessions.registry:Registry.__call__",
             """
-    if context is None:
-        raise outside()
-    kept = context.__dict__
+    context = current_context()
 """,
             """
-    if context is not None:
-        Registry.last = context
-    context = Registry.last
-    kept = context.__dict__
+    context = current_context() or getattr(Registry, "last", None)
+    Registry.last = context
 """,
         ),
         tests="""
@@ -116,9 +112,9 @@ MUTATIONS = (
     mutation(
         "scope: sessions are kept on the application",
         Change(
-            "flask_scopedsession._sessions.registry:Registry.__call__",
-            "kept = context.__dict__",
-            "kept = context.app.__dict__",
+            "flask_scopedsession._sessions.registry:Registry.session_of",
+            "setattr(context, self.session_name, session)",
+            "setattr(type(context), self.session_name, session)",
         ),
         tests="""
         scopes/test_contexts.py test_nested_contexts
@@ -680,7 +676,7 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
         "lost work: a view that handled its error is reported",
         Change(
             "flask_scopedsession._scopes.lost_work:is_judged",
-            "and HANDLED not in kept",
+            "and not getattr(context, HANDLED, False)",
             "",
         ),
         tests="""
@@ -692,7 +688,7 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
         "lost work: a view that answers with an error is reported",
         Change(
             "flask_scopedsession._scopes.lost_work:is_judged",
-            "and kept.get(STATUS, 0) < 400",
+            "and getattr(context, STATUS, 0) < 400",
             "",
         ),
         tests="""

@@ -160,8 +160,15 @@ def test_an_arbiter_starts_nothing(run: Run) -> None:
 def test_a_parent_may_die_before_its_child(run: Run) -> None:
     """The child's copy of the parent's socket does not delay a command."""
     run("""
+        import logging
         import time
 
+        records = []
+        logger = logging.getLogger("flask_scopedsession")
+        def note(record):
+            records.append(record.scopedsession_event)  # and drops the record
+
+        logger.addFilter(note)
         observer = Observer()
 
         def parent():
@@ -187,6 +194,8 @@ def test_a_parent_may_die_before_its_child(run: Run) -> None:
             time.sleep(0.01)
         else:
             raise AssertionError(files())
+        serve()
+        assert records == ["worker_lost"]
         os.kill(pids[1], 9)
         observer.close()
         print("content")
