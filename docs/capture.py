@@ -1,5 +1,7 @@
 """Generate ``docs/captured/``: the output of commands and logs for typical faults.
 
+The output with colors becomes pictures, in ``docs/_static/``.
+
 ``python docs/capture.py`` starts the example application under gunicorn, makes one
 mistake after another, and records what a person would see. It has the same
 requirements as the tests. Only the names of this machine and of its folders are
@@ -21,18 +23,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTURED = ROOT / "docs" / "captured"
+PICTURES = ROOT / "docs" / "_static"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from postgres import brought_server  # noqa: E402
 from postgres import Server as PostgreSQL  # noqa: E402
 from stage import on_terminal  # noqa: E402
 from stage import Stage  # noqa: E402
+from terminal_picture import picture  # noqa: E402
+from terminal_picture import THEMES  # noqa: E402
 
 from example_app import demo  # noqa: E402
 
 OPTIONS = "FLASK_SQLALCHEMY_ENGINE_OPTIONS__"
 TINY = {f"{OPTIONS}pool_size": "1", f"{OPTIONS}max_overflow": "0"}
 SERVER = ("pool-status", "--server", "--bind", "default")
+
+#: The width of the terminal in a picture: readable on a phone.
+NARROW = 60
 
 Captured = dict[str, str]
 
@@ -167,6 +175,21 @@ def outside_context(stage: Stage) -> Captured:
     return {"outside-context": f"$ python -c '{code}'\n{said}\n"}
 
 
+def named(stage: Stage) -> Captured:
+    """Let two views hold both connections of each worker, for the picture."""
+    small = {f"{OPTIONS}pool_size": "2", f"{OPTIONS}max_overflow": "0"}
+    with (
+        stage.scene(workers=3, **small) as scene,
+        demo.one_connection_per_worker(scene.server) as workers,
+    ):
+        for connection in workers.values():
+            demo.ask(connection, "POST", "/faults/keep-connection")
+            connection.request("GET", "/faults/sleep?seconds=50")
+        scene.until(lambda pool: pool["held_long"] == 2, pools=3)
+        args = ("pool-status", "--bind", "default")
+        return {"pool-status.ansi": scene.flask(*args, columns=NARROW, colors=True)}
+
+
 # With PostgreSQL
 
 
@@ -253,6 +276,7 @@ ON_SQLITE = (
     database_locked,
     worker_timeout,
     outside_context,
+    named,
 )
 ON_POSTGRESQL = (idle_in_transaction, lock_wait, deadlock)
 
@@ -282,6 +306,19 @@ def tidy(text: str, root: Path) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
+def path_of(name: str, folder: Path = CAPTURED) -> Path:
+    """Return the file of a captured text: with its own suffix, if it has colors."""
+    return folder / (name if name.endswith(".ansi") else f"{name}.txt")
+
+
+def draw(captured: Path) -> None:
+    """Write the pictures of an output with colors."""
+    text = captured.read_text(encoding="utf-8")
+    for theme in THEMES:
+        path = PICTURES / f"{captured.stem}-{theme}.svg"
+        path.write_text(picture(text, theme), encoding="utf-8")
+
+
 def main(folder: Path = CAPTURED) -> None:
     """Write all files, and remove those that are no longer captured."""
     folder.mkdir(exist_ok=True)
@@ -293,10 +330,12 @@ def main(folder: Path = CAPTURED) -> None:
         root.chmod(0o755)
         for captured in capture(root):
             for name, text in captured.items():
-                path = folder / f"{name}.txt"
+                path = path_of(name, folder)
                 path.write_text(tidy(text, root), encoding="utf-8")
                 written.add(path)
-    for path in folder.glob("*.txt"):
+                if path.suffix == ".ansi":
+                    draw(path)
+    for path in folder.iterdir():
         if path not in written:
             path.unlink()
 

@@ -54,14 +54,15 @@ class Scene:
         for connection in self._open:
             connection.close()
 
-    def flask(self, *args: str) -> str:
+    def flask(self, *args: str, **terminal: Any) -> str:
         """Run a Flask command; return the command line and its output."""
-        return f"$ flask --app {demo.APP} {' '.join(args)}\n{self._run(*args)}"
+        said = self._run(*args, **terminal)
+        return f"$ flask --app {demo.APP} {' '.join(args)}\n{said}"
 
-    def _run(self, *args: str) -> str:
+    def _run(self, *args: str, **terminal: Any) -> str:
         where = self._env["EXAMPLE_INSTANCE_PATH"]
         command = ("-m", "flask", "--app", demo.APP, *args)
-        return on_terminal(self._env, *command, cwd=where)[1]
+        return on_terminal(self._env, *command, cwd=where, **terminal)[1]
 
     def pools(self) -> list[dict[str, Any]]:
         """Return all pools of the default bind, as dicts of the JSON report."""
@@ -96,12 +97,20 @@ class Scene:
         return self.logged(rf"^{owner}[\w.]*{name}: .*{more}")
 
 
-def on_terminal(env: Mapping[str, str], *args: str, cwd: str | Path) -> tuple[int, str]:
+def on_terminal(
+    env: Mapping[str, str],
+    *args: str,
+    cwd: str | Path,
+    columns: int = COLUMNS,
+    colors: bool = False,
+) -> tuple[int, str]:
     """Run Python on a pseudo-terminal, and return its exit code and its output."""
+    # An empty NO_COLOR is as good as none.
+    style = {"NO_COLOR": "" if colors else "1", "TERM": "xterm-256color"}
     ours, theirs = os.openpty()
     with subprocess.Popen(  # noqa: S603
         [sys.executable, *args],
-        env={**env, "COLUMNS": str(COLUMNS), "NO_COLOR": "1"},
+        env={**env, **style, "COLUMNS": str(columns)},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=theirs,

@@ -11,11 +11,19 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
+from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
+
+#: What is captured with colors, and drawn.
+DRAWN = ["pool-status.ansi"]
+
+#: The size of a character in a picture.
+CHARACTER, LINE = 12.2, 24.4
 
 #: What differs from one run or machine to the next, and its replacement.
 VARIES = [
@@ -83,19 +91,45 @@ def compare(captured: dict[str, str], root: Path) -> None:
     """Compare captured text with the committed files, except for numbers."""
     assert captured
     for name, text in captured.items():
-        committed = (DOCS / "captured" / f"{name}.txt").read_text(encoding="utf-8")
+        committed = capture.path_of(name).read_text(encoding="utf-8")
         now = normalised(capture.tidy(text, root)).split()
         assert now == normalised(committed).split(), name
 
 
 def test_every_captured_file_is_shown_and_made() -> None:
-    """Each file is shown on the page, and a scene of the script writes it."""
+    """Each file is shown on the page or drawn, and a scene of the script writes it."""
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```\{literalinclude\} captured/(\S+)$", page, re.MULTILINE)
-    assert sorted(shown) == sorted(p.name for p in (DOCS / "captured").iterdir())
+    names = [Path(name).stem for name in shown] + DRAWN
+    files = sorted(capture.path_of(name).name for name in names)
+    assert files == sorted(p.name for p in (DOCS / "captured").iterdir())
     source = (DOCS / "capture.py").read_text(encoding="utf-8")
-    names = [Path(name).stem for name in shown]
     assert [name for name in names if f'"{name}": ' not in source] == []
+
+
+@pytest.mark.parametrize("theme", capture.THEMES)
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_picture_has_the_text_that_was_captured(name: str, theme: str) -> None:
+    """``python docs/capture.py`` draws it. It is small, and loads nothing."""
+    captured = capture.path_of(name).read_text(encoding="utf-8")
+    file = capture.PICTURES / f"{Path(name).stem}-{theme}.svg"
+    committed = file.read_text(encoding="utf-8")
+    assert re.findall(r"https?:|url\([^#]|@font-face|href", committed) == ["http:"]
+    assert file.stat().st_size < 20_000
+    for svg in (committed, capture.picture(captured, theme)):
+        assert drawn_text(svg) == Text.from_ansi(captured).plain.rstrip()
+
+
+def drawn_text(svg: str) -> str:
+    """Return the text of a picture, with a line for each height."""
+    lines: dict[float, str] = {}
+    for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        x, y = (float(element.attrib[name]) for name in "xy")
+        text = (element.text or "").replace("\N{NO-BREAK SPACE}", " ")
+        lines[y] = lines.get(y, "").ljust(round(x / CHARACTER)) + text
+    height = min(lines)
+    rows = {round((y - height) / LINE): text for y, text in lines.items()}
+    return "\n".join(rows.get(row, "").rstrip() for row in range(max(rows) + 1))
 
 
 # One scene a test, so that several processes can share the scenes.
