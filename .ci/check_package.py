@@ -24,15 +24,16 @@ from pathlib import Path
 
 COMMANDS = ("pool-status", "session-status", "pool-advise", "db-ping", "pool-metrics")
 
-#: What a link of Markdown leads to, unless it is an address or on the same page.
-RELATIVE_LINK = re.compile(r"\]\((?!https?://|#)([^)\s]+)\)")
+#: What a link or picture leads to, in Markdown or HTML, unless it is an address or on
+#: the same page.
+RELATIVE_LINK = re.compile(
+    r"""(?:\]\(|\b(?:href|src|srcset)=["'])(?!https?://|#)([^)"'\s]+)"""
+)
 
-#: Follows the README's example, saved as shop.py.
+#: Follows the README's example, saved as hello.py.
 TRY = """
-from shop import create_app
-client = create_app().test_client()
-assert client.post("/users/ed").status_code == 201
-assert client.get("/users").json == ["ed"]
+from hello import app
+assert app.test_client().get("/").json == {"answer": 42}
 """
 
 
@@ -144,9 +145,9 @@ def check_installed(wheel: Path, metadata: Message, place: Path) -> None:
     [example, *_] = re.findall(
         r"^```python\n(.*?)^```", metadata.get_payload(), re.MULTILINE | re.DOTALL
     )
-    (place / "shop.py").write_text(example, encoding="utf-8")
-    run(place / "bin" / "flask", "--app", "shop", "create-tables", cwd=place)
+    (place / "hello.py").write_text(example, encoding="utf-8")
     run(python, "-c", TRY, cwd=place)
+    run(place / "bin" / "flask", "--app", "hello", "db-ping", cwd=place)
 
 
 def run(*words: object, capture: bool = False, cwd: Path | None = None) -> str:

@@ -26,6 +26,7 @@ from flask_scopedsession import errors
 from flask_scopedsession.flask_sqlalchemy.extension import UnknownBindKey
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
+README = DOCS.parent / "README.md"
 
 #: What the examples of a page need that the page does not show.
 PRELUDES = {
@@ -63,13 +64,7 @@ with app.app_context():
 work(app, 1)
 assert str(where(Flight)).endswith("/flights.db")
 """,
-    "../README.md": """
-app = create_app()
-assert app.test_cli_runner().invoke(args=["create-tables"]).exit_code == 0
-client = app.test_client()
-assert client.post("/users/ed").status_code == 201
-assert client.get("/users").json == ["ed"]
-""",
+    "../README.md": "assert app.test_client().get('/').json == {'answer': 42}",
     "views.md": """
 with create_app().app_context():
     db.create_all()
@@ -396,10 +391,29 @@ def test_tests_that_a_table_names_exist(page: str, least: int) -> None:
     ]
 
 
+def test_the_readme_leads_to_files() -> None:
+    """Each link and picture is there."""
+    text = README.read_text(encoding="utf-8")
+    leads = re.findall(r"""(?:\]\(|(?:src|srcset)=")(?!https?:)([^)"#]+)""", text)
+    assert len(leads) > 40
+    assert [lead for lead in leads if not (README.parent / lead).exists()] == []
+    assert text.count("<picture>") == text.count(' alt="') == 2
+
+
+def test_the_readme_quotes_what_was_captured() -> None:
+    """The log record, and the line that the description of the picture names."""
+    text = " ".join(README.read_text(encoding="utf-8").replace("\n> ", "\n").split())
+    log = (DOCS / "captured" / "lost-work-log.txt").read_text(encoding="utf-8")
+    assert f"`{log.partition('): ')[2].strip()}`" in text
+    [shown] = re.findall(r"3× [\w.]+ checked out at \w+\.py:\d+", text)
+    status = (DOCS / "captured" / "pool-status.ansi").read_text(encoding="utf-8")
+    assert shown in " ".join(status.split())
+
+
 def test_the_readmes_figures_are_those_of_the_benchmarks():
     """The CPU time of one SELECT, beside a session that is opened by hand."""
     page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
     shown = re.search(r"^\| CPU of a request .*?\|(.*)$", readme, re.MULTILINE)[1]
     names = [
         *("Flask-ScopedSession, tracking on", "Flask-SQLAlchemy"),
