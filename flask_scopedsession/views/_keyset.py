@@ -170,8 +170,8 @@ def keyset_page(
         raise ConfigError(f"{WHAT} cannot page GROUP BY. Use paginate().")
     if pages.is_distinct:
         raise ConfigError(
-            f"{WHAT} cannot page DISTINCT. Use paginate(), or leave it out if you"
-            " select one entity: that is shown once also with joins."
+            f"{WHAT} cannot page DISTINCT. Use paginate(). If you select one"
+            " entity, remove DISTINCT: joins do not repeat it."
         )
     mapper = None if pages.entity is None else pages.mapper
     dialect = session.get_bind(mapper, clause=statement).dialect
@@ -198,8 +198,8 @@ def keyset_page(
     for key, values in zip(keys, zip(*places, strict=True), strict=False):
         if key.nulls_last is None and None in values:
             raise ConfigError(
-                f"{WHAT} has met NULL in {key.expression}, which is declared to have"
-                " none. Declare it as it is."
+                f"{WHAT} found NULL in {key.expression}, which is declared NOT NULL."
+                " Declare it nullable."
             )
     more = len(places) > size
     places = places[:size]
@@ -251,7 +251,7 @@ def _keys(pages: Pages, dialect: t.Any) -> list[_Key]:
         unique = [each.expression for each in pages.primary_key]
     if not unique:
         raise ConfigError(
-            f"{WHAT} cannot tell which tables the statement selects from, and so not"
+            f"{WHAT} cannot tell which tables the statement selects from, so it cannot"
             " tell its rows apart. Use paginate()."
         )
     keys: list[_Key] = []
