@@ -66,7 +66,7 @@ THEMES = {
 
 def picture(ansi: str, theme: str) -> str:
     """Return the SVG of an output: one text element for each run of one style."""
-    text = Text.from_ansi(ansi)
+    text = Text.from_ansi(ansi.rstrip())
     width = max(line.cell_len for line in text.split()) + 1  # a margin on the right
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(text)
