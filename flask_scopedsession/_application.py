@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from time import perf_counter
 
 from ._control.server import SERVER
 from ._live.worker import LiveView
@@ -289,6 +290,10 @@ class Application:
                 kept.pop(STATUS, None)
                 kept.pop(HANDLED, None)
                 ledger.leave(scope)
+                # Not in leave(): a thread's or a key's scope, or that of an async
+                # function, would count the same request again.
+                if ledger.accounts:
+                    ledger.ended.add(perf_counter() - scope.since, scope.statements)
                 if many is not None and scope.statements > many.limit:
                     many.report(scope)
             if ledger.returned_late:

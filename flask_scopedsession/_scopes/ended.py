@@ -1,4 +1,4 @@
-"""How long scopes lasted, and how many statements each of them sent."""
+"""How long requests, commands and jobs lasted, and how many statements each sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _PENDING = 128
 
 
 class EndedScopes:
-    """Two histograms. To add a scope is one ``deque.append``, which takes no lock."""
+    """Two histograms of the scopes of contexts, as these end.
+
+    To add one is one ``deque.append``, which takes no lock.
+    """
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[float, int]] = deque()

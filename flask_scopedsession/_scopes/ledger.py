@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
-from time import perf_counter
 
 from .._runtime.native import allocate_lock
 from .context import Context
@@ -157,8 +156,6 @@ class Ledger:
         scope.ended = True
         scope.last = None
         self.live.discard(scope)
-        if self.accounts:
-            self.ended.add(perf_counter() - scope.since, scope.statements)
 
     def _freed(self, scope: Scope) -> None:
         """Close what a context or thread left behind that was never torn down."""

@@ -430,8 +430,8 @@ class WorkerSnapshot(Reading):
     """Scopes that ended well but with uncommitted changes, since the worker's start,
     in all views; null if ``SCOPEDSESSION_LOST_WORK`` is ``"ignore"``."""
     scope_s: Histogram | None = None
-    """How long the scopes that have ended lasted, from their first use of a session or
-    connection on; null if tracking is off."""
+    """How long the requests, commands and jobs that have ended lasted, from their first
+    use of a session or connection on; null if tracking is off."""
     scope_statements: Histogram | None = None
     """How many statements each of them sent; null if tracking is off. The units of its
     fields are statements."""

@@ -72,6 +72,24 @@ def test_a_view(db, shop):
     assert held(db, shop) == NOTHING
 
 
+def test_a_request_counts_once(db, shop):
+    """Its async sessions have no time and no statements of their own."""
+
+    @shop.get("/")
+    async def view():
+        await db.async_session.execute(SELECT)
+        return ""
+
+    def counted():
+        with shop.app_context():
+            found = db.snapshot()
+        return found.scope_s.count, found.scope_statements.sum
+
+    scopes, statements = counted()
+    shop.test_client().get("/")
+    assert counted() == (scopes + 1, statements + 1)
+
+
 def test_each_function_has_its_own(db, shop):
     """Each runs in an event loop of its own, so that no connection can go along."""
     seen = []
