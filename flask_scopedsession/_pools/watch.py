@@ -78,7 +78,7 @@ def report_returned(ledger: Ledger) -> None:
         at = None if one.stack is None else places.innermost(one.stack)
         who = responsible(one.scope)
         log.warning(
-            "Bind %r: %s returned a connection that it had held for %.1f s%s",
+            "Bind %r: %s held a connection for %.1f s%s",
             account.settings.name,
             described(one.scope),
             one.held,
