@@ -338,8 +338,8 @@ class Server:
             lost = self._lost.popleft()
             left = "json" in lost.kinds
             log.warning(
-                "worker %s ended without removing its files: it was killed, it crashed, or"
-                " it left by os._exit()%s",
+                "worker %s ended without removing its files: it was killed, it crashed,"
+                " or it left by os._exit()%s",
                 lost.pid,
                 ". 'flask pool-status' shows what it held last" if left else "",
                 extra=fields(

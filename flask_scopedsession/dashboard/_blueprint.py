@@ -20,6 +20,7 @@ from jinja2 import Environment
 from jinja2 import FileSystemLoader
 from jinja2 import StrictUndefined
 from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
 from werkzeug.security import safe_join
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -50,6 +51,14 @@ _KINDS = {
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+#: Tell what would have to be called, awaited or iterated over for an answer.
+_UNFINISHED = (
+    inspect.isawaitable,
+    inspect.isroutine,
+    inspect.isgenerator,
+    inspect.isasyncgen,
 )
 
 _HEADERS = {
@@ -138,19 +147,23 @@ def dashboard(
 
 def _refusal(answer: object) -> ResponseReturnValue | None:
     """Return how `authorize` refuses a request, or ``None`` if it does not."""
+    if isinstance(answer, LocalProxy):
+        answer = answer._get_current_object()  # a proxy would count as awaitable
     # These are true, and refuse all the same, as in a view.
     if isinstance(answer, HTTPException):
         raise answer
     if isinstance(answer, AnyResponse) or (answer and isinstance(answer, tuple)):
         return current_app.make_response(t.cast("t.Any", answer))
-    if inspect.isawaitable(answer) or inspect.isroutine(answer):
+    # Flask-Login's anonymous user is true, too.
+    allowed = answer and getattr(answer, "is_authenticated", True)
+    if any(
+        is_unfinished(answer) or is_unfinished(allowed) for is_unfinished in _UNFINISHED
+    ):
         # It is always true, and so would admit everybody.
         raise TypeError(
             f"The function 'authorize' of the dashboard returned {answer!r}, which"
             " nobody has called or awaited. Return whether the request is allowed."
         )
-    # Flask-Login's anonymous user is true, too.
-    allowed = answer and getattr(answer, "is_authenticated", True)
     return None if allowed else abort(403)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from functools import partial
 from html import unescape
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from waiting import wait_until
 from werkzeug.exceptions import Unauthorized
+from werkzeug.local import LocalProxy
 
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.dashboard import dashboard
@@ -120,10 +124,28 @@ def test_nobody_unauthorised_sees_anything(served, authorize, status, route):
     assert client.get("/pools/unknown").status_code == 404
 
 
-@pytest.mark.parametrize("answer", [never, "x".upper])
-def test_what_is_always_true_admits_nobody(served, answer):
-    """A function that was never called, and a coroutine that was never awaited."""
-    client, _ = served(lambda: answer)
+def no_answer() -> Iterator[bool]:
+    yield False
+
+
+async def no_async_answer() -> AsyncIterator[bool]:
+    yield False
+
+
+@pytest.mark.parametrize(
+    "authorize",
+    [
+        lambda: never,
+        lambda: "x".upper,
+        lambda: SimpleNamespace(is_authenticated="".isascii),
+        no_answer,
+        no_async_answer,
+        partial(no_async_answer),
+    ],
+)
+def test_what_is_always_true_admits_nobody(served, authorize):
+    """A function that was never called, and a generator that was never run."""
+    client, _ = served(authorize)
     with pytest.raises(TypeError, match="'authorize' of the dashboard returned"):
         client.get("/pools/")
 
@@ -133,6 +155,14 @@ def test_a_coroutine_admits_nobody(served):
     client, _ = served(lambda: never())
     with pytest.raises(TypeError, match="'authorize' of the dashboard returned"):
         client.get("/pools/")
+
+
+@pytest.mark.parametrize(("known", "status"), [(True, 200), (False, 403)])
+def test_the_current_user_of_flask_login(served, known, status):
+    """It is a proxy, which stands for the user or the anonymous one."""
+    user = LocalProxy(lambda: SimpleNamespace(is_authenticated=known))
+    client, _ = served(lambda: user)
+    assert client.get("/pools/").status_code == status
 
 
 def test_who_may_see_it_is_asked_in_each_request(served):
