@@ -177,7 +177,7 @@ class PoolAccount:
             if self.hands_out_again:
                 return
             slot.forget_writes()  # its return was interrupted
-            slot.sent = 0
+        slot.sent = 0
         slot.scope = scope
         slot.sender = scope.parent or scope
         slot.since = slot.moved = now
@@ -209,7 +209,6 @@ class PoolAccount:
         work = None if scope.work is None else responsible(scope)
         held = now - slot.since
         self.holds.append((held, rule, scope.method, work, slot.sent))
-        slot.sent = 0
         if held > self.held_long_after:
             late = self, held, scope, slot.number, slot.backend_pid, slot.stack
             self.ledger.returned_late.append(Returned(*late))
