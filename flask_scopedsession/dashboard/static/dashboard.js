@@ -313,13 +313,15 @@
         signal: AbortSignal.timeout(1000 * PATIENCE),
       });
       const text = await answer.text();
-      if (answer.type === "opaqueredirect" || [401, 403].includes(answer.status)) {
+      const fresh = new DOMParser().parseFromString(text, "text/html");
+      const isOther = answer.ok && !fresh.getElementById("now"); // a page to log in
+      const { type, status } = answer;
+      if (isOther || type === "opaqueredirect" || [401, 403].includes(status)) {
         stop("You may no longer see this page. Reload it to log in.");
         return;
       }
-      if (!answer.ok) throw new Error(String(answer.status));
+      if (!answer.ok) throw new Error(String(status));
       if (paused) return;
-      const fresh = new DOMParser().parseFromString(text, "text/html");
       updateChildren(content, fresh.body);
       failures = 0;
       show();
