@@ -1079,6 +1079,179 @@ if not hasattr(self, "_lock"):
         """,
     ),
     mutation(
+        "dashboard: nobody asks authorize()",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:dashboard",
+            "return _refusal(current_app.ensure_sync(authorize)())",
+            "return None",
+        ),
+        tests="""
+        dashboard/test_page.py test_nobody_unauthorised_sees_anything
+          test_who_may_see_it_is_asked_in_each_request
+        """,
+    ),
+    mutation(
+        "dashboard: an async authorize() is not awaited",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:dashboard",
+            "current_app.ensure_sync(authorize)()",
+            "authorize()",
+        ),
+        tests="""
+        dashboard/test_page.py test_who_may_see_it_is_asked_in_each_request
+        """,
+    ),
+    mutation(
+        "dashboard: without authorize(), it can be registered",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:dashboard",
+            "if authorize is None and not state.app.debug:",
+            "if ():",
+        ),
+        tests="""
+        dashboard/test_page.py test_without_authorize_it_is_refused
+        """,
+    ),
+    mutation(
+        "dashboard: without authorize(), it is served after debug mode",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:dashboard",
+            "return None if current_app.debug else abort(403)",
+            "return None",
+        ),
+        tests="""
+        dashboard/test_page.py test_without_authorize_it_is_served_in_debug_mode_only
+        """,
+    ),
+    mutation(
+        "dashboard: a redirect to the login admits",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:_refusal",
+            "if isinstance(answer, AnyResponse) or",
+            "if",
+        ),
+        tests="""
+        dashboard/test_page.py test_nobody_unauthorised_sees_anything
+        """,
+    ),
+    mutation(
+        "dashboard: Flask-Login's anonymous user is admitted",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:_refusal",
+            'getattr(answer, "is_authenticated", True)',
+            "True",
+        ),
+        tests="""
+        dashboard/test_page.py test_nobody_unauthorised_sees_anything
+          test_the_current_user_of_flask_login
+        """,
+    ),
+    mutation(
+        "dashboard: a coroutine or generator is true",
+        Change(
+            "flask_scopedsession.dashboard._blueprint:_refusal",
+            "is_unfinished(answer) or",
+            "",
+        ),
+        tests="""
+        dashboard/test_page.py test_what_is_always_true_admits_nobody
+          test_a_coroutine_admits_nobody
+        """,
+    ),
+    mutation(
+        "watch: each long hold is logged",
+        Change(
+            "flask_scopedsession._pools.watch:_may_report_long",
+            "if now < account.log_long_at:",
+            "if ():",
+        ),
+        tests="""
+        pools/test_watch.py test_a_connection_that_was_held_long
+        """,
+    ),
+    mutation(
+        "watch: a leak is logged again and again",
+        Change(
+            "flask_scopedsession._pools.watch:_report_leak",
+            "if not account.ledger.first_report(about):",
+            "if ():",
+        ),
+        tests="""
+        pools/test_watch.py test_a_leak
+        """,
+    ),
+    mutation(
+        "watch: what is noticed first counts as a leak",
+        Change(
+            "flask_scopedsession._pools.watch:look_at_holders",
+            "if noticed in before:",
+            "if noticed:",
+        ),
+        tests="""
+        pools/test_watch.py test_what_an_error_keeps_for_a_moment_is_no_leak
+        """,
+    ),
+    mutation(
+        "watch: a return logs, also inside the garbage collector",
+        Change(
+            "flask_scopedsession._pools.account:PoolAccount.check_in",
+            "self.look_at = 0.0",
+            """
+    self.look_at = 0.0
+    from .watch import report_returned
+    report_returned(self.ledger)
+""",
+        ),
+        tests="""
+        pools/test_watch.py test_a_return_by_the_garbage_collector_logs_nothing_itself
+        """,
+    ),
+    mutation(
+        "watch: a long hold that is over is not logged",
+        Change(
+            "flask_scopedsession._application:Application.end_scopes_with_contexts",
+            "if ledger.returned_late:",
+            "if ():",
+        ),
+        tests="""
+        pools/test_watch.py test_a_connection_that_was_held_long
+        """,
+    ),
+    mutation(
+        "ended scopes: those of threads and async functions count, too",
+        Change(
+            "flask_scopedsession._scopes.ledger:Ledger.leave",
+            "self.live.discard(scope)",
+            "self.live.discard(scope); self.ended.add(0.0, 0)",
+        ),
+        tests="""
+        scopes/test_ended.py test_a_request_counts_once
+        async_sessions/test_views.py test_a_request_counts_once
+        """,
+    ),
+    mutation(
+        "workers: one that removes its own files counts as lost",
+        Change(
+            "flask_scopedsession._control.directory:_swept",
+            "if os.fstat(held).st_nlink:",
+            "if True:",
+        ),
+        tests="""
+        control/test_directory.py test_a_sweep_tells_which_workers_were_lost
+        """,
+    ),
+    mutation(
+        "workers: one that was lost is not logged",
+        Change(
+            "flask_scopedsession._control.server:Server.lost",
+            "if found:",
+            "if ():",
+        ),
+        tests="""
+        whole/workers/test_json_logs.py test_each_kind_of_trouble
+        """,
+    ),
+    mutation(
         "isolation: SQLite's rows are fetched when others have written",
         Change(
             "flask_scopedsession.testing._connection:IsolatedCursor._send",
