@@ -38,6 +38,10 @@ if t.TYPE_CHECKING:
     from ..snapshot import Holder
 
 
+#: A hold: since when, the connection's number, and whether it was leaked by then.
+Noticed = tuple[float, "int | None", bool]
+
+
 def _view(scope: Scope) -> t.Hashable:
     return scope.work or (None if scope.rule is None else scope.rule.endpoint)
 
@@ -157,8 +161,8 @@ class PoolAccount:
         self.suspect_since = 0.0
         """Connections that were returned before are tested, however briefly idle."""
         self.log_again_at = self.log_long_at = self.look_at = 0.0
-        self.noticed: set[tuple[float, int | None, bool]] = set()
-        """Holds that the last look at the holders found long, or leaked."""
+        self.noticed: set[Noticed] = set()
+        """Holds that were reported as long, or that the last look found leaked."""
         self._numbers = itertools.count(1)
 
     # -- written when a connection is checked out or returned --------------------

@@ -21,6 +21,7 @@ from .explanations import holder_line
 if t.TYPE_CHECKING:
     from .._scopes.ledger import Ledger
     from ..snapshot import Holder
+    from .account import Noticed
     from .account import PoolAccount
     from .account import Returned
 
@@ -47,6 +48,7 @@ def look_at_holders(account: PoolAccount, now: float) -> None:
     if not since:
         return
     holders = account.holders()
+    new: dict[Noticed, Holder] = {}
     for holder in holders:
         began = since.get(holder.connection or 0)
         if began is None:
@@ -58,9 +60,15 @@ def look_at_holders(account: PoolAccount, now: float) -> None:
             if noticed in before:
                 _report_leak(account, holder, holders)
         elif holder.held_s > longest:
-            account.noticed.add(noticed)
-            if noticed not in before and _may_report_long(account, now):
-                _report_held(account, holder, holders)
+            if noticed in before:
+                account.noticed.add(noticed)
+            else:
+                new[noticed] = holder
+    # One record names the longest and counts all. Those that it comes too soon for are
+    # still new at the next look.
+    if new and _may_report_long(account, now):
+        account.noticed.update(new)
+        _report_held(account, next(iter(new.values())), holders)
 
 
 def report_returned(ledger: Ledger) -> None:

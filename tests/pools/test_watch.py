@@ -19,6 +19,7 @@ from threads import Working
 from waiting import wait_until
 
 from flask_scopedsession import ScopedSession
+from flask_scopedsession._pools import watch
 
 MakeApp = Callable[..., Flask]
 
@@ -142,6 +143,17 @@ def test_a_connection_that_was_held_long(
     assert events(caplog) == ["held_long"]
     if pool == "ready-made":
         options["pool"].dispose()  # type: ignore[attr-defined]
+
+
+def test_a_connection_is_reported_later_if_there_was_a_record_just_now(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be held for ever, so its record must not be left out."""
+    monkeypatch.setattr(watch, "_EVERY", 5 * LONG)
+    shop.hold_long()
+    shop.hold_long(lambda: shop.visit_until(lambda: len(caplog.records) == 2))
+    returned = [vars(each)["scopedsession_returned"] for each in caplog.records]
+    assert returned[:2] == [True, False]
 
 
 def test_short_holds_are_not_reported(
