@@ -197,6 +197,7 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
         now = perf_counter()
         if now >= account.look_at:
             look_at_holders(account, now)
+            now = perf_counter()  # handlers of the log may have taken long
         account.check_out(slot, account.ledger.user(), now, 0.0)
 
     def checked_in(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:

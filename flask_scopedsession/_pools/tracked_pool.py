@@ -81,6 +81,7 @@ class TrackedPool(Pool):
         since = now = perf_counter()
         if now >= account.look_at:
             look_at_holders(account, now)
+            since = now = perf_counter()  # handlers of the log may have taken long
         try:
             if not account.is_fair:
                 account.waiting[scope.ident] = Waiting(since, scope)

@@ -234,3 +234,39 @@ def test_a_handler_that_uses_the_pool(shop: Shop) -> None:
     finally:
         logger.removeHandler(handler)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("pool", ["own", "ready-made"])
+def test_the_time_that_a_handler_takes(
+    make_app: MakeApp, sqlite_url: str, pool: str
+) -> None:
+    """It does not count as a wait for the connection, nor as its use."""
+    options: dict[str, Any] = {}
+    if pool == "ready-made":
+        options["pool"] = create_engine(sqlite_url).pool
+    shop = Shop(make_app, sqlite_url, SQLALCHEMY_ENGINE_OPTIONS=options)
+    ended: list[float] = []
+
+    class Slow(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() > began + LONG)
+            ended.append(time.perf_counter())
+
+    logger = logging.getLogger("flask_scopedsession")
+    handler = Slow()
+    logger.addHandler(handler)
+    try:
+        shop.get("/keep")
+        while not ended:
+            with shop.app.app_context():
+                shop.db.session.execute(select(1))
+                (found,) = shop.db.snapshot().pools
+                most = time.perf_counter() - ended[0] if ended else 0.0
+    finally:
+        logger.removeHandler(handler)
+        shop.kept.pop().close()
+    (held,) = (each.held_s for each in found.holders if not each.is_leaked)
+    assert held <= most
+    if pool == "ready-made":
+        options["pool"].dispose()
