@@ -20,7 +20,6 @@ from .._format import count
 from .._runtime.logs import fields
 from .._runtime.logs import log
 from ..errors import ControlError
-from ..snapshot import BUCKET_BOUNDS
 from ..snapshot import Histogram
 from ..snapshot import Survey
 from ..snapshot import WorkerSnapshot
@@ -38,6 +37,11 @@ Numbers = list[int]
 
 #: By the name of the metric and its labels, as JSON.
 Counters = dict[str, Numbers]
+
+#: By the name of a histogram. A file with other ones is of another version.
+_BOUNDS = {
+    metric.name: [*metric.bounds] for metric in METRICS if metric.kind == "histogram"
+}
 
 #: Seconds to wait for each worker.
 TIMEOUT = 2.0
@@ -129,7 +133,7 @@ class _File:
     def __init__(self, content: bytes) -> None:
         try:
             data = json.loads(content)
-            if data["bounds"] != [*BUCKET_BOUNDS]:
+            if data["bounds"] != _BOUNDS:
                 raise ValueError("of a version with other buckets")
             self.ended: Counters = data["ended"]
             self.workers: dict[str, Counters] = data["workers"]
@@ -138,7 +142,7 @@ class _File:
 
     def content(self) -> bytes:
         """Return what to write."""
-        data = {"bounds": BUCKET_BOUNDS, "ended": self.ended, "workers": self.workers}
+        data = {"bounds": _BOUNDS, "ended": self.ended, "workers": self.workers}
         return json.dumps(data).encode()
 
     def note(self, app: str, worker: WorkerSnapshot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from flask_scopedsession.metrics._totals import Counters
 from flask_scopedsession.metrics._totals import numbers
 from flask_scopedsession.metrics.prometheus import collector
 from flask_scopedsession.metrics.prometheus import metrics_blueprint
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 from flask_scopedsession.snapshot import Histogram
 
 CHECKOUTS = "db_client_connection_wait_time_seconds_count"
@@ -170,7 +172,15 @@ def test_a_socket_that_is_opened_anew_counts_nothing_twice(served):
     assert samples(client.get("/metrics").text)[CHECKOUTS] == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"bounds": [1.0]}'])
+#: Of a version whose histograms had buckets of other bounds.
+OTHER_BOUNDS = {
+    "bounds": list(BUCKET_BOUNDS),
+    "ended": {'["scopedsession.scope.statements"]': [1, 2]},
+    "workers": {},
+}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps(OTHER_BOUNDS)])
 def test_a_damaged_file(served, short_tmp, content):
     """Counting starts again with the live workers."""
     app, _ = served(SCOPEDSESSION_CONTROL_DIR="control")
