@@ -1184,12 +1184,39 @@ if not hasattr(self, "_lock"):
         "watch: what is noticed first counts as a leak",
         Change(
             "flask_scopedsession._pools.watch:look_at_holders",
-            "if noticed in before:",
-            "if noticed:",
+            """
+    if noticed in before:
+        _report_leak(account, holder, holders)
+""",
+            """
+    if noticed:
+        _report_leak(account, holder, holders)
+""",
         ),
         tests="""
         pools/test_watch.py test_what_an_error_keeps_for_a_moment_is_no_leak
         """,
+    ),
+    mutation(
+        "watch: a long hold that a record came too soon for is never logged",
+        Change(
+            "flask_scopedsession._pools.watch:look_at_holders",
+            "new[noticed] = holder",
+            "new[noticed] = holder; account.noticed.add(noticed)",
+        ),
+        tests="""
+        pools/test_watch.py
+          test_a_connection_is_reported_later_if_there_was_a_record_just_now
+        """,
+    ),
+    mutation(
+        "watch: a slow handler's time counts as the view's",
+        Change(
+            "flask_scopedsession._pools.tracked_pool:TrackedPool.connect",
+            "since = now = perf_counter()  # handlers of the log may have taken long",
+            "",
+        ),
+        tests="pools/test_watch.py test_the_time_that_a_handler_takes",
     ),
     mutation(
         "watch: a return logs, also inside the garbage collector",
