@@ -61,7 +61,7 @@ class WithHints:
         return [n for n in super().__dir__() if n not in _HINTS or hasattr(self, n)]
 
 
-_HINTS = dict.fromkeys(_ASYNC_NAMES.split(), _ASYNC)
+_HINTS: dict[str, str] = dict.fromkeys(_ASYNC_NAMES.split(), _ASYNC)
 for _name in _OF_SQLALCHEMY.split():
     _module = "sqlalchemy" if hasattr(sqlalchemy, _name) else "sqlalchemy.orm"
     _HINTS[_name] = f"Import it: from {_module} import {_name}."
