@@ -5,7 +5,7 @@ PORT ?= 8000
 FAULTS ?= 0
 ADMIN ?= 0
 ARGS ?=
-PROCESSES ?= 3
+PROCESSES ?= 4
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -56,7 +56,7 @@ serve: $(VENV)/.example
 	    --config example_app/gunicorn_conf.py --bind 127.0.0.1:$(PORT) \
 	    'example_app:create_app()'
 
-# Many tests wait for servers, so three processes keep two cores busy. Hundreds of
+# Many tests wait for servers, so four processes keep two cores busy. Hundreds of
 # processes import the package, so its bytecode is kept in any case.
 test: $(VENV)/.tests
 	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about seven minutes on two cores).'

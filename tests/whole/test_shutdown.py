@@ -48,7 +48,7 @@ def make_and_use(folder, number, **config):
     return db, app
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_thousand_apps(short_tmp):
     """No engine, thread, socket, file or descriptor remains."""
     db, app = make_and_use(short_tmp, "warm-up")

@@ -24,7 +24,7 @@ tutorial = imported()
 
 
 @pytest.mark.workers
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_tutorial_can_be_followed(short_tmp: Path, pg_url: str) -> None:
     """Page after page, from an empty folder; ``python docs/follow.py`` writes anew."""
     for page, text in tutorial.follow(short_tmp, pg_url).items():
