@@ -70,7 +70,9 @@ test-flask-sqlalchemy: $(VENV)/.tests
 
 docs: $(VENV)/.docs
 	@$(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
-	@echo 'Open file://$(CURDIR)/docs/_build/html/index.html'
+	@echo 'The pages are at file://$(CURDIR)/docs/_build/html/index.html'
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
+	    $(BIN)/python -m webbrowser -t 'file://$(CURDIR)/docs/_build/html/index.html'; fi
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks --json benchmarks/results/latest.json $(ARGS)
