@@ -127,6 +127,9 @@ class ScopedSession(WithHints, t.Generic[S]):
         SQLAlchemy's thread-local scope, or a function that returns a hashable.
     :raises ConfigError: An argument is of the wrong kind.
 
+    What needs the current app raises :exc:`.OutsideContext` outside an application
+    context, and :exc:`.AppNotInitialized` if :meth:`init_app` was not called.
+
     .. versionadded:: 0.1
     """
 
@@ -332,6 +335,9 @@ class ScopedSession(WithHints, t.Generic[S]):
             deadlock. Nothing is repeated if the function was called inside another
             block or with unsaved changes, or committed something itself. The waits in
             between are random, and grow from at most 0.1 to at most 3 seconds.
+        :raises ConfigError: `retries` is not a whole number from 0, or the function
+            cannot run in a transaction.
+        :raises TransactionError: At the end, as :meth:`transaction` does.
         """
         return transactional(self.session, self._is_current, retries)
 
@@ -364,6 +370,7 @@ class ScopedSession(WithHints, t.Generic[S]):
 
         :param at_most: Raise an error at the end of the block if there are more.
         :raises TooManyStatements: There are. It is also an :exc:`AssertionError`.
+        :raises ConfigError: `at_most` is not a whole number from 0.
         """
         if at_most is not None:
             at_most = integer("count_statements(at_most=...)", at_most, least=0)
@@ -463,7 +470,12 @@ class ScopedSession(WithHints, t.Generic[S]):
     def drop_all(self, bind: BindNames = None, *, bind_key: BindNames = ALL) -> None:
         """Drop the tables.
 
-        The arguments and errors are those of :meth:`create_all`.
+        :param bind: The tables of one bind, or of several; ``None`` for all.
+        :param bind_key: The same as Flask-SQLAlchemy has it: ``None`` for the default
+            bind, ``"__all__"`` for all.
+        :raises UnknownBind: No such bind is configured.
+        :raises ConfigError: The place of a table is contradictory, or another database
+            was configured after :meth:`init_app`.
         """
         for metadata, engine, tables in self._tables("drop_all()", bind, bind_key):
             metadata.drop_all(engine, tables=tables)
@@ -471,8 +483,13 @@ class ScopedSession(WithHints, t.Generic[S]):
     def reflect(self, bind: BindNames = None, *, bind_key: BindNames = ALL) -> None:
         """Load the definitions of tables that no model has from the databases.
 
-        They are then in :attr:`metadatas`. The arguments and errors are those of
-        :meth:`create_all`.
+        They are then in :attr:`metadatas`.
+
+        :param bind: Those of one bind, or of several; ``None`` for all.
+        :param bind_key: The same as Flask-SQLAlchemy has it: ``None`` for the default
+            bind, ``"__all__"`` for all.
+        :raises UnknownBind: No such bind is configured.
+        :raises ConfigError: Another database was configured after :meth:`init_app`.
         """
         application = self._databases("reflect()")
         names = self._names(application, bind, bind_key)
@@ -584,8 +601,11 @@ class ScopedSession(WithHints, t.Generic[S]):
     def one_or_404(self, statement: t.Any, *, description: str | None = None) -> t.Any:
         """Return the only item of a statement.
 
-        If there is none, or more than one, abort with 404 Not Found. The arguments are
-        those of :meth:`first_or_404`.
+        If there is none, or more than one, abort with 404 Not Found.
+
+        :param statement: Selects an entity or a value, which is returned, or several
+            things, for a row of them.
+        :param description: What the error page says.
         """
         from .views._lookups import one_or_404
 
@@ -749,6 +769,7 @@ class ScopedSession(WithHints, t.Generic[S]):
         """Ask every live worker of the current app on this host.
 
         :param timeout: Seconds to wait for each worker.
+        :raises ConfigError: `timeout` is not a number of seconds.
         """
         timeout = seconds("workers(timeout=...)", timeout, least=0.001)
         return self._current("workers()").live.survey(timeout)
@@ -760,6 +781,7 @@ class ScopedSession(WithHints, t.Generic[S]):
 
         :param role: What the process is: ``"job"``, ``"web"``, ``"shell"``,
             ``"command"`` or ``"test"``.
+        :raises ConfigError: `role` is none of them.
         """
         from .snapshot._readings import Role
 
@@ -780,9 +802,10 @@ class ScopedSession(WithHints, t.Generic[S]):
 
         :param bind: ``None`` for the default bind.
         :param timeout: Seconds to wait for the answer.
-        :return: Seconds from connecting to the answer.
+        :returns: Seconds from connecting to the answer.
         :raises PingError: The database did not answer, or its SQLite file is missing
             (it is not created); the message says why.
+        :raises UnknownBind: No such bind is configured.
         """
         application = self._databases("ping()")
         name = bind or DEFAULT_BIND

@@ -79,6 +79,7 @@ def dashboard(
     worker gives the same answer, over the control sockets, and takes no connection for
     it.
 
+    :param db: The extension, which the application that registers the blueprint uses.
     :param authorize: Called without arguments in each request of the blueprint. The
         request is served if it returns a true value, and refused with 403 if not. It
         can also call :func:`flask.abort`, or return a response, such as a redirect to

@@ -314,7 +314,9 @@ class SQLAlchemy(ScopedSession[Session]):
     ) -> Engine:
         """Return an engine; deprecated in favour of :attr:`engines`.
 
+        :param bind_key: ``None`` for the default bind.
         :param kwargs: ``bind``, as it was called once.
+        :raises UnknownBindKey: No such bind is configured.
         """
         warnings.warn(
             "'db.get_engine()' is deprecated. Use 'db.engine' or 'db.engines[key]'.",
@@ -416,17 +418,27 @@ class SQLAlchemy(ScopedSession[Session]):
         """Create the tables that do not exist yet.
 
         :param bind_key: Those of one bind, or of a list of binds; ``None`` is the
-            default one.
+            default one, and ``"__all__"`` all of them.
         :raises UnknownBindKey: No such bind is configured.
         """
         self._call_for_binds(bind_key, "create_all")
 
     def drop_all(self, bind_key: _BindKeys = "__all__") -> None:  # type: ignore[override]
-        """Drop the tables; see :meth:`create_all`."""
+        """Drop the tables.
+
+        :param bind_key: Those of one bind, or of a list of binds; ``None`` is the
+            default one, and ``"__all__"`` all of them.
+        :raises UnknownBindKey: No such bind is configured.
+        """
         self._call_for_binds(bind_key, "drop_all")
 
     def reflect(self, bind_key: _BindKeys = "__all__") -> None:  # type: ignore[override]
-        """Load the definitions of tables that no model has; see :meth:`create_all`."""
+        """Load the definitions of tables that no model has.
+
+        :param bind_key: Those of one bind, or of a list of binds; ``None`` is the
+            default one, and ``"__all__"`` all of them.
+        :raises UnknownBindKey: No such bind is configured.
+        """
         self._call_for_binds(bind_key, "reflect")
 
     def _call_for_binds(self, bind_key: _BindKeys, op_name: str) -> None:
@@ -461,7 +473,18 @@ class SQLAlchemy(ScopedSession[Session]):
         error_out: bool = True,
         count: bool = True,
     ) -> Pagination:
-        """Return one page; the arguments are those of :class:`.Pagination`."""
+        """Return one page of a statement's items.
+
+        :param select: A ``select()`` without a limit, with an unambiguous order.
+        :param page: The number of the page, from 1. ``None`` for ``page`` in the
+            request's query string, else 1.
+        :param per_page: The most items of a page. ``None`` for ``per_page`` in the
+            request's query string, else 20.
+        :param max_per_page: The most that `per_page` may be; ``None`` for no limit.
+        :param error_out: Abort with 404 if there is no such page. Otherwise use the
+            defaults, and return an empty page.
+        :param count: Count the items of all pages.
+        """
         return SelectPagination(
             select=select,
             session=self.session,
@@ -477,14 +500,22 @@ class SQLAlchemy(ScopedSession[Session]):
     def relationship(
         self, *args: t.Any, **kwargs: t.Any
     ) -> sa_orm.RelationshipProperty[t.Any]:
-        """Return ``relationship()`` with :attr:`Query` for its dynamic queries."""
+        """Return ``relationship()`` with :attr:`Query` for its dynamic queries.
+
+        :param args: For :func:`sqlalchemy.orm.relationship`.
+        :param kwargs: For :func:`sqlalchemy.orm.relationship`.
+        """
         self._set_rel_query(kwargs)
         return sa_orm.relationship(*args, **kwargs)
 
     def dynamic_loader(
         self, argument: t.Any, **kwargs: t.Any
     ) -> sa_orm.RelationshipProperty[t.Any]:
-        """Return ``dynamic_loader()`` with :attr:`Query` for its queries."""
+        """Return ``dynamic_loader()`` with :attr:`Query` for its queries.
+
+        :param argument: The model, or its name.
+        :param kwargs: For :func:`sqlalchemy.orm.dynamic_loader`.
+        """
         self._set_rel_query(kwargs)
         return sa_orm.dynamic_loader(argument, **kwargs)
 

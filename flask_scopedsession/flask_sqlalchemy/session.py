@@ -64,6 +64,10 @@ class Session(orm.Session):
     ) -> Engine | Connection:
         """Return the engine for a model or statement.
 
+        :param mapper: The model.
+        :param clause: The statement or table.
+        :param bind: Is returned, if given.
+        :param kwargs: For :meth:`sqlalchemy.orm.Session.get_bind`.
         :raises UnknownBindKey: Its bind is not configured.
         """
         try:

@@ -62,6 +62,7 @@ def instrument(
     application, after ``db.init_app(app)``; another call with the same meter provider
     changes nothing.
 
+    :param db: The extension.
     :param app: The application, or ``current_app`` where there is one.
     :param meter_provider: ``None`` for the global one.
     :param histograms: Whether histograms are reported, too. Each of their values costs

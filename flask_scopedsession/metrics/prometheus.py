@@ -62,6 +62,8 @@ def collector(db: ScopedSession[t.Any]) -> Collector:
     For a process that has a registry and an endpoint of its own, such as a Celery
     worker: ``REGISTRY.register(collector(db))``. Where several workers share a port,
     each scrape would reach another one; :func:`metrics_blueprint` is for them.
+
+    :param db: The extension.
     """
     return _ThisProcess(db)
 
@@ -75,6 +77,8 @@ def metrics_blueprint(db: ScopedSession[t.Any]) -> Blueprint:
 
     Everybody who can reach the application can read it: give it a ``url_prefix`` that
     your proxy does not pass on, or a ``before_request`` that checks who asks.
+
+    :param db: The extension, which the application that registers the blueprint uses.
     """
     blueprint = Blueprint("scopedsession_metrics", __name__)
 

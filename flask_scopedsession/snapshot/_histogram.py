@@ -65,6 +65,12 @@ class Histogram(Reading):
     ) -> Histogram:
         """Add up several histograms, such as one of each worker. ``None`` is empty.
 
+        How long the connections of all workers were held::
+
+            pools = [pool for worker in db.workers().live for pool in worker.pools]
+            Histogram.merged(pool.hold_s for pool in pools).p95
+
+        :param found: The histograms. All have the same bounds.
         :param bounds: The upper bounds of their buckets.
         """
         known = [each for each in found if each is not None]

@@ -35,8 +35,12 @@ class Reading:
     def from_dict(cls, data: object) -> Self:
         """Return a reading, given the result of :meth:`to_dict`.
 
-        Unknown keys are ignored, so that a newer process can be read.
+        Unknown keys are ignored, so that a newer process can be read. To read what
+        ``flask pool-status --json`` has printed::
 
+            survey = Survey.from_dict(json.loads(text))
+
+        :param data: The dict, or what :func:`json.loads` returned.
         :raises ValueError: A field is missing, or has another type than annotated.
         """
         if not isinstance(data, Mapping):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ._histogram import Histogram
 from ._json import Reading
 
+#: The version of the JSON. A field that is removed or changes its meaning raises it.
 SCHEMA = 1
 
 WorkerState = t.Literal["ok", "saturated", "wedged", "stopped", "unresponsive", "gone"]
@@ -108,7 +109,13 @@ class Holder(Origin):
 
     @property
     def is_leaked(self) -> bool:
-        """Whether its request is over or its thread has ended."""
+        """Whether its request is over or its thread has ended.
+
+        To find the leaks of this process::
+
+            pools = db.snapshot().pools
+            [it.at for pool in pools for it in pool.holders if it.is_leaked]
+        """
         return bool(self.request_over) or self.thread_alive is False
 
 

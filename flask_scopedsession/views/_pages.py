@@ -21,6 +21,15 @@ class Pagination(t.Generic[T]):
     :meth:`.ScopedSession.paginate` returns it. The attributes are those of
     Flask-SQLAlchemy's class.
 
+    :param session: Executes the statement.
+    :param statement: This and the others are the arguments of
+        :meth:`.ScopedSession.paginate`.
+    :param page: The number of the page.
+    :param per_page: The most items of a page.
+    :param max_per_page: The most that `per_page` may be.
+    :param error_out: Abort with 404 Not Found if there is no such page.
+    :param count: Count the items of all pages.
+
     .. versionadded:: 0.1
     """
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import pickle
 import re
 import shlex
 import sys
+import textwrap
 import urllib.request
 from configparser import ConfigParser
 from dataclasses import fields
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -313,6 +318,82 @@ def test_the_example_is_installed_with_all_that_it_needs():
     line = next(x for x in page.splitlines() if x.startswith("    pip install"))
     needed = [each.strip().strip("'") for each in group.split(",") if each.strip()]
     assert shlex.split(line) == ["pip", "install", "--editable", ".", *needed]
+
+
+def api():
+    """Return the public modules, and what the page on the API shows of them."""
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    modules, found = [], {}
+    for kind, name in re.findall(
+        r"^\.\. (\w*module|auto(?:class|function|data)):: (\S+)$", page, re.MULTILINE
+    ):
+        if kind.endswith("module"):
+            modules.append(import_module(name))
+            # It shows no constants, which have directives of their own.
+            shown = modules[-1].__all__ if kind == "automodule" else ()
+            found.update({f"{name}.{n}": modules[-1] for n in shown if not n.isupper()})
+        elif "." in name:
+            found[name] = import_module(name.rpartition(".")[0])
+        else:
+            found[f"{modules[-1].__name__}.{name}"] = modules[-1]
+    return modules, {
+        name: getattr(module, name.rpartition(".")[2]) for name, module in found.items()
+    }
+
+
+MODULES, API = api()
+
+
+def test_every_public_name_is_on_the_page_on_the_api():
+    """All names of ``__all__`` of the modules on the page."""
+    assert len(MODULES) > 6
+    names = {f"{module.__name__}.{n}" for module in MODULES for n in module.__all__}
+    assert names - API.keys() == set()
+
+
+def own_functions(name, what):
+    """Return a function, or those of a class, and where each is described."""
+    if not isinstance(what, type):
+        return {name: (what, what)} if callable(what) else {}
+    every = {}
+    for base in reversed(what.__mro__):
+        if base.__module__.startswith("flask_scopedsession."):
+            every.update(vars(base))
+    found = {}
+    for each, value in every.items():
+        function = getattr(value, "__func__", getattr(value, "fget", value))
+        if inspect.isfunction(function) and not each.startswith("_"):
+            found[f"{name}.{each}"] = function, function
+    if inspect.isfunction(every.get("__init__")) and not is_dataclass(what):
+        found[name] = every["__init__"], what
+    return found
+
+
+def raised(node):
+    """Yield the errors that a function makes and raises in its own body."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
+            yield ast.unparse(child.exc.func)
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from raised(child)
+
+
+@pytest.mark.parametrize("name", [n for n, what in API.items() if callable(what)])
+def test_every_argument_and_error_is_described(name):
+    """In the docstring of each public function, with the unit of a duration."""
+    for full_name, (function, described) in own_functions(name, API[name]).items():
+        text = inspect.getdoc(described)
+        assert text, full_name
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.name in ("self", "cls"):
+                continue
+            line = re.search(rf"^:param {parameter.name}: (.+)", text, re.MULTILINE)
+            assert line, f"{full_name}({parameter.name})"
+            if parameter.name == "timeout":
+                assert "econds" in line[1], f"{full_name}({parameter.name})"
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+        for error in raised(ast.parse(source).body[0]):
+            assert f":raises {error}:" in text, f"{full_name} raises {error}"
 
 
 def test_every_key_is_documented():
