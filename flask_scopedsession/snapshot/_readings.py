@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ._histogram import Histogram
 from ._json import Reading
 
-#: The version of the JSON. A field that is removed or changes its meaning raises it.
 SCHEMA = 1
 
 WorkerState = t.Literal["ok", "saturated", "wedged", "stopped", "unresponsive", "gone"]

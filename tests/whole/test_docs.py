@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import textwrap
+import traceback
 import urllib.request
 from configparser import ConfigParser
 from dataclasses import fields
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 import commands
 import messages
 import pytest
+from flask import Flask
 from inside import KEYS
 from inside import Reading
 from prefork import own_options
@@ -28,6 +30,7 @@ from suites import Suite
 
 from flask_scopedsession import cli
 from flask_scopedsession import errors
+from flask_scopedsession import ScopedSession
 from flask_scopedsession.flask_sqlalchemy.extension import UnknownBindKey
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -40,7 +43,13 @@ PRELUDES = {
     "plain-core.md": "",
     "config.md": "from flask import Flask; app = Flask('docs')",
     "workers.md": "from flights import create_app, db; app = create_app()",
-    "troubleshooting.md": "from flights import create_app, db, Flight",
+    "troubleshooting.md": """
+import asyncio
+from flask import Flask
+from sqlalchemy import func
+from flights import Base, create_app as create_flights, db, Flight, select
+User = Flight
+""",
     "../README.md": "",
     "index.md": "",
     "scope.md": "",
@@ -53,8 +62,33 @@ PRELUDES = {
     "tenants.md": "",
     "pgbouncer.md": "",
     "upgrading-sqlalchemy.md": "",
-    "howto.md": "",
+    "howto.md": """
+from flask import Flask
+from sqlalchemy import create_engine
+from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import sessionmaker
+app = Flask("docs")
+""",
+    "faq.md": """
+from flask_login import LoginManager
+from flights import create_app, db, Flight as User
+app = create_app()
+login_manager = LoginManager(app)
+""",
+    "dashboard.md": """
+from types import SimpleNamespace
+from flask import session
+from flights import create_app, db
+app = create_app({"SECRET_KEY": "docs"})
+user = SimpleNamespace(is_admin=True)
+app.test_request_context().push()
+""",
+    "logs.md": "",
+    "metrics.md": "from flights import create_app, db; app = create_app()",
 }
+
+#: The pages whose examples use a library that only the "clients" group has.
+NEEDS = {"dashboard.md": "flask_login", "faq.md": "flask_login"}
 
 #: What shows that they work, if the page does not say.
 SEQUELS = {
@@ -63,14 +97,22 @@ from flask_scopedsession import ScopedSession
 ScopedSession(app)
 """,
     "troubleshooting.md": """
-app = create_app()
+driver = {"SQLALCHEMY_DATABASE_URI": "postgresql+psycopg://app@db/flights"}
+create_app(**driver, SQLALCHEMY_ENGINE_OPTIONS=SQLALCHEMY_ENGINE_OPTIONS)
+binds = {"default": "sqlite+aiosqlite:///flights.db"}
+app = create_flights({"SQLALCHEMY_ASYNC_BINDS": binds})
+async def counts(app):
+    return await asyncio.gather(count(app), count(app))
 with app.app_context():
     db.create_all()
+    assert app.ensure_sync(counts)(app) == [0, 0]
 work(app, 1)
+create_app = create_flights
 assert str(where(Flight)).endswith("/flights.db")
 """,
     "../README.md": "assert app.test_client().get('/').json == {'answer': 42}",
     "views.md": """
+from flask import render_template_string
 with create_app().app_context():
     db.create_all()
     db.session.add(Book(id=1, title="Emma", isbn="978-0", author=Author(name="Jane")))
@@ -81,6 +123,10 @@ with create_app().app_context():
     assert "No such book" in client.get("/isbn/978-1").text
     assert client.get("/authors").json == {"authors": ["Jane"], "total": 1}
     assert client.get("/authors?page=2").status_code == 404
+    with create_app().test_request_context():
+        authors = db.paginate(select(Author), per_page=1)
+        [pager] = TEMPLATES
+        assert "1 to 1 of 1, on 1 pages" in render_template_string(pager, page=authors)
     assert productive_authors() == [("Jane", 1)]
     db.session.add(Book(title="Persuasion", isbn="978-9", author_id=1))
     db.session.commit()
@@ -96,6 +142,7 @@ with app.app_context():
 assert app.test_client().post("/visits").json == {"visits": 1}
 """,
     "replicas.md": """
+assert "host=db1" in SQLALCHEMY_DATABASE_URI
 binds = {"replica": "sqlite:///replica.db"}
 app = create_app(binds)
 with app.app_context():
@@ -147,6 +194,41 @@ with app.app_context():
     arguments = db.engine.dialect.create_connect_args(db.engine.url)[1]
     assert arguments["application_name"] == "flights"
 """,
+    "faq.md": """
+with app.app_context():
+    db.create_all()
+    db.session.add(User(id=1, number="OS 87"))
+    db.session.commit()
+    assert load_user("1").number == "OS 87"
+""",
+    "flask-sqlalchemy-lite.md": """
+shared = Flask("shared", instance_path=app.instance_path)
+binds = app.config["SQLALCHEMY_BINDS"]
+async_binds = {"default": "sqlite+aiosqlite:///users.db"}
+shared.config.update(SQLALCHEMY_BINDS=binds, SQLALCHEMY_ASYNC_BINDS=async_binds)
+db.init_app(shared)
+with shared.app_context():
+    assert shared.ensure_sync(user)(1) == "Ada"
+""",
+    "dashboard.md": """
+assert not may_see()
+client = app.test_client()
+assert client.get("/pools/").status_code == 403
+with client.session_transaction() as cookie:
+    cookie["is_admin"] = True
+assert client.get("/pools/").status_code == 200
+""",
+    "logs.md": """
+logger = logging.getLogger("flask_scopedsession")
+assert logger.getEffectiveLevel() == logging.INFO
+record = logging.makeLogRecord({"scopedsession_event": "many_statements"})
+assert not logger.filter(record)
+""",
+    "metrics.md": """
+from prometheus_client import generate_latest
+assert app.test_client().get("/internal/metrics").status_code in (200, 503)
+assert b"db_client_connection_count" in generate_latest(REGISTRY)
+""",
     "index.md": "assert create_app().test_client().get('/').json == {'answer': 42}",
 }
 
@@ -178,7 +260,10 @@ def flights(short_tmp):
 @pytest.mark.parametrize("page", PRELUDES)
 def test_examples_run(page, run_script, flights):
     """All examples of a page run, one after the other."""
-    lines = [PRELUDES[page]]
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
+    templates = [text for _, _, text in blocks(page, "jinja")]
+    lines = (PRELUDES[page] + f"\nTEMPLATES = {templates}").split("\n")
     for _, above, source in blocks(page, "python"):
         lines += above.split("\n")[len(lines) :] + source.split("\n")[:-1]
     source = "\n".join([*lines, SEQUELS.get(page, "")])
@@ -309,6 +394,230 @@ def test_page_on_testing_on_postgresql(flights, pg_url):
     check_page(Suite(flights, "-n2", env=env, beside=("flask",)))
 
 
+#: Which other file runs or compares the blocks of a page, by their language.
+ELSEWHERE = {
+    "checks.md yaml": "tests/whole/workers/test_checks.py",
+    "clients.md python": "tests/support/clients.py",
+    "fleet.md python": "tests/metrics/test_fleet.py",
+    "fleet.md text": "tests/metrics/test_fleet.py",
+}
+
+#: What the tests here run or compare, by the beginning of the block.
+HERE = [
+    "async.md py ",
+    "cli.md text --warn ",
+    "cli.md text schema          1",
+    "cli.md text schema, app, ",
+    "config.md text FLASK_",
+    "errors.md text flask_scopedsession.errors.UnknownBind",
+    "metrics.md yaml ",
+    "security.md yaml ",
+    "views.md jinja ",
+    "workers.md ini ",
+]
+
+#: The blocks that nothing runs, by their beginning, and why.
+NOT_RUN = {
+    "README.md text $ pip install ": "the name of a folder",
+    "README.md text $ flask --app hello run": "as on start.md, where it is run",
+    "README.md text $ curl ": "the same",
+    "README.md text $ make demo ": "starts servers, and runs all tests",
+    "advice.md text $ flask --app live_app pool-advise ": "one measurement of a load",
+    "advice.md text    ": "a formula",
+    "advice.md text P(W > t)": "a formula",
+    "benchmarks.md text $ make bench ": "takes hours",
+    "checks.md text $ flask --app flights pool-status --check": "an incident",
+    "checks.md text $ check_flask_pool.py ": "folders of a server",
+    "checks.md text define command {": "for Nagios",
+    "cli.md text 3 workers may open ": "lines about one database",
+    "cli.md text example_app on vm": "one moment of a load",
+    "clients.md  SQLAlchemyInstrumentor only ": "a record of another library",
+    "clients.md text AttributeError: ": "an error of another library",
+    "config.md text GET /books ": "one log record; those of logs.md are compared",
+    "dashboard.md  pip install ": "not on a package index yet",
+    "dashboard.md  location /pools/ {": "for nginx",
+    "flask-sqlalchemy-lite.md py ": "what the next block replaces",
+    "fleet.md  # Connections ": "PromQL",
+    "logs.md text [2026-": "one record; tests/runtime/test_logs.py has its format",
+    "metrics.md  pip install Flask-ScopedSession[otel] ": "not on a package index yet",
+    "metrics.md  pip install Flask-ScopedSession[prometheus]": "the same",
+    "metrics.md  # The share ": "PromQL",
+    "metrics.md  $ flask pool-metrics ": "runs until Ctrl-C",
+    "security.md text $ docker exec ": "needs Docker",
+    "security.md text $ kubectl exec ": "needs Kubernetes",
+    "security.md text $ sudo nsenter ": "needs root and systemd",
+    "start.md py from flask_migrate ": "tests/clients/test_flask_migrate.py does it",
+    "testing.md text $ pip install pytest\n": "the tests run in what it makes",
+    "testing.md text $ pip install pytest-xdist ": "the same, and `pytest -n2` is run",
+    "testing.md text ERROR test_leaks.py": "a test above checks that of another line",
+    "troubleshooting.md py fileConfig(": "a line of Alembic's env.py",
+    "tutorial/index.md text library": "the files of the tutorial",
+    "workers.md text $ docker exec ": "needs Docker",
+    "workers.md text $ sudo -u flights ": "needs another user",
+    "workers.md text $ python -m flask_scopedsession ": "folders of a server",
+}
+
+
+def every_block():
+    """Return all blocks of all pages: page, language and text."""
+    found = []
+    for path in [README, *sorted(DOCS.glob("**/*.md"))]:
+        page = "README.md" if path == README else path.relative_to(DOCS).as_posix()
+        inside = None
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if inside is None and (fence := re.match(r" *(`{3,})(.*)$", line)):
+                inside, language, lines = fence[1], fence[2].strip(), []
+            elif inside is not None and line.strip() == inside:
+                inside = None
+                language = language.removeprefix("{code-block} ")
+                if not language.startswith("{"):
+                    text = textwrap.dedent("\n".join(lines))
+                    text = re.sub(r"\A(:.*\n+)+", "", text)
+                    found.append((page, language, f"{text}\n"))
+            elif inside is not None:
+                lines.append(line)
+        assert inside is None, page
+    return found
+
+
+BLOCKS = every_block()
+
+
+def begins(start):
+    """Return the blocks whose page, language and text begin so."""
+    return [each for each in BLOCKS if " ".join(each).startswith(start)]
+
+
+def shown(start):
+    """Return the text of the only block that begins so."""
+    [(_, _, text)] = begins(start)
+    return text
+
+
+def test_every_block_is_run():
+    """By a test here or elsewhere, or there is a reason why not."""
+    assert len(BLOCKS) > 150
+    known = set()
+    for start in [*HERE, *NOT_RUN]:
+        [block] = begins(start)
+        known.add(block)
+    for block in set(BLOCKS) - known:
+        page, language, text = block
+        assert (
+            (language == "python" and {page, f"../{page}"} & PRELUDES.keys())
+            or (page == "start.md" and language in ("python", "text"))
+            or (page == "testing.md" and re.match(r"# \S+\.(py|toml)\n", text))
+            or (page.startswith("tutorial/") and page != "tutorial/index.md")
+            or f"{page} {language}" in ELSEWHERE
+        ), f"no test runs this block of {page}:\n{text}"
+    for kind, file in ELSEWHERE.items():
+        source = (DOCS.parent / file).read_text(encoding="utf-8")
+        assert kind.split()[0] in source, kind
+
+
+def test_every_recipe_has_a_test():
+    """All sections with code on the page on other libraries are run by their names."""
+    page = (DOCS / "clients.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## (.+)\n", page, flags=re.MULTILINE)[1:]
+    tests = "".join(
+        x.read_text("utf-8") for x in DOCS.parent.glob("tests/clients/*.py")
+    )
+    names = [
+        n for n, x in zip(sections[::2], sections[1::2], strict=True) if "```py" in x
+    ]
+    assert len(names) > 8
+    assert [name for name in names if f'recipe("{name}"' not in tests] == []
+
+
+def test_every_command_that_is_shown_has_these_options():
+    """Whatever starts it: Docker, sudo, Python or Flask's own command."""
+    known, times = {command.name: command for command in cli.COMMANDS}, 0
+    makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
+    for page, _, text in BLOCKS:
+        for line in re.findall(r"^ *\$ (.*)$", text, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            assert words[0] != "make" or f"\n{words[1]}:" in makefile, (page, line)
+            for name in known.keys() & set(words):
+                given = words[words.index(name) + 1 :]
+                assert known[name].make_context(name, given), (page, line)
+                times += 1
+    assert times > 15
+
+
+def test_the_default_thresholds_are_shown():
+    """As options of ``--check``."""
+    words = shlex.split(shown("cli.md text --warn"))
+    defaults = {each.opts[0]: each.default for each in cli.COMMANDS[0].params}
+    assert words == ["--warn", defaults["--warn"], "--crit", defaults["--crit"]]
+
+
+def test_the_environment_that_is_shown(monkeypatch):
+    """Flask reads it, and the extension accepts it."""
+    for line in shown("config.md text FLASK_").splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    app = Flask("docs")
+    app.config.from_prefixed_env()
+    db = ScopedSession(app)
+    with app.app_context():
+        assert db.engine.url.host == "db"
+        assert db.engine.pool.size() == 20
+        assert app.config["SCOPEDSESSION_HELD_LONG_AFTER"] == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_the_traceback_that_is_shown():
+    """Its last lines, with the note, of a bind whose name is misspelt."""
+    app = Flask("docs")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    app.config["SQLALCHEMY_BINDS"] = {"audit": "sqlite://"}
+    db = ScopedSession(app)
+    with app.app_context(), pytest.raises(errors.UnknownBind) as caught:
+        db.get_engine("audti")
+    lines = "".join(traceback.format_exception_only(caught.value))
+    assert re.sub(r"\S+(?=docs/errors.md)", "", lines) == shown("errors.md text flask_")
+
+
+def test_the_recipe_for_gevent():
+    """The test of gevent has the lines of the page."""
+    test = DOCS.parent / "tests" / "async_sessions" / "test_gevent.py"
+    tested = {line.strip() for line in test.read_text(encoding="utf-8").splitlines()}
+    assert {line.strip() for line in shown("async.md py ").splitlines()} <= tested | {
+        ""
+    }
+
+
+def test_the_yaml_that_is_shown():
+    """It can be parsed, and Prometheus and Kubernetes have these keys there."""
+    yaml = pytest.importorskip("yaml")
+    [job] = yaml.safe_load(shown("metrics.md yaml "))["scrape_configs"]
+    assert job.keys() == {"job_name", "metrics_path", "static_configs"}
+    assert [*job["static_configs"][0]] == ["targets"]
+    pod = yaml.safe_load(shown("security.md yaml "))["spec"]
+    [web] = pod["containers"]
+    [mounted] = web["volumeMounts"]
+    assert web["securityContext"] == {"readOnlyRootFilesystem": True}
+    assert [mounted["name"]] == [volume["name"] for volume in pod["volumes"]]
+    probe = yaml.safe_load(shown("checks.md yaml "))["readinessProbe"]
+    assert probe["exec"]["command"][:2] == ["sh", "-c"]
+
+
+def test_the_unit_that_is_shown():
+    """It names the folder that systemd creates, in a key of ours."""
+    parser = ConfigParser()
+    parser.optionxform = str
+    parser.read_string(shown("workers.md ini "))
+    unit = dict(parser["Service"])
+    assert [*unit] == [
+        "User",
+        "RuntimeDirectory",
+        "RuntimeDirectoryMode",
+        "Environment",
+    ]
+    key, _, folder = unit["Environment"].partition("=")
+    assert key.removeprefix("FLASK_") in KEYS
+    assert folder == f"/run/{unit['RuntimeDirectory']}"
+
+
 def test_the_example_is_installed_with_all_that_it_needs():
     """The page names the packages of pyproject.toml, as an old pip knows no groups."""
     root = DOCS.parent
@@ -325,7 +634,9 @@ def api():
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     modules, found = [], {}
     for kind, name in re.findall(
-        r"^\.\. (\w*module|auto(?:class|function|data)):: (\S+)$", page, re.MULTILINE
+        r"^\.\. (\w*module|(?:auto)?(?:class|function|data)):: (\S+)$",
+        page,
+        re.MULTILINE,
     ):
         if kind.endswith("module"):
             modules.append(import_module(name))
