@@ -28,13 +28,17 @@ from prefork import own_options
 from serving import Served
 from suites import Suite
 
+import pytest_scopedsession
 from flask_scopedsession import cli
 from flask_scopedsession import errors
 from flask_scopedsession import ScopedSession
 from flask_scopedsession.flask_sqlalchemy.extension import UnknownBindKey
+from flask_scopedsession.metrics.command import pool_metrics
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 README = DOCS.parent / "README.md"
+
+COMMANDS = (*cli.COMMANDS, pool_metrics)
 
 #: What the examples of a page need that the page does not show.
 PRELUDES = {
@@ -531,7 +535,7 @@ def test_every_recipe_has_a_test():
 
 def test_every_command_that_is_shown_has_these_options():
     """Whatever starts it: Docker, sudo, Python or Flask's own command."""
-    known, times = {command.name: command for command in cli.COMMANDS}, 0
+    known, times = {command.name: command for command in COMMANDS}, 0
     makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
     for page, _, text in BLOCKS:
         for line in re.findall(r"^ *\$ (.*)$", text, re.MULTILINE):
@@ -707,6 +711,21 @@ def test_every_argument_and_error_is_described(name):
             assert f":raises {error}:" in text, f"{full_name} raises {error}"
 
 
+def test_the_plugin_is_documented():
+    """Each fixture, marker and option, in the last table of the page on testing."""
+    text = (DOCS / "testing.md").read_text(encoding="utf-8").split("## Reference\n")[1]
+    rows = set(re.findall(r"^\| (\w+) `(\w+)` \|", text, re.MULTILINE))
+    source = inspect.getsource(pytest_scopedsession)
+    fixtures = re.findall(r"^@pytest\.fixture\ndef (\w+)", source, re.MULTILINE)
+    options = pytest_scopedsession.ISOLATION, pytest_scopedsession.LEAKS
+    assert source.count("parser.addini(") == len(options)
+    assert rows == {
+        *(("fixture", name) for name in fixtures),
+        *(("option", name) for name in options),
+        *(("marker", name) for name in re.findall(r'f?"(\w+): what this', source)),
+    }
+
+
 def test_every_key_is_documented():
     """The page on configuration has a section for each key, and no other."""
     text = (DOCS / "config.md").read_text(encoding="utf-8")
@@ -726,10 +745,12 @@ def test_the_table_of_packages_is_the_one_that_is_checked():
     assert documented == [set(re.findall(r"\w+", row)) for row in layers if row]
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda c: c.name)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
 def test_every_option_is_documented(command):
-    """The page on the commands names every option."""
+    """The page on the commands has each command, and names every option."""
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert f"\n`flask {command.name}`\n" in text
+    assert f"\n## `flask {command.name}`\n" in text
     options = {name for param in command.params for name in param.opts}
     missing = {name for name in options if name.startswith("--") and name not in text}
     assert not missing
