@@ -754,6 +754,7 @@ def test_a_slow_statement(faulty: Flask) -> None:
         assert response.status_code == 400
 
 
+@pytest.mark.timing
 def test_a_shared_session(faulty: Flask, caplog: pytest.LogCaptureFixture) -> None:
     """Two statements overlap: a warning, and in debug mode an error."""
     path = "/faults/share-session"
