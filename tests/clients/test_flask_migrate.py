@@ -32,6 +32,9 @@ ONE = {None: {"user"}}
 TWO = {None: {"user"}, "audit": {"entry"}}
 THREE: dict[str | None, set[str]] = {**TWO, "reports": set()}
 
+#: Models that are kept, as a module keeps its own.
+KEPT: list[type] = []
+
 
 def of_bases() -> ScopedSession:
     """A base for each bind."""
@@ -69,6 +72,8 @@ def of_models(*, named: bool = False) -> ScopedSession:
             __bind_key__ = "audit"
         id: Mapped[int] = mapped_column(primary_key=True)
 
+    # A class that is freed takes its __bind_key__ along.
+    KEPT.append(Entry)
     return ScopedSession(model_class=Base, binds=None if named else {Entry: "audit"})
 
 
