@@ -422,8 +422,8 @@ class ScopedSession(WithHints, t.Generic[S]):
         except KeyError:
             where = f", where the table {table!r} belongs" if table else ""
             raise UnknownBind(
-                f"There is no bind {bind!r}{where}. Add it to SQLALCHEMY_BINDS; there"
-                f" are {sorted(application.engines)}."
+                f"There is no bind {bind!r}{where}. Add it to SQLALCHEMY_BINDS."
+                f" Configured binds: {sorted(application.engines)}."
             ) from None
 
     # -- models ----------------------------------------------------------------

@@ -103,8 +103,8 @@ class AsyncBinds:
             return AsyncSession(**options)
         if engine is None:
             raise UnknownBind(
-                f"There is no async bind {name!r}. Add it to {ASYNC_BINDS}; there are"
-                f" {sorted(self._engines)}."
+                f"There is no async bind {name!r}. Add it to {ASYNC_BINDS}."
+                f" Configured binds: {sorted(self._engines)}."
             )
         options.update(bind=engine, sync_session_class=self._class, binds={})
         session = AsyncSession(**options)

@@ -80,7 +80,6 @@ class Ledger:
         self.lost_work: LostWorkPolicy = lost_work
         self.model_names = model_names
         self._close = close
-        self._on_freed = self._freed  # bound once, not for each scope
         self.accounts: list[Account] = []
         """Of the pools; empty if tracking is off."""
         self.many_statements: ManyStatements | None = None
@@ -123,7 +122,7 @@ class Ledger:
 
     def enter(self, context: Context) -> Scope:
         """Return a context's scope, new if it has none."""
-        made = new_scope(context, self._on_freed)
+        made = new_scope(context, self._freed)
         # Another thread may share the context: one of both records wins.
         scope: Scope = context.__dict__.setdefault(SCOPE, made)
         if scope is made:
@@ -145,7 +144,7 @@ class Ledger:
     def anchored(self) -> Anchor:
         """Return an anchor with a new scope, for a thread or a key of the user's."""
         anchor = Anchor()
-        anchor.scope = new_scope(anchor, self._on_freed)
+        anchor.scope = new_scope(anchor, self._freed)
         self.live.add(anchor.scope)
         return anchor
 

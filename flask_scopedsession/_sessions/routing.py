@@ -77,7 +77,7 @@ class Routed(Session):
             if target is None and name != DEFAULT_BIND:
                 raise UnknownBind(
                     f"There is no bind {name!r}, where {what!r} belongs. Add it to"
-                    f" {self._scopedsession_key}; there are {sorted(engines)}."
+                    f" {self._scopedsession_key}. Configured binds: {sorted(engines)}."
                 )
             targets[name] = target
         if len(targets) > 1 and not _one_database(targets.values()):

@@ -152,7 +152,8 @@ def _hint(ctx: click.Context) -> str:
     except (OSError, ScopedSessionError):
         pass  # no worker of this user has ever run here
     place = ", such as" if found else f" (SCOPEDSESSION_CONTROL_DIR{where})"
-    how = f"To ask the workers without it: {ctx.command_path} --control-dir DIR"
+    command = f"{ctx.command_path} --control-dir DIR"
+    how = f"To ask the workers without the application: {command}"
     return how + place + "".join(found)
 
 

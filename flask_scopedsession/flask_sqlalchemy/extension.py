@@ -332,9 +332,12 @@ class SQLAlchemy(ScopedSession[Session]):
         if key not in engines:
             there = ", ".join(repr(each) for each in engines)
             raise UnknownBindKey(
-                f"There is no bind {key!r}. Add it to {BINDS}; there are {there}."
-                if key is not None
-                else f"There is no default bind. Set {URI}; there are {there}."
+                (
+                    f"There is no bind {key!r}. Add it to {BINDS}."
+                    if key is not None
+                    else f"There is no default bind. Set {URI}."
+                )
+                + f" Configured binds: {there}."
             )
         return engines[key]
 

@@ -548,7 +548,7 @@ Traceback \(most recent call last\):
     raise error
 RuntimeError: no connection to postgresql://\*\*\*@h/d
 
-To ask the workers without it: root {name} --control-dir DIR, such as
+To ask the workers without the application: root {name} --control-dir DIR, such as
   (/\S+)  \(tests_app, pid {pid}\)
 """
 

@@ -434,7 +434,7 @@ def test_unknown_bind(
     with app.app_context(), pytest.raises(UnknownBind) as info:
         use(db)
     assert str(info.value) == (
-        "There is no bind 'nil'. Add it to SQLALCHEMY_BINDS; there are"
+        "There is no bind 'nil'. Add it to SQLALCHEMY_BINDS. Configured binds:"
         " ['audit', 'default']."
     )
 
