@@ -184,7 +184,7 @@ def named(stage: Stage) -> Captured:
     ):
         for connection in workers.values():
             demo.ask(connection, "POST", "/faults/keep-connection")
-            connection.request("GET", "/faults/sleep?seconds=50")
+            connection.request("GET", "/faults/sleep?seconds=600")
         scene.until(lambda pool: pool["held_long"] == 2, pools=3)
         args = ("pool-status", "--bind", "default")
         return {"pool-status.ansi": scene.flask(*args, columns=NARROW, colors=True)}
@@ -196,7 +196,7 @@ def named(stage: Stage) -> Captured:
 def idle_in_transaction(stage: Stage) -> Captured:
     """Hold connections without using them."""
     with stage.scene() as scene:
-        scene.begin("GET", "/faults/sleep?seconds=50")
+        scene.begin("GET", "/faults/sleep?seconds=600")
         scene.until(lambda pool: pool["used"] == 1)
         scene.ask("POST", "/faults/keep-connection")
         scene.until(lambda pool: pool["held_long"] == 2)
@@ -210,9 +210,9 @@ def idle_in_transaction(stage: Stage) -> Captured:
 def lock_wait(stage: Stage) -> Captured:
     """Wait for a row that another request has changed."""
     with stage.scene() as scene:
-        scene.begin("POST", "/faults/lock?icao=EDDF&seconds=50")
+        scene.begin("POST", "/faults/lock?icao=EDDF&seconds=600")
         scene.until(lambda pool: pool["held_long"] == 1)
-        scene.begin("POST", "/faults/lock?icao=EDDF&seconds=50")
+        scene.begin("POST", "/faults/lock?icao=EDDF&seconds=600")
         scene.until(lambda pool: pool["held_long"] == 2)
         return {"lock-wait": scene.flask(*SERVER)}
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -531,7 +529,7 @@ class Terminal(io.StringIO):
 def test_it_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", Terminal())
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setenv("COLUMNS", "80")
     stuck = PoolTimeout(AT, 5.0, "orders.show", (a_holder(40.0),))
     full = busy(
         size=4, max=4, used_max=4, waited=90.0, pending_max=9, recent_timeouts=(stuck,)

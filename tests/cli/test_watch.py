@@ -65,8 +65,8 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Become:
     """Make standard output a terminal of some kind."""
 
     def become(columns: int, rows: int = 24, encoding: str = "utf-8") -> None:
-        size = _screen.os.terminal_size((columns, rows))
-        monkeypatch.setattr("shutil.get_terminal_size", lambda: size)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("LINES", str(rows))
         monkeypatch.setattr("sys.stdout", Stdout(encoding))
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setenv("TERM", "xterm-256color")

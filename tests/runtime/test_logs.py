@@ -227,7 +227,8 @@ def test_each_record_as_json(short_tmp: Path, configuration: str) -> None:
 def normalised(line: str) -> str:
     """Leave out what differs from one run to the next."""
     line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+", "TIME", line)
-    line = re.sub(r"(held(?: for)?|gave up after|uid) \d+(\.\d+)?", r"\1 N", line)
+    about = r"held(?: for)?|connection for|gave up after|uid"
+    line = re.sub(rf"({about}) \d+(\.\d+)?", r"\1 N", line)
     line = re.sub(r'(_s|pid)": \d+(\.\d+)?', r'\1": N', line)
     return re.sub(r"worker \d+|\d+-[0-9a-f]{8}", "WORKER", line)
 

@@ -13,6 +13,8 @@ WORKERS = Path(__file__).resolve().parent.parent / "whole" / "workers"
 _FOREIGN = ("FLASK_", "SQLALCHEMY_", "SCOPEDSESSION_", "GUNICORN_", "PG", "PYTEST_")
 _FOREIGN_NAMES = frozenset(
     {
+        "BUILD_NUMBER",  # as with CI, pytest does not shorten its summary
+        "CI",
         "COLUMNS",
         "FORCE_COLOR",
         "LINES",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -60,9 +58,7 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def become(columns: int | None = None, encoding: str = "utf-8") -> None:
         terminal = columns is not None
         monkeypatch.setattr("sys.stdout", Output(encoding, terminal))
-        monkeypatch.setattr(
-            shutil, "get_terminal_size", lambda: os.terminal_size((columns or 80, 24))
-        )
+        monkeypatch.setenv("COLUMNS", str(columns or 80))
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setenv("TERM", "xterm-256color")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import Any
 
 import pytest
@@ -240,8 +238,7 @@ def test_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     """No line is wider than the terminal, and no place is cut."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
-    size = os.terminal_size((columns, 24))
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: size)
+    monkeypatch.setenv("COLUMNS", str(columns))
     text = render(
         a_view(
             waits=(LockWait(WAITING, (a_connection(), STRANGER)),),
