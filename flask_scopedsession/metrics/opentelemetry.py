@@ -6,7 +6,6 @@ request does no work for it.
 
 from __future__ import annotations
 
-import time
 import typing as t
 import weakref
 from bisect import bisect_left
@@ -37,6 +36,7 @@ from ..snapshot import Histogram
 from ._metrics import Labels
 from ._metrics import Metric
 from ._metrics import METRICS
+from ._sdk import record
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -45,16 +45,11 @@ if t.TYPE_CHECKING:
 
 __all__ = ["instrument"]
 
-#: Recordings between which other threads and greenlets may run.
-_AT_A_TIME = 500
-
 
 def instrument(
     db: ScopedSession[t.Any],
     app: Flask,
     meter_provider: MeterProvider | None = None,
-    *,
-    histograms: bool = True,
 ) -> None:
     """Report the pools and sessions of an application to OpenTelemetry.
 
@@ -65,9 +60,6 @@ def instrument(
     :param db: The extension.
     :param app: The application, or ``current_app`` where there is one.
     :param meter_provider: ``None`` for the global one.
-    :param histograms: Whether histograms are reported, too. Each of their values costs
-        5 to 7 µs, because the SDK takes one at a time. Without them, the cost does not
-        grow with the requests.
     :raises AppNotInitialized: ``db.init_app(app)`` was not called.
     :raises ConfigError: ``SCOPEDSESSION_TRACKING`` is off, so that nothing is known.
     """
@@ -83,7 +75,7 @@ def instrument(
     if instruments is None:
         provider = meter_provider or get_meter_provider()
         instruments = _instruments[key] = _Instruments(provider)
-    instruments.add(app, histograms)
+    instruments.add(app)
 
 
 class _Recorded:
@@ -101,7 +93,10 @@ class _Instruments:
         from .. import __version__
 
         # Weak, since a meter provider lives as long as its process.
-        self._apps: list[tuple[weakref.ref[Flask], _Recorded | None]] = []
+        self._apps: list[tuple[weakref.ref[Flask], _Recorded]] = []
+        self._found: list[tuple[str, WorkerSnapshot]] = []
+        #: The metrics that were read from these snapshots.
+        self._observed = {metric.name for metric in METRICS}
         meter = provider.get_meter("flask_scopedsession", __version__)
         self._histograms = [
             (
@@ -129,28 +124,33 @@ class _Instruments:
                     metric.description,
                 )
 
-    def add(self, app: Flask, histograms: bool) -> None:
+    def add(self, app: Flask) -> None:
         """Report an application, too."""
         if all(known() is not app for known, _ in self._apps):
-            recorded = _Recorded() if histograms else None
-            self._apps.append((weakref.ref(app), recorded))
+            self._apps.append((weakref.ref(app), _Recorded()))
 
     def _observer(
         self, metric: Metric
     ) -> t.Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            found: list[tuple[str, WorkerSnapshot]] = []
-            for known, recorded in list(self._apps):
-                app = known()
-                if app is not None:
-                    worker = of(app).live.worker()
-                    if recorded is not None:
-                        self._record(app.name, worker, recorded)
-                    found.append((app.name, worker))
-            for labels, value in metric.total(found).items():
+            if metric.name in self._observed:
+                self._look()  # another collection
+            self._observed.add(metric.name)
+            for labels, value in metric.total(self._found).items():
                 yield Observation(t.cast(int, value), dict(labels))
 
         return observe
+
+    def _look(self) -> None:
+        """Take snapshots for one collection, and record their histograms."""
+        self._observed.clear()
+        self._found = []
+        for known, recorded in list(self._apps):
+            app = known()
+            if app is not None:
+                worker = of(app).live.worker()
+                self._record(app.name, worker, recorded)
+                self._found.append((app.name, worker))
 
     def _record(self, app: str, worker: WorkerSnapshot, recorded: _Recorded) -> None:
         """Record what is new in the histograms.
@@ -169,10 +169,7 @@ class _Instruments:
                 recorded.histograms[metric.name, labels] = found
                 attributes = dict(labels)
                 for value, times in _new(found, before, metric.bounds):
-                    for number in range(times):
-                        instrument.record(value, attributes)
-                        if number % _AT_A_TIME == _AT_A_TIME - 1:
-                            time.sleep(0)
+                    record(instrument, value, times, attributes)
 
 
 def _new(

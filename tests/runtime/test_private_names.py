@@ -42,7 +42,10 @@ from flask_scopedsession._runtime import native
 from flask_scopedsession.errors import SessionRemoved
 
 PACKAGE = Path(flask_scopedsession.__file__).parent
+SDK = PACKAGE / "metrics" / "_sdk.py"
 DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
+
+PRIVATE = re.compile(r"_[a-z]\w*")
 
 #: Names with an underscore that are documented.
 DOCUMENTED = {
@@ -94,17 +97,26 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 def test_the_list_is_complete() -> None:
     """Every private name of another package is in the table, and nothing else."""
-    trees = [ast.parse(each.read_text()) for each in PACKAGE.rglob("*.py")]
-    private = re.compile(r"_[a-z]\w*")
+    modules = [each for each in PACKAGE.rglob("*.py") if each != SDK]
+    trees = [ast.parse(each.read_text()) for each in modules]
     read = {name for tree in trees for name in underscored(tree)}
     own = {name for tree in trees for name in defined(tree)}
-    foreign = {name for name in read - own - DOCUMENTED if private.fullmatch(name)}
+    foreign = {name for name in read - own - DOCUMENTED if PRIVATE.fullmatch(name)}
     # What the name of an entry in another's dict begins with.
     foreign = {name for name in foreign if not name.startswith("_scopedsession")}
     foreign -= {"_thread"}  # a documented module
     names = {name for name, _ in listed()}
     assert foreign <= names
     assert {name for name in names if name.startswith("_")} <= read | own
+
+
+def test_the_list_of_opentelemetry_is_complete() -> None:
+    """In the paragraph below the table; ``metrics/test_sdk.py`` tests each name."""
+    tree = ast.parse(SDK.read_text())
+    foreign = {*filter(PRIVATE.fullmatch, underscored(tree))} - {*defined(tree)}
+    paragraph = DESIGN.read_text().partition("The optional metrics")[2]
+    paragraph = paragraph.partition("\n\n")[0]
+    assert foreign == set(re.findall(r"`(_\w+)`", paragraph))
 
 
 def test_the_list_is_short_and_each_name_has_a_test() -> None:
