@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,7 +122,7 @@ def test_a_slow_statement(
     live_env["FLASK_SQLALCHEMY_DATABASE_URI"] = pg_url
     group = prefork()
     guilty = group.visit_all("/ok")[0]
-    group.send("/slow?seconds=8", on=guilty)
+    group.send("/slow?seconds=300", on=guilty)
     place = f"live_app.py:{line_of('db.session.execute', 'slow')} slow"
     said = rf"1× slow {re.escape(place)}, held .*, running a statement for [\d.]+ m?s"
     wait_until(lambda: re.search(said, pool_status(run_cli)), what="the statement")
@@ -166,13 +168,22 @@ def test_a_pool_too_small_for_the_traffic(
     small(live_env, 1)
     group = prefork(threads=6)
     guilty = group.visit_all("/ok")[0]
-    asked = group.send_many("/hold?seconds=0.03", 120, on=guilty)
-    wait_until(
-        lambda: re.search(r"\d× hold .*longest [\d.]+ m?s", pool_status(run_cli)),
-        what="waiters",
-    )
-    for each in asked:
-        assert each.result(30).status == 200
+    seen = threading.Event()
+
+    def visit(_: int) -> None:
+        while not seen.is_set():
+            assert group.get("/hold?seconds=0.03", on=guilty).status == 200
+
+    with ThreadPoolExecutor(10) as visitors:
+        visits = visitors.map(visit, range(10))
+        try:
+            wait_until(
+                lambda: re.search(r"\d× hold .*longest [\d.]+", pool_status(run_cli)),
+                what="waiters",
+            )
+        finally:
+            seen.set()
+        list(visits)
     shown = pool_status(run_cli)
     assert "Waiting for a connection" not in shown
     assert re.search(
