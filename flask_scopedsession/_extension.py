@@ -366,7 +366,11 @@ class ScopedSession(WithHints, t.Generic[S]):
         ``repeated``, each with its ``text``, ``times`` and ``at``. It counts the
         statements of the block's own thread and of async views, to all databases of
         all applications of this extension; not those of other threads. It needs no
-        application context, and works without tracking.
+        application context, and works without tracking. ::
+
+            with db.count_statements() as sent:
+                db.session.scalars(select(Flight)).all()
+            assert len(sent) == 1
 
         :param at_most: Raise an error at the end of the block if there are more.
         :raises TooManyStatements: There are. It is also an :exc:`AssertionError`.
@@ -483,7 +487,10 @@ class ScopedSession(WithHints, t.Generic[S]):
     def reflect(self, bind: BindNames = None, *, bind_key: BindNames = ALL) -> None:
         """Load the definitions of tables that no model has from the databases.
 
-        They are then in :attr:`metadatas`.
+        They are then in :attr:`metadatas`::
+
+            db.reflect()
+            flight = db.metadatas[None].tables["flight"]
 
         :param bind: Those of one bind, or of several; ``None`` for all.
         :param bind_key: The same as Flask-SQLAlchemy has it: ``None`` for the default
@@ -573,6 +580,10 @@ class ScopedSession(WithHints, t.Generic[S]):
         self, statement: t.Any, *, description: str | None = None
     ) -> t.Any:
         """Return the first item of a statement, or abort with 404 Not Found.
+
+        The flight that was added first::
+
+            db.first_or_404(select(Flight).order_by(Flight.id))
 
         :param statement: Selects an entity or a value, which is returned, or several
             things, for a row of them. A limit is not added.
@@ -799,6 +810,10 @@ class ScopedSession(WithHints, t.Generic[S]):
 
     def ping(self, bind: str | None = None, timeout: float = 5.0) -> float:
         """Test one connection, made outside the pool as the engine makes them.
+
+        In a health check of your own::
+
+            seconds = db.ping(timeout=1)
 
         :param bind: ``None`` for the default bind.
         :param timeout: Seconds to wait for the answer.

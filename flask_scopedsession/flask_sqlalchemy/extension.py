@@ -438,6 +438,11 @@ class SQLAlchemy(ScopedSession[Session]):
     def reflect(self, bind_key: _BindKeys = "__all__") -> None:  # type: ignore[override]
         """Load the definitions of tables that no model has.
 
+        They are then in :attr:`metadatas`::
+
+            db.reflect()
+            table = db.metadata.tables["flight"]
+
         :param bind_key: Those of one bind, or of a list of binds; ``None`` is the
             default one, and ``"__all__"`` all of them.
         :raises UnknownBindKey: No such bind is configured.
@@ -505,6 +510,10 @@ class SQLAlchemy(ScopedSession[Session]):
     ) -> sa_orm.RelationshipProperty[t.Any]:
         """Return ``relationship()`` with :attr:`Query` for its dynamic queries.
 
+        In a model::
+
+            orders = db.relationship("Order", lazy="dynamic")
+
         :param args: For :func:`sqlalchemy.orm.relationship`.
         :param kwargs: For :func:`sqlalchemy.orm.relationship`.
         """
@@ -515,6 +524,10 @@ class SQLAlchemy(ScopedSession[Session]):
         self, argument: t.Any, **kwargs: t.Any
     ) -> sa_orm.RelationshipProperty[t.Any]:
         """Return ``dynamic_loader()`` with :attr:`Query` for its queries.
+
+        In a model::
+
+            orders = db.dynamic_loader("Order")
 
         :param argument: The model, or its name.
         :param kwargs: For :func:`sqlalchemy.orm.dynamic_loader`.

@@ -18,6 +18,11 @@ _PER_PAGE = 20
 class Pagination(views.Pagination[t.Any]):
     """One page. Subclasses say where the rows come from.
 
+    ``db.paginate()`` and ``Query.paginate()`` return it::
+
+        page = db.paginate(db.select(Flight).order_by(Flight.id), per_page=10)
+        numbers = [flight.number for flight in page.items]
+
     :param page: Its number, from 1. ``None``: what the URL's ``page`` says, or 1.
     :param per_page: How many rows. ``None``: what the URL's ``per_page`` says, or 20.
     :param max_per_page: How many at most, whoever asks. ``None``: any number.

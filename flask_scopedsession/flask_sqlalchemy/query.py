@@ -30,6 +30,10 @@ class Query(orm.Query[_T]):
     def first_or_404(self, description: str | None = None) -> _T:
         """Return the first row, or abort with 404.
 
+        The flight that was added first::
+
+            Flight.query.order_by(Flight.id).first_or_404()
+
         :param description: What the error page says.
         """
         found = self.first()

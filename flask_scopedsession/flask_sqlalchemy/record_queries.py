@@ -39,7 +39,12 @@ class _QueryInfo:
 
 
 def get_recorded_queries() -> list[_QueryInfo]:
-    """Return the statements that the current application context has executed."""
+    """Return the statements that the current application context has executed.
+
+    With ``SQLALCHEMY_RECORD_QUERIES``, the slow ones of a request::
+
+        [each.statement for each in get_recorded_queries() if each.duration > 0.1]
+    """
     found: list[_QueryInfo] = g.get(_RECORDED, [])
     return found
 

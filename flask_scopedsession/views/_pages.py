@@ -19,7 +19,10 @@ class Pagination(t.Generic[T]):
     """One page of a statement's items. Iterating over it iterates over the items.
 
     :meth:`.ScopedSession.paginate` returns it. The attributes are those of
-    Flask-SQLAlchemy's class.
+    Flask-SQLAlchemy's class::
+
+        page = db.paginate(select(Flight).order_by(Flight.id), per_page=10)
+        [flight.number for flight in page], page.total, page.has_next
 
     :param session: Executes the statement.
     :param statement: This and the others are the arguments of
@@ -109,6 +112,12 @@ class Pagination(t.Generic[T]):
 
     def prev(self, *, error_out: bool = False) -> Pagination[T]:
         """Return the page before this one.
+
+        For a reader who pages backwards::
+
+            flights = select(Flight).order_by(Flight.id)
+            last = db.paginate(flights, page=2, per_page=1)
+            last.prev().items
 
         :param error_out: Abort with 404 if there is none.
         """

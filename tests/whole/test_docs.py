@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import pickle
 import re
 import shlex
@@ -33,7 +34,10 @@ import pytest_scopedsession
 from flask_scopedsession import cli
 from flask_scopedsession import errors
 from flask_scopedsession import ScopedSession
+from flask_scopedsession import snapshot
+from flask_scopedsession.flask_sqlalchemy import SQLAlchemy
 from flask_scopedsession.flask_sqlalchemy.extension import UnknownBindKey
+from flask_scopedsession.flask_sqlalchemy.record_queries import get_recorded_queries
 from flask_scopedsession.metrics.command import pool_metrics
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -96,6 +100,7 @@ app.test_request_context().push()
 SEQUELS = {
     "config.md": """
 from flask_scopedsession import ScopedSession
+from flask_scopedsession import snapshot
 ScopedSession(app)
 """,
     "troubleshooting.md": """
@@ -706,6 +711,63 @@ def test_every_argument_and_error_is_described(name):
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
         for error in raised(ast.parse(source).body[0]):
             assert f":raises {error}:" in text, f"{full_name} raises {error}"
+
+
+def docstring_examples():
+    """Return the examples in docstrings of public functions."""
+    found = {}
+    for name, what in API.items():
+        for function, described in own_functions(name, what).values():
+            text = inspect.getdoc(described)
+            examples = re.findall(r"::\n\n((?: {4}.*\n|\n)+)", f"{text}\n")
+            if examples:
+                key = f"{function.__module__}.{function.__qualname__}"
+                found[key] = textwrap.dedent("\n".join(examples))
+    return found
+
+
+EXAMPLES = docstring_examples()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_docstrings_run(name, flights, monkeypatch):
+    """In a context of the application of the page on the start, with two flights."""
+    monkeypatch.syspath_prepend(flights)
+    monkeypatch.delitem(sys.modules, "flights", raising=False)
+    names = {**vars(snapshot), **vars(import_module("flights")), "json": json}
+    app, db = names["create_app"]({"SCOPEDSESSION_CONTROL": False}), names["db"]
+    if name.startswith("flask_scopedsession.flask_sqlalchemy."):
+        app, db = Flask("dropped_in"), SQLAlchemy()
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+        app.config["SCOPEDSESSION_CONTROL"] = False
+        db.init_app(app)
+        names |= {"db": db, "Flight": a_model(db)}
+        names["get_recorded_queries"] = get_recorded_queries
+    with app.test_request_context():
+        db.create_all()
+        db.session.add_all([names["Flight"](number=number) for number in ("1", "2")])
+        db.session.commit()
+        names["text"] = json.dumps(db.workers().to_dict())
+        exec(EXAMPLES[name], names)
+    db.dispose(app)
+
+
+def a_model(db):
+    class Flight(db.Model):
+        id = db.Column(db.Integer, primary_key=True)
+        number = db.Column(db.String)
+
+    return Flight
+
+
+def test_every_public_function_has_an_example():
+    """In its docstring, or on a page."""
+    code = "\n".join(text for _, _, text in BLOCKS)
+    for name, what in API.items():
+        for full_name, (function, _) in own_functions(name, what).items():
+            on_a_page = rf"\b{full_name.rpartition('.')[2]}\b"
+            key = f"{function.__module__}.{function.__qualname__}"
+            assert key in EXAMPLES or re.search(on_a_page, code), full_name
 
 
 def test_the_plugin_is_documented():
