@@ -254,7 +254,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "SCOPEDSESSION_TRACKING": Key(
         *(boolean, True, "`bool`"),
-        "keep account of connections and sessions",
+        "keep track of connections and sessions",
     ),
     CONTROL: Key(
         *(boolean, None, "`bool`"),
