@@ -161,13 +161,13 @@ _AIMS = (
 _INSTRUCTIONS_AIM = 1.04
 
 _REMARKS = {
-    "W5": "By hand, the session is a local variable of the view, which is the least"
-    " that any access can cost. The baseline is a thread-local `scoped_session`.",
+    "W5": "By hand, the session is a local variable of the view: no access is cheaper."
+    " The baseline is a thread-local `scoped_session`.",
     "W6": "The application has all views of this benchmark. The extension object is"
-    " created before.",
+    " created beforehand.",
     "W7": "A process imports Flask, SQLAlchemy's ORM and the contestant. All modules"
-    " are compiled. The modules are those that a bare interpreter has not imported"
-    " yet.",
+    " are compiled. The last column counts the modules that a bare interpreter has"
+    " not imported yet.",
     "W8": "The growth of resident memory over {requests} requests, after as many that"
     " are not counted, and over 50 applications. Each application is created, serves a"
     " request, and is dropped without being disposed of.",
