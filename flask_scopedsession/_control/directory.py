@@ -200,7 +200,7 @@ def _check_length(directory: str) -> None:
     longest = os.path.join(directory, f"{'9' * 7}-{'f' * 8}.sock")
     if len(os.fsencode(longest)) > PATH_LIMIT:
         raise ControlError(
-            f"{directory} is too long for a unix socket (at most {PATH_LIMIT} bytes"
+            f"{directory} is too long for a Unix socket (at most {PATH_LIMIT} bytes"
             " with the file's name). Set SCOPEDSESSION_CONTROL_DIR to a shorter one"
             f" that belongs to uid {os.geteuid()}."
         )

@@ -192,7 +192,7 @@ def test_a_read_only_file_system_is_named() -> None:
 
 def test_a_path_too_long_for_a_socket_is_named(short_tmp: Path) -> None:
     message = failed(str(short_tmp / ("x" * 100)))
-    assert "too long for a unix socket" in message
+    assert "too long for a Unix socket" in message
     assert not (short_tmp / ("x" * 100)).exists()
 
 

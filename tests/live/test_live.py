@@ -335,7 +335,7 @@ def test_an_unsafe_directory_is_one_warning_and_the_command_says_why(
 
 @pytest.mark.parametrize(
     ("inside", "words"),
-    [("file/run", "Not a directory"), ("x" * 100, "too long for a unix socket")],
+    [("file/run", "Not a directory"), ("x" * 100, "too long for a Unix socket")],
 )
 def test_a_directory_that_cannot_be_is_one_warning_and_the_command_says_why(
     serving: MakeApp,

@@ -106,7 +106,7 @@ def a_database(
 
 @contextmanager
 def mariadb_server(parent: Path) -> Iterator[URL]:
-    """Start MariaDB on a unix socket, as the user who runs the tests."""
+    """Start MariaDB on a Unix socket, as the user who runs the tests."""
     install, serve = program("mariadb-install-db"), program("mariadbd")
     if not (install and serve):
         raise RuntimeError("mariadbd is not installed (Debian: mariadb-server)")
@@ -142,7 +142,7 @@ def _fresh_mariadb(server: URL) -> Iterator[URL]:
 
 @contextmanager
 def pgbouncer_server(parent: Path, server: URL, **settings: object) -> Iterator[URL]:
-    """Start PgBouncer in transaction mode, in front of PostgreSQL on a unix socket.
+    """Start PgBouncer in transaction mode, in front of PostgreSQL on a Unix socket.
 
     :param settings: More settings of its section ``[pgbouncer]``.
     """

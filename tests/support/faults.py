@@ -50,7 +50,7 @@ class FaultProxy:
 
     The port stays reserved while the proxy refuses connections.
 
-    :param target: The database's unix socket, or its host and port.
+    :param target: The database's Unix socket, or its host and port.
     """
 
     def __init__(self, target: Path | tuple[str, int]) -> None:

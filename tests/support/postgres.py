@@ -32,7 +32,7 @@ class Server:
 
     @property
     def socket(self) -> Path:
-        """The unix socket on which the server listens."""
+        """The Unix socket on which the server listens."""
         return Path(str(self.url.query["host"])) / ".s.PGSQL.5432"
 
     def set(self, **settings: object) -> None:
@@ -54,7 +54,7 @@ class Server:
 
 @contextmanager
 def brought_server(parent: Path, *, durable: bool = False) -> Iterator[Server]:
-    """Start PostgreSQL on a unix socket, and stop it at the end.
+    """Start PostgreSQL on a Unix socket, and stop it at the end.
 
     :param parent: The folder for its data. The path must be short, because the socket
         is in it. Other users must have access to it: PostgreSQL refuses to run as
