@@ -55,4 +55,5 @@ def proxy(database):
 @pytest.fixture
 def proxied(database, proxy):
     """The URL of the test's database, through the proxy."""
-    return database.url.set(host=proxy.host, port=proxy.port, query={})
+    url = database.url.difference_update_query(["host", "port", "unix_socket"])
+    return url.set(host=proxy.host, port=proxy.port)

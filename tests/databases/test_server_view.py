@@ -50,6 +50,7 @@ def stranger(url, name):
             user=url.username,
             database=url.database,
             program_name=name,
+            ssl_disabled=True,
         )
     try:
         yield connection
