@@ -878,12 +878,100 @@ CASES = {name: each for group in GROUPS for name, each in group.items()}
 # What runs them
 
 
+def new_engine(database: Any, begin: str | None) -> sa.Engine:
+    """Return a plain engine for the database, which begins as the application does."""
+    engine = sa.create_engine(database.url, **database.options)
+    if begin:
+
+        @sa.event.listens_for(engine, "begin")
+        def real_begin(connection: sa.Connection) -> None:
+            options = connection.get_execution_options()
+            if options.get("isolation_level") != "AUTOCOMMIT":
+                connection.exec_driver_sql(f"BEGIN {begin}")
+
+    return engine
+
+
+def prepare(engine: sa.Engine) -> None:
+    """Create the tables."""
+    if engine.dialect.name == "sqlite":
+        # No test here crashes the machine, so nothing needs to reach the disk.
+        @sa.event.listens_for(engine, "connect")
+        def do_not_sync(connection: Any, record: Any) -> None:
+            connection.execute("PRAGMA synchronous = OFF")
+
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+
+
+# Made once, because a statement keeps its cache key.
+TABLES = [person, Tag.__table__, Odd.__table__, links]
+EMPTY = [sa.delete(table) for table in reversed(TABLES)]
+READ = [select(table) for table in TABLES]
+KEYS = [{"id": 1}, {"id": 2}]
+FILL = [
+    (sa.insert(person), [{"id": 1, "name": "ed"}, {"id": 2, "name": "ann"}]),
+    (sa.insert(Tag.__table__), KEYS),
+    (sa.insert(Odd.__table__), KEYS),
+]
+
+
+def fill(engine: sa.Engine) -> None:
+    """Leave two rows in each table."""
+    with engine.begin() as connection:
+        for statement in EMPTY:
+            connection.execute(statement)
+        if engine.dialect.name == "postgresql":
+            # Keys come from a sequence, which these rows do not use.
+            connection.exec_driver_sql("ALTER SEQUENCE person_id_seq RESTART WITH 3")
+        for statement, rows in FILL:
+            connection.execute(statement, rows)
+
+
+class Truth:
+    """What plain SQLAlchemy leaves in the database."""
+
+    def __init__(self, database: Any, begin: str | None) -> None:
+        self.engine = new_engine(database, begin)
+        self.driver = None if begin else self.engine.dialect.driver
+        prepare(self.engine)
+
+    def rows(self) -> list[list[Any]]:
+        with self.engine.connect() as connection:
+            # Autoincremented keys go on after a rollback, except on SQLite.
+            return [
+                sorted(row[-1] for row in connection.execute(statement))
+                for statement in READ
+            ]
+
+    def really_lost(self, work: Callable[[Any], Any]) -> bool:
+        """Whether the rows depend on a ``commit()`` after the work."""
+        found = []
+        for last in (orm.Session.commit, orm.Session.close):
+            fill(self.engine)
+            with orm.Session(self.engine) as session:
+                work(session)
+                if (kept := session.info.get("kept")) is not None:
+                    kept.close()
+                if session.is_active:
+                    with suppress(sa.exc.InvalidRequestError):
+                        last(session)  # refused if the work has ended it by itself
+            found.append(self.rows())
+        return found[0] != found[1]
+
+    def lost(self, name: str) -> dict[str, int]:
+        """Return what is lost in a case, once it is sure that anything is."""
+        each = CASES[name]
+        lost = each.other.get(self.driver, each.lost)
+        assert self.really_lost(each.work) == bool(lost), "a wrong case"
+        return lost
+
+
 class Bench:
-    """One application, and the truth about its database."""
+    """One application."""
 
     def __init__(self, database: Any, label: str, folder: Any, **config: Any) -> None:
         self.label = label
-        self.begin = config.get("SCOPEDSESSION_SQLITE_BEGIN")
         self.db = ScopedSession(model_class=Base)
         self.app = Flask(label, root_path=str(folder), instance_path=str(folder))
         self.app.config.update(
@@ -896,28 +984,9 @@ class Bench:
         for name, each in CASES.items():
             view = self.view_of(each.work)
             self.app.add_url_rule(f"/{name}", endpoint=name, view_func=view)
-        self.plain = sa.create_engine(
-            database.url,
-            **database.options,
-            poolclass=sa.StaticPool
-            if database.url.database == ":memory:"
-            else sa.NullPool,
-        )
-        if self.begin:
-            sa.event.listen(self.plain, "begin", self.real_begin)
-        for engine in (self.plain, self.engine):
-            Base.metadata.drop_all(engine)
-            Base.metadata.create_all(engine)
-
-    @property
-    def engine(self) -> sa.Engine:
         with self.app.app_context():
-            return self.db.engine
-
-    def real_begin(self, connection: sa.Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql(f"BEGIN {self.begin}")
+            self.engine = self.db.engine
+        prepare(self.engine)
 
     def view_of(self, work: Callable[[Any], Any]) -> Callable[[], str]:
         def view() -> str:
@@ -928,49 +997,10 @@ class Bench:
 
         return view
 
-    def fill(self, engine: sa.Engine) -> None:
-        """Leave two rows in each table."""
-        with engine.begin() as connection:
-            for table in reversed(Base.metadata.sorted_tables):
-                connection.execute(table.delete())
-            if engine.dialect.name == "postgresql":
-                # Keys come from a sequence, which these rows do not use.
-                sequence = "ALTER SEQUENCE person_id_seq RESTART WITH 3"
-                connection.execute(text(sequence))
-            rows = [{"id": 1, "name": "ed"}, {"id": 2, "name": "ann"}]
-            connection.execute(person.insert(), rows)
-            keys = [{"id": 1}, {"id": 2}]
-            connection.execute(Tag.__table__.insert(), keys)
-            connection.execute(Odd.__table__.insert(), keys)
-
-    def rows(self) -> list[list[Any]]:
-        tables = [person, Tag.__table__, Odd.__table__, links]
-        with self.plain.connect() as connection:
-            # Autoincremented keys go on after a rollback, except on SQLite.
-            return [
-                sorted(tuple(row)[-1] for row in connection.execute(table.select()))
-                for table in tables
-            ]
-
-    def really_lost(self, work: Callable[[Any], Any]) -> bool:
-        """Whether the rows depend on a ``commit()`` after the work."""
-        found = []
-        for last in (orm.Session.commit, orm.Session.close):
-            self.fill(self.plain)
-            with orm.Session(self.plain) as session:
-                work(session)
-                if (kept := session.info.get("kept")) is not None:
-                    kept.close()
-                if session.is_active:
-                    with suppress(sa.exc.InvalidRequestError):
-                        last(session)  # refused if the work has ended it by itself
-            found.append(self.rows())
-        return found[0] != found[1]
-
     def visit(self, name: str, caplog: Any) -> tuple[Any, Any]:
         """Return what the snapshot and the log say that a view has lost."""
         caplog.clear()
-        self.fill(self.engine)
+        fill(self.engine)
         assert self.app.test_client().get(f"/{name}").status_code == 200
         if self.kept is not None:
             self.kept.close()
@@ -980,41 +1010,51 @@ class Bench:
             if getattr(record, "scopedsession_event", None) == "lost_work"
         ]
         with self.app.app_context():
-            lost = self.db.snapshot().lost_work
-            assert self.db.snapshot().sessions == ()
-        counted = [each.objects for each in lost if each.endpoint == name]
+            snapshot = self.db.snapshot()
+        assert snapshot.sessions == ()
+        counted = [each.objects for each in snapshot.lost_work if each.endpoint == name]
         return counted, logged
 
-    def check(self, name: str, caplog: Any) -> None:
-        each = CASES[name]
-        driver = None if self.begin else self.plain.dialect.driver
-        lost = each.other.get(driver, each.lost)
-        assert self.really_lost(each.work) == bool(lost), "a wrong case"
+    def check(self, name: str, lost: dict[str, int], caplog: Any) -> None:
         expected = [lost] if lost else []
         assert self.visit(name, caplog) == (expected, expected), self.label
-
-    def close(self) -> None:
-        self.db.dispose(self.app)
-        self.plain.dispose()
 
 
 @pytest.fixture(scope="module")
 def benches(database, tmp_path_factory):
-    """Applications with and without tracking, and on SQLite with a real BEGIN."""
-    variants = {"tracked": {}, "untracked": {"SCOPEDSESSION_TRACKING": False}}
-    if database.url.get_backend_name() == "sqlite":
-        begin = {"SCOPEDSESSION_SQLITE_BEGIN": "DEFERRED"}
-        variants |= {f"{name}, BEGIN": {**variants[name], **begin} for name in variants}
+    """Applications with and without tracking, and on SQLite with a real BEGIN.
+
+    Those that begin in the same way share the truth.
+    """
     folder = tmp_path_factory.mktemp("app")
-    made = [Bench(database, name, folder, **variants[name]) for name in variants]
+    made = {}
+    begins = [None]
+    if database.url.get_backend_name() == "sqlite":
+        begins.append("DEFERRED")
+    for begin in begins:
+        config = {"SCOPEDSESSION_SQLITE_BEGIN": begin} if begin else {}
+        made[Truth(database, begin)] = [
+            Bench(
+                database,
+                f"tracking={tracking}, {begin}",
+                folder,
+                SCOPEDSESSION_TRACKING=tracking,
+                **config,
+            )
+            for tracking in (True, False)
+        ]
     yield made
-    for each in made:
-        each.close()
+    for truth, applications in made.items():
+        for each in applications:
+            each.db.dispose(each.app)
+        truth.engine.dispose()
 
 
 def check(benches, name, caplog):
-    for bench in benches:
-        bench.check(name, caplog)
+    for truth, applications in benches.items():
+        lost = truth.lost(name)
+        for each in applications:
+            each.check(name, lost, caplog)
 
 
 @pytest.mark.parametrize("name", ALL)
