@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from databases import a_database
 from flask import Flask
 from sqlalchemy import event
 from sqlalchemy import func
@@ -22,6 +23,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy.orm import mapped_column
 from sqlalchemy.orm import relationship
 from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import Session
 from sqlalchemy.orm import undefer
 from werkzeug.exceptions import NotFound
 
@@ -114,32 +116,49 @@ class Small(Base):
     )
 
 
+@pytest.fixture(scope="module")
+def kept(
+    db_value: str, request: pytest.FixtureRequest, tmp_path_factory: Any
+) -> Iterator[dict[str, Any]]:
+    """The configuration with databases for all tests of this module.
+
+    They have ten authors with three books each, six chapters with two lines each, and
+    an entry. Tests leave them as they are.
+    """
+    folder = tmp_path_factory.mktemp("pages")
+    audit = sa.create_engine(f"sqlite:///{folder / 'audit.db'}")
+    with a_database(db_value, folder, request.getfixturevalue) as found:
+        engine = sa.create_engine(found.url, **found.options)
+        for base, bind in ((Base, engine), (AuditBase, audit)):
+            base.metadata.create_all(bind)
+        with Session(engine) as session, Session(audit) as audits:
+            for i in range(10):
+                books = [Book(title=f"{i}.{k}") for k in range(3)]
+                session.add(Author(name=f"author {i % 4}", books=books))
+                session.flush()
+            for i in range(6):
+                lines = [Line() for _ in range(2)]
+                session.add(Chapter(book_id=i // 2, number=i % 2, lines=lines))
+            audits.add(Entry(id=7))
+            session.commit()
+            audits.commit()
+        engine.dispose()
+        audit.dispose()
+        yield {
+            "SQLALCHEMY_DATABASE_URI": found.url,
+            "SQLALCHEMY_ENGINE_OPTIONS": found.options,
+            "SQLALCHEMY_BINDS": {"audit": audit.url},
+        }
+
+
 @pytest.fixture
 def db() -> ScopedSession[Any]:
     return ScopedSession(model_class=Base, binds={AuditBase: "audit"})
 
 
 @pytest.fixture
-def app(db: Any, database: Any, make_app: Callable[..., Flask]) -> Iterator[Flask]:
-    """Ten authors with three books each, and six chapters with two lines each."""
-    app = make_app(
-        db,
-        SQLALCHEMY_DATABASE_URI=database.url,
-        SQLALCHEMY_ENGINE_OPTIONS=database.options,
-        SQLALCHEMY_BINDS={"audit": "sqlite://"},
-    )
-    with app.app_context():
-        db.create_all()
-        for i in range(10):
-            books = [Book(title=f"{i}.{k}") for k in range(3)]
-            db.session.add(Author(name=f"author {i % 4}", books=books))
-            db.session.flush()
-        for i in range(6):
-            lines = [Line() for _ in range(2)]
-            db.session.add(Chapter(book_id=i // 2, number=i % 2, lines=lines))
-        db.session.add(Entry(id=7))
-        db.session.commit()
-    return app
+def app(db: Any, kept: Any, make_app: Callable[..., Flask]) -> Flask:
+    return make_app(db, **kept)
 
 
 @pytest.fixture
@@ -210,7 +229,10 @@ def test_a_key_that_no_row_can_have_is_not_found(
     with pytest.raises(NotFound):
         db.get_or_404(entity, ident)
     db.session.commit()
-    assert db.get_or_404(Tag, "kept").name == "kept"
+    tag = db.get_or_404(Tag, "kept")
+    assert tag.name == "kept"
+    db.session.delete(tag)
+    db.session.commit()
 
 
 @pytest.mark.usefixtures("context")
