@@ -8,6 +8,7 @@ signal's or a greenlet's exception can arrive.
 from __future__ import annotations
 
 import contextvars
+import functools
 import gc
 import itertools
 import linecache
@@ -41,6 +42,7 @@ EXCLUDED = {
     "QueuePool._do_return_conn",
     "FairQueue.put",
 }
+EXCLUDED_NAMES = {each.partition(".")[2] for each in EXCLUDED}
 
 
 #: Flask 3.2 collects the errors of teardowns.
@@ -53,8 +55,10 @@ class Killed(BaseException):
 
 def excluded(frame):
     """Whether a function is one that SQLAlchemy cannot lose."""
-    owner = frame.f_locals.get("self")
     name = frame.f_code.co_name
+    if name not in EXCLUDED_NAMES:  # nearly always, and at each event
+        return False
+    owner = frame.f_locals.get("self")
     return any(
         f"{class_.__name__}.{name}" in EXCLUDED
         and vars(class_).get(name) is not None
@@ -71,12 +75,19 @@ def about_to_call(frame):
 
 def notes_the_end_of_a_wait(frame):
     """Whether an exception here leaves a waiter, until its thread's next checkout."""
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return "account.waiting.pop(" in line
+    return pops_a_waiter(frame.f_code.co_filename, frame.f_lineno)
+
+
+@functools.cache
+def pops_a_waiter(filename, number):
+    return "account.waiting.pop(" in linecache.getline(filename, number)
 
 
 class Injector:
-    """Raises at one event of those that it counts, by its number or its place."""
+    """Raises at one event of those that it counts, by its number or its place.
+
+    At number 0 it raises nowhere, and notes all places.
+    """
 
     def __init__(self, error, at, lines):
         self.error = error
@@ -112,6 +123,8 @@ class Injector:
 
     def _count(self, frame):
         self.count += 1
+        if isinstance(self.at, int) and self.at not in (0, self.count):
+            return
         place = f"{frame.f_code.co_name}:{frame.f_lineno}"
         self.places.add(place)
         if self.at in (self.count, place):
@@ -160,9 +173,10 @@ def no_gc():
 def whole(db, shop):
     """Say what is wrong with the pool, or nothing."""
     with shop.app_context():
-        (pool,) = db.snapshot().pools
-        if pool.used or pool.pending or db.snapshot().sessions:
-            return f"{pool.used} out, {pool.pending} waiting, {db.snapshot().sessions}"
+        found = db.snapshot()
+        (pool,) = found.pools
+        if pool.used or pool.pending or found.sessions:
+            return f"{pool.used} out, {pool.pending} waiting, {found.sessions}"
         if application_of(shop).accounts["default"].waiting:
             return "somebody waits for ever"
         try:

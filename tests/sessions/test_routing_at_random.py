@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
@@ -135,20 +134,16 @@ def a_world(draw: Any) -> Models:
     return world
 
 
-@contextmanager
-def sent(db: ScopedSession) -> Iterator[set[str]]:
+def watch(db: ScopedSession) -> set[str]:
+    """Return a set to which the bind of each statement is added from now on."""
     seen: set[str] = set()
-    listeners = []
     for name, engine in db.engines.items():
 
         def note(*_: Any, name: str = name) -> None:
             seen.add(name)
 
         event.listen(engine, "before_cursor_execute", note)
-        listeners.append((engine, note))
-    yield seen
-    for engine, note in listeners:
-        event.remove(engine, "before_cursor_execute", note)
+    return seen
 
 
 def core(table: Table) -> Iterator[tuple[Any, Any]]:
@@ -253,29 +248,30 @@ def check_agreed(db: ScopedSession, world: Models) -> None:
                 secondaryjoin=right.__table__.c.id == table.c.right,
             )
             setattr(left, f"to_{table.name}", link)
+    seen = watch(db)
     for table in world.tables:
         for statement, parameters in core(table):
-            with sent(db) as seen:
-                db.session.execute(statement, parameters)
+            seen.clear()
+            db.session.execute(statement, parameters)
             assert seen == set(found[table.name]), (table.name, str(statement))
             db.session.rollback()
     for model in world.models:
         home = set(found[model.__table__.name])
         for statement, parameters in by_orm(model):
-            with sent(db) as seen:
-                db.session.execute(statement, parameters)
+            seen.clear()
+            db.session.execute(statement, parameters)
             assert seen == home, (model, str(statement))
             db.session.rollback()
-        with sent(db) as seen:
-            db.session.add(model())
+        seen.clear()
+        db.session.add(model())
+        db.session.flush()
+        db.session.expunge_all()
+        db.session.scalars(sa.select(model)).all()
+        db.session.query(model).first()
+        for link in sa.inspect(model).relationships:
+            getattr(one := model(), link.key).append(link.mapper.class_())
+            db.session.add(one)
             db.session.flush()
-            db.session.expunge_all()
-            db.session.scalars(sa.select(model)).all()
-            db.session.query(model).first()
-            for link in sa.inspect(model).relationships:
-                getattr(one := model(), link.key).append(link.mapper.class_())
-                db.session.add(one)
-                db.session.flush()
         assert seen == home, model
         db.session.rollback()
     db.drop_all()
