@@ -12,6 +12,7 @@ from functools import partial
 from time import perf_counter
 
 from ._control.server import SERVER
+from ._databases.ping import ping
 from ._live.worker import LiveView
 from ._pools.account import PoolAccount
 from ._pools.engine import dispose_all
@@ -48,6 +49,7 @@ from ._settings.keys import URI
 from ._settings.values import is_on
 from .errors import ConfigError
 from .errors import SetupError
+from .errors import UnknownBind
 
 if t.TYPE_CHECKING:
     from flask import Flask
@@ -255,6 +257,31 @@ class Application:
                 f" app {app.name!r} from what was configured then. Set it before"
                 " init_app()."
             )
+
+    def engine(self, bind: str, table: str | None = None) -> Engine:
+        """Return the engine of a bind.
+
+        :param table: What the bind is needed for.
+        :raises UnknownBind: No such bind is configured.
+        """
+        try:
+            return self.engines[bind]
+        except KeyError:
+            where = f", where the table {table!r} belongs" if table else ""
+            raise UnknownBind(
+                f"There is no bind {bind!r}{where}. Add it to SQLALCHEMY_BINDS."
+                f" Configured binds: {sorted(self.engines)}."
+            ) from None
+
+    def ping(self, bind: str, timeout: float) -> float:
+        """Return how many seconds a database took to answer on a new connection.
+
+        :param timeout: Seconds to wait for the answer.
+        :raises PingError: There is no answer.
+        :raises UnknownBind: No such bind is configured.
+        """
+        engine, account = self.engine(bind), self.accounts.get(bind)
+        return ping(self.settings.binds[bind], engine, account, timeout)
 
     def end_scopes_with_contexts(self, app: Flask) -> None:
         """End scopes with their contexts, and learn how requests were answered."""

@@ -22,7 +22,6 @@ from werkzeug.local import LocalProxy
 from ._application import Application
 from ._application import EXTENSION
 from ._control.server import SERVER
-from ._databases.ping import ping
 from ._pools.counting import count_also
 from ._pools.counting import StatementCount
 from ._pools.engine import dispose_all
@@ -56,7 +55,6 @@ from .errors import AppNotInitialized
 from .errors import ConfigError
 from .errors import OutsideContext
 from .errors import SetupError
-from .errors import UnknownBind
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -277,7 +275,7 @@ class ScopedSession(WithHints, t.Generic[S]):
         """
         if bind is None or bind == DEFAULT_BIND:
             return self.session()
-        engine = self._engine(self._databases("get_session()"), bind)
+        engine = self._databases("get_session()").engine(bind)
         return t.cast(S, self._registry.bound_to(bind, engine))
 
     @property
@@ -406,7 +404,7 @@ class ScopedSession(WithHints, t.Generic[S]):
 
         :raises ConfigError: Another database was configured after :meth:`init_app`.
         """
-        return self._engine(self._databases("engine"), DEFAULT_BIND)
+        return self._databases("engine").engine(DEFAULT_BIND)
 
     def get_engine(self, bind: str | None = None) -> Engine:
         """Return one of the current app's engines.
@@ -415,20 +413,7 @@ class ScopedSession(WithHints, t.Generic[S]):
         :raises ConfigError: Another database was configured after :meth:`init_app`.
         :raises UnknownBind: No such bind is configured.
         """
-        return self._engine(self._databases("get_engine()"), bind or DEFAULT_BIND)
-
-    @staticmethod
-    def _engine(
-        application: Application, bind: str, table: str | None = None
-    ) -> Engine:
-        try:
-            return application.engines[bind]
-        except KeyError:
-            where = f", where the table {table!r} belongs" if table else ""
-            raise UnknownBind(
-                f"There is no bind {bind!r}{where}. Add it to SQLALCHEMY_BINDS."
-                f" Configured binds: {sorted(application.engines)}."
-            ) from None
+        return self._databases("get_engine()").engine(bind or DEFAULT_BIND)
 
     # -- models ----------------------------------------------------------------
 
@@ -509,7 +494,7 @@ class ScopedSession(WithHints, t.Generic[S]):
         application = self._databases(what)
         names = self._names(application, bind, bind_key)
         return [
-            (metadata, self._engine(application, name, tables[0].key), tables)
+            (metadata, application.engine(name, tables[0].key), tables)
             for metadata, name, tables in self._models.tables()
             if names is None or name in names
         ]
@@ -531,7 +516,7 @@ class ScopedSession(WithHints, t.Generic[S]):
             raise ConfigError("bind must be a bind's name, or a list of names.")
         names = [DEFAULT_BIND if name is None else name for name in given]
         for name in names:
-            self._engine(application, name)
+            application.engine(name)
         return names
 
     # -- what views use --------------------------------------------------------
@@ -821,12 +806,10 @@ class ScopedSession(WithHints, t.Generic[S]):
         :raises PingError: The database did not answer, or its SQLite file is missing
             (it is not created); the message says why.
         :raises UnknownBind: No such bind is configured.
+        :raises ConfigError: `timeout` is not a number of seconds.
         """
-        application = self._databases("ping()")
-        name = bind or DEFAULT_BIND
-        engine = self._engine(application, name)
-        settings, account = application.settings, application.accounts.get(name)
-        return ping(settings.binds[name], engine, account, timeout)
+        timeout = seconds("ping(timeout=...)", timeout, least=0.001)
+        return self._databases("ping()").ping(bind or DEFAULT_BIND, timeout)
 
     def dispose(self, app: Flask | None = None) -> None:
         """Close an app's engines and control socket.

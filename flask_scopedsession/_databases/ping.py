@@ -16,7 +16,6 @@ from .._settings.urls import in_memory
 from .._settings.urls import is_sqlite
 from .._settings.urls import is_sqlite_uri
 from .._settings.urls import safe_url
-from .._settings.values import seconds
 from ..errors import PingError
 
 if t.TYPE_CHECKING:
@@ -69,9 +68,7 @@ def ping(
     :param wait: Seconds to wait for the answer.
     :return: Seconds from connecting to the answer.
     :raises PingError: No answer; the message says why, without the URL.
-    :raises ConfigError: `wait` is not a number of seconds.
     """
-    wait = seconds("ping(timeout=...)", wait, least=0.001)
     if _would_create_file(engine.url, bind.options):
         path = safe_url(engine.url).database
         raise PingError(

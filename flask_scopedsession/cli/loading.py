@@ -7,19 +7,21 @@ import re
 import traceback
 import typing as t
 from collections.abc import Callable
-from collections.abc import Mapping
+from functools import partial
 
 import click
 from flask.cli import NoAppException
 from flask.cli import ScriptInfo
 
+from .._application import of
 from .._format import some
 from ..errors import ScopedSessionError
+from ..errors import SetupError
 
 if t.TYPE_CHECKING:
     from flask import Flask
-    from sqlalchemy import Engine
 
+    from .._application import Application
     from ..snapshot import Survey
 
 
@@ -30,23 +32,6 @@ _PATIENCE = 0.5
 _LOADING = (__name__, "flask.cli")
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-
-
-class Extension(t.Protocol):
-    """What the commands use of ``app.extensions["scopedsession"]``."""
-
-    @property
-    def engines(self) -> Mapping[str, Engine]:
-        """The current app's engines, by bind."""
-        ...
-
-    def workers(self, timeout: float) -> Survey:
-        """Ask every live worker, each for at most `timeout` seconds."""
-        ...
-
-    def ping(self, bind: str | None, timeout: float) -> float:
-        """Return the seconds that a database took to answer."""
-        ...
 
 
 def inquirer(
@@ -70,17 +55,9 @@ def inquirer(
             return survey
 
         return ask_directory
-    from .._application import of
-
-    app = load_app(ctx)
-    db = extension_of(app)
-    refuse_unknown(bind, of(app).all_engines)
-
-    def ask() -> Survey:
-        with app.app_context():
-            return db.workers(timeout)
-
-    return ask
+    application = application_of(load_app(ctx))
+    refuse_unknown(bind, application.all_engines)
+    return partial(application.live.survey, timeout)
 
 
 def refuse_unknown(bind: str | None, known: t.Collection[str]) -> None:
@@ -157,15 +134,12 @@ def _hint(ctx: click.Context) -> str:
     return how + place + "".join(found)
 
 
-def extension_of(app: Flask) -> Extension:
-    """Return the extension of an application.
+def application_of(app: Flask) -> Application:
+    """Return what an application owns.
 
-    :raises click.ClickException: It has none.
+    :raises click.ClickException: It does not use this extension.
     """
-    db: Extension | None = app.extensions.get("scopedsession")
-    if db is None:
-        raise click.ClickException(
-            f"The app {app.name!r} does not use Flask-ScopedSession. Call"
-            " db.init_app(app) in its factory."
-        )
-    return db
+    try:
+        return of(app)
+    except SetupError as error:
+        raise click.ClickException(str(error)) from None

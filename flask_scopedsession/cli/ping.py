@@ -11,8 +11,7 @@ from ..errors import ConfigError
 from ..errors import PingError
 from .check import EXIT_CRITICAL
 from .check import EXIT_OK
-from .loading import Extension
-from .loading import extension_of
+from .loading import application_of
 from .loading import load_app
 from .loading import refuse_unknown
 from .options import BIND
@@ -21,6 +20,7 @@ from .options import PING_HELP
 from .options import WAIT
 
 if t.TYPE_CHECKING:
+    from .._application import Application
     from .._databases.ping import PingResult
 
 
@@ -45,14 +45,15 @@ def db_ping(
 ) -> None:
     """Test every database with a connection of its own."""
     app = load_app(ctx)
-    db = extension_of(app)
+    application = application_of(app)
+    try:
+        application.check_unchanged()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    refuse_unknown(bind, application.engines)
+    names = application.engines if bind is None else (bind,)
     with app.app_context():
-        try:
-            refuse_unknown(bind, db.engines)
-        except ConfigError as error:
-            raise click.ClickException(str(error)) from None
-        names = db.engines if bind is None else (bind,)
-        results = [_ping(db, name, timeout) for name in names]
+        results = [_ping(application, name, timeout) for name in names]
     if as_json:
         from ..snapshot import SCHEMA
 
@@ -66,15 +67,15 @@ def db_ping(
     ctx.exit(EXIT_CRITICAL if failed else EXIT_OK)
 
 
-def _ping(db: Extension, name: str, timeout: float) -> PingResult:
+def _ping(application: Application, name: str, timeout: float) -> PingResult:
     from .._databases.ping import PingResult
     from .._databases.ping import server_version
     from .._settings.urls import safe_url
 
-    engine = db.engines[name]
+    engine = application.engines[name]
     url = safe_url(engine.url)
     try:
-        latency = db.ping(name, timeout)
+        latency = application.ping(name, timeout)
     except PingError as error:
         return PingResult(name, url, None, None, str(error))
     return PingResult(name, url, round(latency, 6), server_version(engine), None)

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import click
 
-from .._application import of
 from .check import check
 from .check import EXIT_INTERRUPTED
+from .loading import application_of
 from .loading import inquirer
 from .loading import load_app
 from .options import POOL_HELP
@@ -166,7 +166,7 @@ def _server_inquirer(
     from .._databases.comparison import view_servers
 
     app = load_app(ctx)
-    application = of(app)
+    application = application_of(app)
 
     def ask(survey: Survey, since: float) -> tuple[ServerView, ...]:
         with app.app_context():

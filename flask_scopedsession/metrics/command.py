@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from .._application import of
-from ..cli.loading import extension_of
+from ..cli.loading import application_of
 from ..cli.loading import load_app
 from ..errors import ControlError
 
@@ -60,8 +59,7 @@ def pool_metrics(ctx: click.Context, /, listen: tuple[str, int]) -> None:
         raise click.ClickException(
             f"{error}. pip install Flask-ScopedSession[prometheus]"
         ) from None
-    extension_of(app)  # an error if it has none
-    application = of(app)
+    application = application_of(app)
 
     class AllWorkers(Collector):
         def describe(self) -> Iterable[Family]:

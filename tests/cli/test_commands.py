@@ -30,6 +30,7 @@ from environment import child_environ
 from environment import WORKERS
 from flask import Flask
 from flask.cli import FlaskGroup
+from inside import LiveView
 from inside import Refresh
 from readings import a_full_pool
 from readings import a_last_worker
@@ -85,12 +86,12 @@ def invoke(flask_app: Flask) -> Invoke:
 
 
 @pytest.fixture
-def surveyed(monkeypatch: pytest.MonkeyPatch, db: ScopedSession) -> Callable[..., None]:
+def surveyed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the survey that the commands get."""
 
     def see(*workers: Any, **changes: Any) -> None:
         survey = a_survey(*workers, **changes)
-        monkeypatch.setattr(ScopedSession, "workers", lambda *_: survey)
+        monkeypatch.setattr(LiveView, "survey", lambda *_: survey)
 
     return see
 
@@ -387,14 +388,14 @@ def test_timeout(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """--timeout is how long each worker is asked."""
     seen: list[float] = []
 
-    def workers(_: ScopedSession, timeout: float) -> Survey:
+    def survey(_: LiveView, timeout: float) -> Survey:
         seen.append(timeout)
         return a_survey()
 
-    monkeypatch.setattr(ScopedSession, "workers", workers)
+    monkeypatch.setattr(LiveView, "survey", survey)
     invoke("pool-status")
-    invoke("pool-status", "--timeout", "0.5")
-    assert seen == [2.0, 0.5]
+    invoke("pool-status", "--timeout", "0.0001")
+    assert seen == [2.0, 0.0001]
 
 
 # Check

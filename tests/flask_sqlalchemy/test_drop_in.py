@@ -7,7 +7,9 @@ what those do not ask for.
 from __future__ import annotations
 
 import gc
+import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -792,6 +794,22 @@ def test_the_shell_has_the_models(shop: Shop, context: None) -> None:
 def test_names_of_version_2_say_where_they_are_now() -> None:
     with pytest.raises(ImportError, match=r"flask_sqlalchemy\.query\.Query"):
         from flask_scopedsession.flask_sqlalchemy import BaseQuery  # noqa: F401
+
+
+# Commands
+
+
+@pytest.mark.parametrize("bind", ["default", "log"])
+def test_db_ping_knows_the_binds_by_name(shop: Shop, bind: str) -> None:
+    """The default one, too, whose key is ``None`` here."""
+    invoke = shop.app.test_cli_runner().invoke
+    pings = json.loads(invoke(args=["db-ping", "--json"]).output)["pings"]
+    assert [each["bind"] for each in pings] == ["default", "log"]
+    result = invoke(args=["db-ping", "--bind", bind])
+    assert result.exit_code == 0
+    assert re.search(rf"^{bind} .*sqlite", result.output, re.MULTILINE)
+    result = invoke(args=["db-ping", "--bind", "audit"])
+    assert "There is no bind 'audit'. Binds: default, log." in result.output
 
 
 # The name flask_sqlalchemy

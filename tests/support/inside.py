@@ -19,6 +19,7 @@ from flask_scopedsession._format import duration
 from flask_scopedsession._format import some
 from flask_scopedsession._format import sql_shown
 from flask_scopedsession._live import reader
+from flask_scopedsession._live.worker import LiveView
 from flask_scopedsession._pools import fair_queue
 from flask_scopedsession._pools import tracked_pool
 from flask_scopedsession._pools.naming import process_name
@@ -55,6 +56,7 @@ __all__ = [
     "SLOT",
     "ConnectionLimit",
     "History",
+    "LiveView",
     "LockWait",
     "PingResult",
     "Place",
