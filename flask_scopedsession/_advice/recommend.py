@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,9 +38,6 @@ _RARE = 1e-6
 #: The least pool_timeout in seconds, and the most if no server's timeout is known.
 _PATIENCE, _IMPATIENCE = 5.0, 10.0
 
-#: Returns how many connections a database's server accepts; ``None``: unknown.
-Limit = Callable[[DatabaseURL], "int | None"]
-
 #: The pools of one bind, each with its worker.
 Pools = Sequence[tuple[WorkerSnapshot, PoolSnapshot]]
 
@@ -49,12 +45,12 @@ Pools = Sequence[tuple[WorkerSnapshot, PoolSnapshot]]
 def advise(
     survey: Survey,
     aims: Aims,
-    limit: Limit = lambda _: None,
+    limit: int | None = None,
     bind: str | None = None,
 ) -> Report:
     """Return what the pools of the live workers should be.
 
-    :param limit: Returns how many connections the server of a database accepts.
+    :param limit: How many connections each database server accepts, if known.
     :param bind: Report only this bind. The totals of its server include the others.
     """
     grouped: dict[tuple[str, DatabaseURL], list[tuple[WorkerSnapshot, PoolSnapshot]]]
@@ -199,7 +195,7 @@ def _pool_timeout(longest: float, worker_timeout: float | None) -> int:
 
 
 def _servers(
-    advice: Sequence[Advice], silent: int, limit: Limit
+    advice: Sequence[Advice], silent: int, limit: int | None
 ) -> tuple[ServerTotal, ...]:
     """Return the worst case of each server, whose limit all its databases share."""
     grouped: dict[str, list[Advice]] = {}
@@ -218,7 +214,7 @@ def _server(url: DatabaseURL) -> str:
 
 
 def _server_total(
-    server: str, members: Sequence[Advice], silent: int, limit: Limit
+    server: str, members: Sequence[Advice], silent: int, limit: int | None
 ) -> ServerTotal:
     after = [one.recommended.max if one.recommended else one.max for one in members]
     total = ServerTotal(
@@ -228,7 +224,7 @@ def _server_total(
         now=_worst_case(members, [one.max for one in members], silent),
         advised=_worst_case(members, after, silent),
         has_advice=any(one.recommended for one in members),
-        limit=limit(members[0].url),
+        limit=limit,
         warnings=(),
     )
     return replace(total, warnings=tuple(over_limit(total)))

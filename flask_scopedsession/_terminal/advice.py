@@ -19,7 +19,7 @@ if t.TYPE_CHECKING:
     from .._advice.report import Report
     from .._advice.report import ServerTotal
 
-_SETTINGS: tuple[str, ...] = ("pool_size", "max_overflow", "pool_timeout")
+_SETTINGS = ("pool_size", "max_overflow", "pool_timeout")
 
 #: The query for a server's limit, by the name of its dialect.
 _ASK = {
@@ -97,8 +97,7 @@ def _recommended(page: Page, bind: str, found: Recommended) -> None:
 
 def values_of(found: Recommended) -> dict[str, int]:
     """Return the recommended settings by name."""
-    values = (found.pool_size, found.max_overflow, found.pool_timeout)
-    return dict(zip(_SETTINGS, values, strict=True))
+    return {name: getattr(found, name) for name in _SETTINGS}
 
 
 def lines_to_paste(bind: str, found: Recommended) -> list[str]:

@@ -97,7 +97,7 @@ def _longest_wait(pools: Iterable[PoolSnapshot], completed: Histogram) -> float:
 
 
 def _views(page: Page, pools: Iterable[PoolSnapshot]) -> None:
-    views = [view for view in merged_views(pools) if view.share_60s][:_VIEWS]
+    views = [view for view in _merged_views(pools) if view.share_60s][:_VIEWS]
     if views:
         shares = [f"{view.share_60s or 0:.0%} {label(view)}" for view in views]
         page.parts(["Hold time by view:", *commas(shares)], indent=2)
@@ -158,8 +158,7 @@ def _size(page: Page, survey: Survey, bind: str) -> None:
 
 def measurements(page: Page, survey: Survey) -> None:
     """Add the tables of ``--verbose``: durations, peaks and views."""
-    grouped = by_bind(survey)
-    found = [each for pools in grouped.values() for each in pools]
+    found = [each for pools in by_bind(survey).values() for each in pools]
     if not found:
         return
     page.title("Durations, in the last minute and since the start")
@@ -169,11 +168,7 @@ def measurements(page: Page, survey: Survey) -> None:
     )
     page.title("Highest numbers at a time, and connections opened and invalidated")
     page.table(_PEAKS, [_peak_row(worker, pool) for worker, pool in found])
-    views = [
-        view_row(view, bind)
-        for bind, pools in grouped.items()
-        for view in merged_views(pool for _, pool in pools)
-    ]
+    views = view_rows(survey)
     if views:
         page.title("Views, by their share of the hold time")
         page.table(VIEW_USE, views, below="VIEW")
@@ -216,8 +211,16 @@ def _peak_row(worker: WorkerSnapshot, pool: PoolSnapshot) -> list[str]:
     ]
 
 
-def view_row(view: ViewUse, bind: str) -> list[str]:
-    """Return the row of one view."""
+def view_rows(survey: Survey) -> list[list[str]]:
+    """Return the row of each view of each bind, over all live workers."""
+    return [
+        _view_row(view, bind)
+        for bind, pools in by_bind(survey).items()
+        for view in _merged_views(pool for _, pool in pools)
+    ]
+
+
+def _view_row(view: ViewUse, bind: str) -> list[str]:
     return [
         label(view),
         bind,
@@ -231,7 +234,7 @@ def view_row(view: ViewUse, bind: str) -> list[str]:
     ]
 
 
-def merged_views(pools: Iterable[PoolSnapshot]) -> list[ViewUse]:
+def _merged_views(pools: Iterable[PoolSnapshot]) -> list[ViewUse]:
     """Add up each view's use of several pools; the view with the longest is first."""
     merged: dict[t.Hashable, ViewUse] = {}
     for view in (view for pool in pools for view in pool.views):

@@ -33,7 +33,7 @@ from .sections import place_of
 from .sections import start
 
 #: More healthy workers than this are counted in one line.
-COLLAPSE_BEYOND = 10
+_MOST_HEALTHY = 10
 
 #: Groups of holders and of waiters that are shown without ``--verbose``.
 _GROUPS = 10
@@ -89,11 +89,10 @@ def render_pools(
         # On a screen that is too small, the end of the page is shown.
         totals(page, survey, charts)
         page.line()
-    workers = survey.workers
-    healthy = {w.id for w in workers if w.state == "ok" and not is_in_trouble(w)}
-    if len(healthy) > COLLAPSE_BEYOND and not verbose:
+    healthy = set() if verbose else collapsed(survey)
+    if healthy:
         page.line(f"{count(len(healthy), 'worker')} ok", "green")
-        workers = tuple(w for w in workers if w.id not in healthy)
+    workers = [w for w in survey.workers if w.id not in healthy]
     _table(page, _rows(workers, survey, charts), charts)
     if survey.totals and not charts:
         page.line()
@@ -113,7 +112,13 @@ def render_pools(
     return str(page)
 
 
-def is_in_trouble(worker: WorkerSnapshot) -> bool:
+def collapsed(survey: Survey) -> set[str]:
+    """Return the ids of the healthy workers, if there are too many for a row each."""
+    found = {w.id for w in survey.workers if w.state == "ok" and not _in_trouble(w)}
+    return found if len(found) > _MOST_HEALTHY else set()
+
+
+def _in_trouble(worker: WorkerSnapshot) -> bool:
     """Whether a worker that is ok needs a row of its own among many."""
     return any(
         p.pending

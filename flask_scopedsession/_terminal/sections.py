@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing as t
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -12,6 +11,7 @@ from .._format import number
 from .._format import place
 from .._format import some
 from ..snapshot import Holder
+from ..snapshot import Origin
 from ..snapshot import PoolSnapshot
 from ..snapshot import Survey
 from ..snapshot import Waiter
@@ -150,29 +150,14 @@ def _moment(text: str) -> datetime | None:
     return moment if moment.tzinfo is not None else None
 
 
-class Activity(t.Protocol):
-    """A reading that belongs to a request, a command, a job or a thread."""
-
-    @property
-    def endpoint(self) -> str | None: ...
-    @property
-    def method(self) -> str | None: ...
-    @property
-    def rule(self) -> str | None: ...
-    @property
-    def command(self) -> str | None: ...
-    @property
-    def job(self) -> str | None: ...
-
-
-def route_label(reading: Activity) -> str:
+def route_label(reading: Origin) -> str:
     """Name the request with its route and view; the command, the job, or the thread."""
     if reading.rule is not None or reading.endpoint is not None:
         return f"{reading.method} {reading.rule} → {reading.endpoint}"
     return label(reading)
 
 
-def label(reading: Activity) -> str:
+def label(reading: Origin) -> str:
     """Name the view, the command, the job or the thread."""
     if reading.endpoint is not None:
         return reading.endpoint

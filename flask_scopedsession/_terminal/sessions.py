@@ -42,7 +42,7 @@ def render_sessions(
     if history is not None:
         _charts(page, survey, history)
     sessions = [(w, s) for w in survey.workers for s in w.sessions]
-    sessions.sort(key=lambda item: (rank(item[1]), item[1].age_s))
+    sessions.sort(key=lambda each: rank(each[1]))
     ended = [each for each in sessions if each[0].state == "gone"]
     sessions = [each for each in sessions if each[0].state != "gone"]
     if ended:
@@ -54,13 +54,18 @@ def render_sessions(
     else:
         page.line("No session is open.")
     page.line()
-    live = sum(len(worker.sessions) for worker in survey.live)
-    page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
+    open_sessions(page, survey)
     lasting_contexts(page, sessions)
     _lost_work(page, survey)
     shared_sessions(page, survey)
     absent_workers(page, survey)
     return str(page)
+
+
+def open_sessions(page: Page, survey: Survey) -> None:
+    """Add how many sessions are open."""
+    live = sum(len(worker.sessions) for worker in survey.live)
+    page.line(f"{count(live, 'session')} open in {count(len(survey.live), 'worker')}")
 
 
 def _charts(page: Page, survey: Survey, history: History) -> None:
@@ -87,9 +92,10 @@ def _table(
     )
 
 
-def rank(session: SessionSnapshot) -> tuple[bool, int]:
-    """Sort sessions by their states, the worst last."""
-    return session.thread_alive is False, _STATES.index(session.state)
+def rank(session: SessionSnapshot) -> tuple[bool, int, float]:
+    """Sort sessions by their states and ages, the worst last."""
+    state = _STATES.index(session.state)
+    return session.thread_alive is False, state, session.age_s
 
 
 def session_row(

@@ -38,7 +38,7 @@ def pool_advise(
 
     survey = inquirer(ctx, timeout, control_dir, bind)()
     aims = Aims(wait, growth, worker_timeout)
-    report = advise(survey, aims, lambda _: max_connections, bind)
+    report = advise(survey, aims, max_connections, bind)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:

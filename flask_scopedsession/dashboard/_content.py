@@ -16,8 +16,7 @@ from .._terminal import advice as advice_page
 from .._terminal import pools as pools_page
 from .._terminal import sessions as sessions_page
 from .._terminal.load import last_minute
-from .._terminal.load import merged_views
-from .._terminal.load import view_row
+from .._terminal.load import view_rows
 from .._terminal.load import VIEW_USE
 from .._terminal.pools import Entry
 from .._terminal.sections import by_bind
@@ -167,20 +166,13 @@ class Content:
 
     @cached_property
     def _collapsed(self) -> set[str]:
-        found = {
-            worker.id
-            for worker in self.survey.workers
-            if worker.state == "ok" and not pools_page.is_in_trouble(worker)
-        }
-        return found if len(found) > pools_page.COLLAPSE_BEYOND else set()
+        return pools_page.collapsed(self.survey)
 
     def _pool_table(
         self, key: str, caption: str, rows: Sequence[Sequence[str | Cell]]
     ) -> Table | None:
         columns = [*pools_page.COLUMNS[:4], "LAST 2 MIN", *pools_page.COLUMNS[4:]]
-        return (
-            table_of(key, caption, columns, rows, pools_page.STYLES) if rows else None
-        )
+        return table_of(key, caption, columns, rows, pools_page.STYLES)
 
     # -- holders and waiters ---------------------------------------------------
 
@@ -267,13 +259,8 @@ class Content:
     @cached_property
     def views(self) -> Table | None:
         """The views that used the pools most."""
-        rows = [
-            view_row(view, bind)
-            for bind, pools in by_bind(self.survey).items()
-            for view in merged_views(pool for _, pool in pools)
-        ]
         caption = "Views, by their share of the hold time in the last minute"
-        return table_of("views", caption, VIEW_USE, rows)
+        return table_of("views", caption, VIEW_USE, view_rows(self.survey))
 
     # -- sessions --------------------------------------------------------------
 
@@ -289,7 +276,7 @@ class Content:
 
     def _session_table(self, key: str, caption: str, *, is_gone: bool) -> Table | None:
         found = [(w, s) for w in self._workers(is_gone=is_gone) for s in w.sessions]
-        found.sort(key=lambda each: (sessions_page.rank(each[1]), each[1].age_s))
+        found.sort(key=lambda each: sessions_page.rank(each[1]))
         rows = [sessions_page.session_row(w, s, True) for w, s in reversed(found)]
         columns, styles = sessions_page.COLUMNS, sessions_page.STYLES
         return table_of(key, caption, columns, rows, styles)
@@ -298,9 +285,7 @@ class Content:
     def sessions_said(self) -> list[Line | Table]:
         """Sessions that outlive requests, or were used by two threads."""
         page = Recorder()
-        live = sum(len(worker.sessions) for worker in self.survey.live)
-        workers = count(len(self.survey.live), "worker")
-        page.line(f"{count(live, 'session')} open in {workers}")
+        sessions_page.open_sessions(page, self.survey)
         found = [(w, s) for w in self._workers(is_gone=False) for s in w.sessions]
         sessions_page.lasting_contexts(page, found)
         sessions_page.shared_sessions(page, self.survey)

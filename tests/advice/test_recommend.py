@@ -388,7 +388,7 @@ def total_of(*pools: PoolSnapshot, limit: int | None, silent: int = 0) -> Server
         *(a_worker(pid, pools) for pid in (1, 2, 3)),
         silent=tuple(a_silent(pid, "unresponsive") for pid in range(10, 10 + silent)),
     )
-    (total,) = advise(survey, Aims(), lambda _: limit).servers
+    (total,) = advise(survey, Aims(), limit).servers
     return total
 
 
@@ -403,7 +403,7 @@ def test_the_worst_case_is_of_the_server() -> None:
     assert (total.workers, total.now) == (3, 150)
     assert total.advised == 3 * 2 * sizes(busy()).max
     local = a_worker(1, [busy(url=AUDIT)])
-    assert advise(a_survey(local), Aims(), lambda _: 1).servers == ()
+    assert advise(a_survey(local), Aims(), 1).servers == ()
     served = DatabaseURL("sqlite+libsql", "db.internal", None, "app")
     assert total_of(busy(url=served), limit=None).server == "sqlite://db.internal"
 
@@ -447,7 +447,7 @@ def test_more_than_the_server_accepts() -> None:
 
 
 def page(survey: Survey, limit: int | None = None) -> str:
-    return render_advice(survey, advise(survey, Aims(), lambda _: limit))
+    return render_advice(survey, advise(survey, Aims(), limit))
 
 
 def shown(advice_of: int) -> str:
