@@ -39,7 +39,7 @@ from ._sessions.factory import AppSessionmaker
 from ._sessions.factory import refuse_wrong_options
 from ._sessions.models import Models
 from ._sessions.registry import Registry
-from ._sessions.routing import routed
+from ._sessions.routing import routed_if_needed
 from ._settings.binds import changed_bind
 from ._settings.config import DEFAULT_BIND
 from ._settings.keys import changed_keys
@@ -233,10 +233,7 @@ class Application:
 
     def _new_sessionmaker(self) -> AppSessionmaker:
         """Make it when it is first used, as models are known then."""
-        class_ = self._template.class_
-        # With one database for all, get_bind() stays SQLAlchemy's.
-        if set(self.engines) != {DEFAULT_BIND} or self._models.refresh().says_binds:
-            class_ = routed(class_, self._models, self.engines)
+        class_ = routed_if_needed(self._template.class_, self._models, self.engines)
         return self._template.of(self.ledger, self._session_options, class_)
 
     def check_unchanged(self) -> None:

@@ -37,7 +37,7 @@ from ._sessions.factory import Factory
 from ._sessions.models import Models
 from ._sessions.other_names import WithHints
 from ._sessions.proxy import proxy_class
-from ._sessions.registry import OUTSIDE
+from ._sessions.registry import outside
 from ._sessions.registry import Registry
 from ._sessions.registry import scope_context
 from ._sessions.transactions import release
@@ -255,7 +255,7 @@ class ScopedSession(WithHints, t.Generic[S]):
     def _current(self, what: str) -> Application:
         context = current_context()
         if context is None:
-            raise OutsideContext(f"'db.{what}' {OUTSIDE}")
+            raise outside(what)
         return self._application_of(context.app)
 
     def _databases(self, what: str) -> Application:

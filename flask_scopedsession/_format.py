@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 #: How the live view's names of async binds begin.
@@ -34,6 +35,11 @@ def number(value: int | None) -> str:
 def count(amount: int, noun: str) -> str:
     """Write an amount with its noun: ``1 worker``, ``2 workers``."""
     return f"{amount} {noun}{'' if amount == 1 else 's'}"
+
+
+def amounts(changes: Mapping[str, int]) -> str:
+    """List amounts by name: ``2 Order, 1 User``."""
+    return ", ".join(f"{amount} {name}" for name, amount in sorted(changes.items()))
 
 
 def some(items: Sequence[str], most: int = 5) -> str:

@@ -514,8 +514,8 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     mutation(
         "session: one of a bind follows its class to another bind",
         Change(
-            "flask_scopedsession._sessions.registry:Registry.bound_to",
-            "session.get_bind = get_bind",
+            "flask_scopedsession._sessions.routing:keep_to",
+            "own.get_bind = get_bind",
             "pass",
         ),
         tests="""
@@ -572,8 +572,8 @@ def abandon(slot: Slot, connection: t.Any) -> None:
     mutation(
         "routing: an unknown bind goes unnoticed with one database",
         Change(
-            "flask_scopedsession._application:Application._new_sessionmaker",
-            " or self._models.refresh().says_binds",
+            "flask_scopedsession._sessions.routing:routed_if_needed",
+            " or models.refresh().says_binds",
             "",
         ),
         tests="""

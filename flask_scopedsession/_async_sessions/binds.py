@@ -8,12 +8,12 @@ from importlib import import_module
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from .._pools import drivers
 from .._pools.account import PoolAccount
 from .._sessions.models import Models
-from .._sessions.routing import routed
+from .._sessions.routing import keep_to
+from .._sessions.routing import routed_if_needed
 from .._settings.config import DEFAULT_BIND
 from .._settings.keys import ASYNC_BINDS
 from .._settings.values import attempt
@@ -23,6 +23,7 @@ from .calls import current_place
 
 if t.TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from .._pools.slot import Slot
@@ -108,25 +109,13 @@ class AsyncBinds:
             )
         options.update(bind=engine, sync_session_class=self._class, binds={})
         session = AsyncSession(**options)
-        if self._class.get_bind is not Session.get_bind:
-            # A class that routes would send some statements elsewhere.
-
-            def get_bind(*_: t.Any, **__: t.Any) -> Engine:
-                return engine.sync_engine
-
-            own: t.Any = session.sync_session
-            own.get_bind = get_bind
+        keep_to(session.sync_session, engine.sync_engine)
         return session
 
     def _routing(self) -> type[Session]:
         """Return the class that finds each model's bind; models are known by now."""
         if self._routed is None:
-            self._routed = self._class
-            if (
-                set(self._engines) != {DEFAULT_BIND}
-                or self._models.refresh().says_binds
-            ):
-                self._routed = routed(
-                    self._class, self._models, self._synchronous, ASYNC_BINDS
-                )
+            self._routed = routed_if_needed(
+                self._class, self._models, self._synchronous, ASYNC_BINDS
+            )
         return self._routed

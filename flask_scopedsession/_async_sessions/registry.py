@@ -12,10 +12,9 @@ from sqlalchemy.util import ScopedRegistry
 
 from .._scopes.context import current_context
 from .._scopes.ledger import Ledger
-from .._sessions.registry import OUTSIDE
+from .._sessions.registry import outside
 from .._settings.config import DEFAULT_BIND
 from .._settings.keys import ASYNC_BINDS
-from ..errors import OutsideContext
 from ..errors import UnknownBind
 from .binds import AsyncBinds
 from .calls import current_call
@@ -65,7 +64,7 @@ class Factory(async_sessionmaker[AsyncSession]):
         """
         context = current_context()
         if context is None:
-            raise OutsideContext(f"'db.async_session' {OUTSIDE}")
+            raise outside("async_session")
         return self._application_of(context.app)
 
 

@@ -30,6 +30,7 @@ from .._scopes.ledger import Ledger
 from .._scopes.scope import responsible
 from .._scopes.scope import Scope
 from .._scopes.streams import requests_served
+from .._scopes.teardown import connections_of
 from .._settings.urls import safe_url
 from ..snapshot import ConfiguredPool
 from ..snapshot import Holder
@@ -400,17 +401,11 @@ def _idle(slot: Slot, now: float) -> float | None:
 
 
 def slots_of(session: Session) -> list[Slot]:
-    """Return what is known of the connections that a session holds.
-
-    Private: SQLAlchemy has no way to ask a session that does not begin a transaction.
-    Without the name, no connection is known to belong to a session.
-    """
+    """Return what is known of the connections that a session holds."""
     try:
-        transaction = session.get_transaction()
-        known: t.Any = getattr(transaction, "_connections", None) or {}
         slots: dict[Slot | None, None] = dict.fromkeys(
             connection.connection.info.get(SLOT)
-            for connection, *_ in list(known.values())
+            for connection, *_ in connections_of(session.get_transaction())
             if not connection.closed
         )
     except Exception:  # noqa: BLE001 - its own thread is changing it

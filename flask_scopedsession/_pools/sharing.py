@@ -76,10 +76,8 @@ def _report(slot: Slot, runner: int, *, refused: bool) -> SharedSession:
     from ..snapshot._json import timestamp
 
     ledger, scope = slot.account.ledger, slot.scope
-    app = ledger.app()
-    places = Places("" if app is None else app.root_path)
-    there = _place(places, runner)
-    here = _place(places, None)
+    there = _place(ledger.places, runner)
+    here = _place(ledger.places, None)
     who = Responsible() if scope is None else responsible(scope)
     ledger.shared.append(
         SharedUse(

@@ -13,7 +13,6 @@ from time import perf_counter
 from .._format import count
 from .._runtime.logs import fields
 from .._runtime.logs import log
-from .._runtime.places import Places
 from .._scopes.scope import described
 from .._scopes.scope import responsible
 from .explanations import holder_line
@@ -81,9 +80,7 @@ def report_returned(ledger: Ledger) -> None:
         account = one.account
         if not _may_report_long(account, perf_counter()):
             continue
-        app = ledger.app()
-        places = Places("" if app is None else app.root_path)
-        at = None if one.stack is None else places.innermost(one.stack)
+        at = None if one.stack is None else ledger.places.innermost(one.stack)
         who = responsible(one.scope)
         log.warning(
             "Bind %r: %s held a connection for %.1f s%s",

@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from collections.abc import Mapping
 
 from .._runtime.native import allocate_lock
+from .._runtime.places import Places
 from .context import Context
 from .context import current_context
 from .ended import EndedScopes
@@ -76,6 +77,7 @@ class Ledger:
         :param close: Closes the sessions of a scope that was never torn down.
         """
         self.app = weakref.ref(app)
+        self.places = Places(app.root_path)
         self.kind = kind
         self.lost_work: LostWorkPolicy = lost_work
         self.model_names = model_names

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import typing as t
 from collections import Counter
+from collections.abc import Mapping
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from .._format import amounts
 from .._runtime.logs import fields
 from .._runtime.logs import log
-from .._runtime.places import Places
 from .._runtime.stacks import own_stack
 from .._settings.keys import LOST_WORK
 from .._settings.keys import read_key
@@ -73,6 +74,17 @@ def changed(session: Session) -> Counter[str]:
     return found
 
 
+def by_model(changes: Mapping[str, int], names: Mapping[str, str]) -> Counter[str]:
+    """Count changes by model, which may be there by its table's name, too.
+
+    :param names: The model of a table, by the table's name.
+    """
+    found: Counter[str] = Counter()
+    for name, amount in changes.items():
+        found[names.get(name, name)] += amount
+    return found
+
+
 def report(
     ledger: Ledger, scope: Scope, lost: Counter[str]
 ) -> ScopedSessionError | None:
@@ -92,25 +104,19 @@ def report(
     if policy == "ignore" or (scope.work is not None and is_error_handled()):
         return None
     name_job(scope)  # of an eager task within a request
-    names = ledger.model_names()
-    # A model may be there by its own name, and by its table's.
-    by_name: Counter[str] = Counter()
-    for name, count in lost.items():
-        by_name[names.get(name, name)] += count
-    lost = by_name
+    lost = by_model(lost, ledger.model_names())
     who = responsible(scope)
     ledger.count_lost(who, lost)
     place = None
-    if who.name is None and app is not None:
+    if who.name is None:
         # Without a name, the line that ends the scope tells them apart.
-        place = Places(app.root_path).innermost(own_stack())
+        place = ledger.places.innermost(own_stack())
     where = f" at {place}" if place else ""
-    changes = ", ".join(f"{count} {name}" for name, count in sorted(lost.items()))
     session = "db.async_session" if scope.lost else "db.session"
     message = (
         f"{described(scope)}{where} ended without commit(): unsaved changes were"
-        f" rolled back ({changes}). Call {session}.commit(), or {session}.rollback()"
-        " if that was meant."
+        f" rolled back ({amounts(lost)}). Call {session}.commit(), or"
+        f" {session}.rollback() if that was meant."
     )
     if policy == "raise" and raises:
         return LostWork(message)

@@ -12,7 +12,6 @@ from collections import Counter
 from .._format import sql_shown
 from .._runtime.logs import fields
 from .._runtime.logs import log
-from .._runtime.places import Places
 from .ledger import Ledger
 from .scope import described
 from .scope import is_of_current_request
@@ -43,8 +42,6 @@ class ManyStatements:
         self.limit = limit
         self._often = max(2, limit // 16)
         self._ledger = ledger
-        app = ledger.app()
-        self._places = Places("" if app is None else app.root_path)
 
     def note(self, scope: Scope, statement: str) -> None:
         """Count a statement, which ``scope.statements`` includes already."""
@@ -68,7 +65,7 @@ class ManyStatements:
         if looks or scope.statements == self.limit + 1:
             if not is_of_current_request(scope):
                 scope.texts = NOT_JUDGED
-            texts.lines[statement] = self._places.here()
+            texts.lines[statement] = self._ledger.places.here()
 
     def report(self, scope: Scope) -> None:
         """Log a scope that has ended, if it is the first of its view or work."""

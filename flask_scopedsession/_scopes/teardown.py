@@ -133,9 +133,7 @@ def close_session(
     try:
         return failure
     finally:
-        failure = (
-            None  # else this frame and the error's traceback keep each other alive
-        )
+        failure = None  # else the error and this frame keep each other alive
 
 
 def refuse_use(session: Session, refuse: t.Callable[..., t.NoReturn]) -> None:
@@ -167,15 +165,27 @@ def discard(
     SQLAlchemy stops at the first connection that fails. If an exception such as Ctrl-C
     interrupts it, a connection may be held by nothing but that exception's traceback.
     """
-    known: t.Any = getattr(transaction, "_connections", None) or {}
-    of_session = {id(each[0]): each[0] for each in known.values()}
+    of_session = [connection for connection, *_ in connections_of(transaction)]
     here = [p for a in (ledger.accounts if ledger else ()) for p in a.held_here()]
-    for connection in (session, *of_session.values()):
+    for connection in (session, *of_session):
         _throw_away(connection, under_way)
     # If there are more, some are not the session's, and nothing says which.
     for proxied in here if len(here) <= len(of_session) else ():
         if proxied.is_valid:
             _throw_away(proxied, under_way)
+
+
+def connections_of(
+    transaction: SessionTransaction | None,
+) -> list[tuple[t.Any, ...]]:
+    """Return the connections that a session uses, each with its transaction.
+
+    Private: SQLAlchemy has no way to ask a session that does not begin a transaction.
+    Without the name, no connection is known to belong to a session.
+    """
+    known: t.Any = getattr(transaction, "_connections", None) or {}
+    # By each engine and connection: some are there twice.
+    return list(dict.fromkeys(known.values()))
 
 
 def _throw_away(connection: t.Any, under_way: BaseException) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
 
 from .._scopes.context import current_context
@@ -24,8 +23,9 @@ from ..errors import AppNotInitialized
 from ..errors import OutsideContext
 from .factory import AppSessionmaker
 from .factory import Factory
+from .routing import keep_to
 
-OUTSIDE = (
+_OUTSIDE = (
     "was used outside an application context. Wrap the call in"
     " 'with app.app_context():'. In a script, 'app' is what the factory returns. Pass a"
     " thread or job 'current_app._get_current_object()' as its 'app'."
@@ -125,13 +125,7 @@ class Registry(ScopedRegistry[t.Any]):
         if session is None:
             only = {**self._factory.kw, "bind": engine, "binds": {}}
             session = application.sessionmaker.make(only)
-            if type(session).get_bind is not Session.get_bind:
-                # A class that routes would send some statements elsewhere.
-
-                def get_bind(*_: t.Any, **__: t.Any) -> Engine:
-                    return engine
-
-                session.get_bind = get_bind
+            keep_to(session, engine)
             kept = scope.sessions.setdefault(name, session)
             if kept is not session:
                 close_session(session)
@@ -186,6 +180,6 @@ def scope_context() -> t.Any:
     return context
 
 
-def outside() -> OutsideContext:
-    """Return the error of a use without an application context."""
-    return OutsideContext(f"'db.session' {OUTSIDE}")
+def outside(what: str = "session") -> OutsideContext:
+    """Return the error of a use of ``db`` without an application context."""
+    return OutsideContext(f"'db.{what}' {_OUTSIDE}")

@@ -104,6 +104,26 @@ def _one_database(targets: Iterable[Engine | Connection | None]) -> bool:
     return not urls and url is not None and not is_private(url)
 
 
+def keep_to(session: Session, engine: Engine) -> None:
+    """Let a session send everything to its one engine, also if its class routes."""
+    if type(session).get_bind is not Session.get_bind:
+
+        def get_bind(*_: t.Any, **__: t.Any) -> Engine:
+            return engine
+
+        own: t.Any = session
+        own.get_bind = get_bind
+
+
+def routed_if_needed(
+    class_: t.Any, models: Models, engines: Mapping[str, Engine], key: str = BINDS
+) -> type[t.Any]:
+    """Return what :func:`routed` does, or with one database for all, `class_`."""
+    if set(engines) != {DEFAULT_BIND} or models.refresh().says_binds:
+        return routed(class_, models, engines, key)
+    return t.cast("type[t.Any]", class_)
+
+
 def routed(
     class_: t.Any, models: Models, engines: Mapping[str, Engine], key: str = BINDS
 ) -> type[t.Any]:

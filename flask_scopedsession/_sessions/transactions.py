@@ -17,14 +17,15 @@ from functools import wraps
 from sqlalchemy.orm import Session
 from sqlalchemy.orm import SessionTransactionOrigin
 
+from .._format import amounts
 from .._pools.drivers import is_conflict
+from .._scopes.lost_work import by_model
+from .._scopes.teardown import connections_of
 from .._settings.config import DEFAULT_BIND
 from .._settings.values import integer
 from ..errors import ConfigError
 from ..errors import TransactionError
 from ..errors import UnsavedWork
-from .unsaved import connections_of
-from .unsaved import described
 from .unsaved import unsaved
 
 S = t.TypeVar("S", bound=Session)
@@ -84,7 +85,7 @@ def transaction(
             try:
                 yield session
                 _refuse_commit(block, session, is_current)
-                is_atomic = len(connections_of(session)) < 2
+                is_atomic = len(connections_of(session.get_transaction())) < 2
                 if session.in_transaction():
                     session.commit()
             except BaseException:
@@ -260,8 +261,8 @@ def _refuse_release(
             " Call its commit() or rollback() instead, or set one of the two."
         )
     if changes:
+        listed = amounts(by_model(changes, names))
         raise UnsavedWork(
             f"{caller} would end the transaction of {shown}, which has unsaved"
-            f" changes ({described(changes, names)}). Call its commit() or rollback()"
-            " first."
+            f" changes ({listed}). Call its commit() or rollback() first."
         )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typing as t
 from collections import Counter
-from collections.abc import Mapping
 
 from sqlalchemy import NestedTransaction
 from sqlalchemy.orm import Session
@@ -14,6 +12,7 @@ from .._pools.slot import SLOT
 from .._pools.slot import Slot
 from .._pools.writes import settle
 from .._scopes.lost_work import changed
+from .._scopes.teardown import connections_of
 
 
 def unsaved(session: Session) -> Counter[str] | None:
@@ -23,7 +22,8 @@ def unsaved(session: Session) -> Counter[str] | None:
         the extension neither tracks connections nor looks for lost work.
     """
     found = changed(session)
-    for connection, transaction, is_own, *_ in connections_of(session):
+    for each in connections_of(session.get_transaction()):
+        connection, transaction, is_own, *_ = each
         slot: Slot | None = connection.connection.info.get(SLOT)
         if slot is None:
             return None
@@ -34,23 +34,3 @@ def unsaved(session: Session) -> Counter[str] | None:
             joined = isinstance(transaction, NestedTransaction) and slot.marks
             found += slot.writes - joined[-1][1] if joined else slot.writes
     return +found
-
-
-def connections_of(session: Session) -> set[tuple[t.Any, ...]]:
-    """Return the connections that a session uses, each with its transaction.
-
-    Private: SQLAlchemy has no way to ask a session that does not begin a transaction.
-    """
-    known = getattr(session.get_transaction(), "_connections", None) or {}
-    return set(known.values())
-
-
-def described(changes: Mapping[str, int], names: Mapping[str, str]) -> str:
-    """Return changes in words.
-
-    :param names: The model of a table, by the table's name.
-    """
-    by_name: Counter[str] = Counter()
-    for name, count in changes.items():
-        by_name[names.get(name, name)] += count
-    return ", ".join(f"{count} {name}" for name, count in sorted(by_name.items()))

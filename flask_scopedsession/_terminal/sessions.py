@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from .._format import amounts
 from .._format import count
 from .._format import duration
 from .._format import number
@@ -161,11 +162,10 @@ def lost_work(survey: Survey) -> list[tuple[str, str, str, str]]:
         objects: Counter[str] = Counter()
         for _, lost in found:
             objects.update(lost.objects)
-        amounts = [f"{amount} {kind}" for kind, amount in sorted(objects.items())]
         rows.append(
             (
                 f"{sum(lost.scopes_total for _, lost in found)}× {view}",
-                ", ".join(amounts),
+                amounts(objects),
                 f"last {ago(survey, max(lost.last_at for _, lost in found))}",
                 pids_of(worker for worker, _ in found),
             )
@@ -177,8 +177,8 @@ def _lost_work(page: Page, survey: Survey) -> None:
     rows = lost_work(survey)
     if rows:
         page.title(LOST_WORK)
-    for view, amounts, last, workers in rows:
-        page.parts([f"{view},", f"{amounts},", last, f"· {workers}"], indent=2)
+    for view, objects, last, workers in rows:
+        page.parts([f"{view},", f"{objects},", last, f"· {workers}"], indent=2)
 
 
 def shared_sessions(page: Page, survey: Survey) -> None:
