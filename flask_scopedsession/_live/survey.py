@@ -94,9 +94,9 @@ def _make_survey(app: str, answers: client.Answers) -> Survey:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in ("Flask-ScopedSession", "SQLAlchemy", "Flask"):
+    for name in ("flask_scopedsession", "sqlalchemy", "flask"):
         try:
-            found[package.lower().replace("-", "_")] = version(package)
+            found[name] = version(name)
         except PackageNotFoundError:
-            found[package.lower().replace("-", "_")] = "unknown"
+            found[name] = "unknown"
     return {**found, "python": platform.python_version()}

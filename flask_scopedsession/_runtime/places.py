@@ -8,7 +8,7 @@ import sysconfig
 import typing as t
 from functools import cache
 
-from .stacks import _get_frame
+from .stacks import get_frame
 from .stacks import own_frames
 from .stacks import RawFrame
 
@@ -44,7 +44,7 @@ class Places:
         In a template of Jinja, that is the line of the template.
         """
         labels = self._labels
-        for frame in own_frames(None if _get_frame is None else _get_frame(1)):
+        for frame in own_frames(None if get_frame is None else get_frame(1)):
             # Most frames are of libraries, which is known by now.
             if labels.get(frame.f_code.co_filename, "") is not None:
                 line = frame.f_lineno

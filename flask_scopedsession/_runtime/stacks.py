@@ -31,7 +31,7 @@ _MOST_OF_OURS = 30
 
 # CPython's. Without them, no lines are reported.
 _current_frames: t.Any = getattr(sys, "_current_frames", dict)
-_get_frame: t.Any = getattr(sys, "_getframe", None)
+get_frame: t.Any = getattr(sys, "_getframe", None)
 _line: t.Callable[[object], RawFrame] = operator.attrgetter("f_code", "f_lineno")
 _line_of_coroutine: t.Callable[[object], RawFrame] = operator.attrgetter(
     "cr_frame.f_code", "cr_frame.f_lineno"
@@ -43,7 +43,7 @@ def own_stack(depth: int = 2) -> RawStack:
 
     :param depth: How many frames to leave out; 1 leaves out this function's.
     """
-    frame = None if _get_frame is None else _get_frame(depth)
+    frame = None if get_frame is None else get_frame(depth)
     return tuple(
         (each.f_code, each.f_lineno)
         for each in islice(own_frames(frame), _MOST_OF_OURS)

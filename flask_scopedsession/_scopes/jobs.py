@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import suppress
 
-from .._runtime.stacks import _get_frame
+from .._runtime.stacks import get_frame
 
 _APSCHEDULER = "apscheduler.executors.base"
 _SOCKETIO = "flask_socketio"
@@ -59,7 +59,7 @@ def is_error_handled() -> bool:
 def _locals_in(module: str) -> Iterator[Mapping[str, t.Any]]:
     """Yield the variables of the functions of a module that the thread is in."""
     names = getattr(sys.modules.get(module), "__dict__", None)
-    frame = None if names is None or _get_frame is None else _get_frame(1)
+    frame = None if names is None or get_frame is None else get_frame(1)
     while frame is not None:
         if frame.f_globals is names:
             yield frame.f_locals

@@ -31,9 +31,9 @@ class Catalogue:
 
     def __init__(
         self,
-        roots: Iterable[t.Any] = (),
-        binds: Mapping[t.Any, str] | None = None,
-        met: Iterable[registry] = (),
+        roots: Iterable[t.Any],
+        binds: Mapping[t.Any, str],
+        met: Iterable[registry],
     ) -> None:
         """Find what is mapped by now.
 
@@ -41,7 +41,7 @@ class Catalogue:
         :param binds: What ``ScopedSession(binds=...)`` says.
         :param met: Registries of other models that the application has used.
         """
-        self._binds = binds or {}
+        self._binds = binds
         self.homes: WeakKeyDictionary[t.Any, str | None] = WeakKeyDictionary()
         """The answers so far."""
         self.used: WeakKeyDictionary[Mapper[t.Any], str | None] = WeakKeyDictionary()

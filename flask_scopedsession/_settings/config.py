@@ -63,15 +63,15 @@ def read_settings(
     *,
     default_name: str,
     engine_options: Mapping[str, t.Any] | None = None,
-    environ: Mapping[str, str] | None = None,
     inherit: bool = True,
     others: Collection[str] = (),
 ) -> Settings:
     """Turn ``app.config`` into :class:`Settings`.
 
+    ``SCOPEDSESSION_CONTROL=0`` in the process environment counts more.
+
     :param default_name: The deployment's name when ``SCOPEDSESSION_NAME`` is unset.
     :param engine_options: Defaults for every bind, given to the constructor.
-    :param environ: The process environment; ``SCOPEDSESSION_CONTROL=0`` in it wins.
     :param inherit: Whether ``SQLALCHEMY_ENGINE_OPTIONS`` are for every bind of the same
         driver, or for the default bind only.
     :param others: More keys that have a meaning.
@@ -79,7 +79,7 @@ def read_settings(
     """
     notes = unread_keys(config, others)
     values = read_keys(config)
-    switch = chosen(os.environ if environ is None else environ, CONTROL)
+    switch = chosen(os.environ, CONTROL)
     name, tracking = values["SCOPEDSESSION_NAME"], values["SCOPEDSESSION_TRACKING"]
     many = values[MANY_STATEMENTS] if tracking else 0
     if not tracking and chosen(config, MANY_STATEMENTS) and values[MANY_STATEMENTS]:

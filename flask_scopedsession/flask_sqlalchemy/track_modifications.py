@@ -16,6 +16,8 @@ from flask import has_app_context
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from .session import _current_app
+
 if t.TYPE_CHECKING:
     from sqlalchemy.orm import scoped_session
 
@@ -79,8 +81,7 @@ def _send_after(session: Session) -> None:
 def _send(signal: t.Any, session: Session) -> None:
     changes = session.info.get(_CHANGES)
     if changes and _tracked():
-        app = t.cast("t.Any", current_app)._get_current_object()
-        signal.send(app, changes=list(changes.values()))
+        signal.send(_current_app(), changes=list(changes.values()))
 
 
 def _forget(session: Session) -> None:

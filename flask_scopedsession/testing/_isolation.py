@@ -32,7 +32,6 @@ from .._sessions.transactions import release
 from .._sessions.transactions import SESSIONMAKER
 from .._settings.urls import in_memory
 from .._settings.urls import is_private
-from .._settings.urls import is_sqlite
 from ..errors import IsolationError
 from ._connection import IsolatedConnection
 from ._database import AUTOCOMMIT
@@ -342,6 +341,5 @@ def _shared_key(engine: Engine, account: PoolAccount) -> object:
 
     Each would wait for the other, or not see what the other has committed.
     """
-    url = engine.url
-    is_own = is_sqlite(url) and in_memory(url) and is_private(url)
-    return id(engine) if is_own or "creator" in account.settings.options else url
+    is_own = is_private(engine.url) or "creator" in account.settings.options
+    return id(engine) if is_own else engine.url

@@ -14,17 +14,7 @@ Kind = t.Literal["begin", "commit", "rollback", "read", "write", "set"]
 MYSQL = frozenset(("mysql", "mariadb"))
 
 _READS = frozenset(
-    (
-        "select",
-        "values",
-        "table",
-        "with",
-        "show",
-        "explain",
-        "describe",
-        "desc",
-        "pragma",
-    )
+    ("select", "values", "table", "with", "show", "explain", "describe", "desc")
 )
 _LOCKS = (
     r"into|set_config|lock\s+in|for\s+(?:no\s+key\s+update|update|key\s+share|share)"
@@ -122,25 +112,16 @@ def _kind_of_one(text: str, dialect: str) -> Kind:
         return "begin"
     end = _END.match(text)
     if end is not None:
-        if end["commit"]:
-            return "commit"
-        return "rollback"
-    why = _why_refused(text, dialect)
-    if why:
+        return "commit" if end["commit"] else "rollback"
+    if why := _why_refused(text, dialect):
         raise Refused(why)
     word = re.split(r"[^a-z]", text[:20].lower(), maxsplit=1)[0]
     if word in _SETS.get(dialect, ()) and ("=" in text or word != "pragma"):
         return "set"
     if word == "pragma":
         return "read"
-    if word in _READS:
-        more = _WITH_WRITES if word in ("with", "explain") else _SELECT_WRITES
-        writes = more.search(text) is not None
-    else:
-        writes = True
-    if writes:
-        return "write"
-    return "read"
+    writes = _WITH_WRITES if word in ("with", "explain") else _SELECT_WRITES
+    return "write" if word not in _READS or writes.search(text) else "read"
 
 
 def _why_refused(text: str, dialect: str) -> str:

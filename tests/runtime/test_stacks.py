@@ -182,12 +182,12 @@ def test_an_interrupt_of_a_reading_is_not_swallowed() -> None:
 def test_the_interpreter_has_the_names_that_stacks_are_read_with() -> None:
     """Without them, the tables would show no lines."""
     assert _stacks._current_frames is sys._current_frames
-    assert _stacks._get_frame is sys._getframe
+    assert _stacks.get_frame is sys._getframe
 
 
 def test_without_those_names_stacks_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_stacks, "_current_frames", dict)
-    monkeypatch.setattr(_stacks, "_get_frame", None)
+    monkeypatch.setattr(_stacks, "get_frame", None)
     assert stack_of_thread(threading.get_ident()) == own_stack() == ()
 
 

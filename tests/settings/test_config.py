@@ -34,7 +34,6 @@ SECRET = "swordfish"
 def read(
     *,
     engine_options: dict[str, Any] | None = None,
-    environ: dict[str, str] | None = None,
     **config: Any,
 ) -> Settings:
     if not config.keys() & {"SQLALCHEMY_DATABASE_URI", "SQLALCHEMY_BINDS"}:
@@ -43,7 +42,6 @@ def read(
         config,
         default_name="app:/srv/app",
         engine_options=engine_options,
-        environ=environ or {},
     )
 
 
@@ -206,19 +204,23 @@ def test_control_dir(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["0", "false", "No", "OFF"])
-def test_environment_turns_control_off(word: str) -> None:
+def test_environment_turns_control_off(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
     """``SCOPEDSESSION_CONTROL=0`` in the environment wins over the configuration."""
-    environ = {"SCOPEDSESSION_CONTROL": word}
-    assert read(SCOPEDSESSION_CONTROL=True, environ=environ).control is False
-    assert read(environ=environ).control is False
+    monkeypatch.setenv("SCOPEDSESSION_CONTROL", word)
+    assert read(SCOPEDSESSION_CONTROL=True).control is False
+    assert read().control is False
 
 
 @pytest.mark.parametrize("word", ["1", "true", ""])
-def test_environment_does_not_turn_control_on(word: str) -> None:
+def test_environment_does_not_turn_control_on(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
     """It only turns it off: the configuration, or TESTING, decides otherwise."""
-    environ = {"SCOPEDSESSION_CONTROL": word}
-    assert read(SCOPEDSESSION_CONTROL=False, environ=environ).control is False
-    assert read(environ=environ).control is None
+    monkeypatch.setenv("SCOPEDSESSION_CONTROL", word)
+    assert read(SCOPEDSESSION_CONTROL=False).control is False
+    assert read().control is None
 
 
 @pytest.mark.parametrize("value", [0.1, 1, "2.5", 3600])
@@ -397,7 +399,7 @@ def test_unknown_key_without_a_near_one() -> None:
 def test_keys_of_others_are_ignored() -> None:
     """Keys without our prefix are ignored, and need not be text."""
     config: dict[Any, Any] = {"SQLALCHEMY_DATABASE_URI": URI, "OTHER": 1, 7: 8}
-    read_settings(config, default_name="x", environ={})
+    read_settings(config, default_name="x")
 
 
 @pytest.mark.parametrize(
@@ -516,7 +518,7 @@ def test_url_parts_from_the_environment() -> None:
 def test_uri_missing(config: dict[str, Any]) -> None:
     """Without any database, the error says what to set."""
     with pytest.raises(ConfigError) as info:
-        read_settings(config, default_name="x", environ={})
+        read_settings(config, default_name="x")
     assert str(info.value) == (
         "SQLALCHEMY_DATABASE_URI is not set, and SQLALCHEMY_BINDS is empty. Set one"
         " of them before init_app, such as"
