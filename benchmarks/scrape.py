@@ -146,7 +146,7 @@ def _serve(directory: str, count: int, answers: int, alive: int) -> t.NoReturn:
 def _worker(directory: str, number: int) -> list[contextvars.Context]:
     db, app = _loaded(directory)
     # Workers are told apart by their process and when it was started.
-    of(app).live._started += number / 1000
+    of(app).live._ledger.started += number / 1000
     client = app.test_client()
     for request in range(_REQUESTS):
         client.get(f"/v{request % _VIEWS}")

@@ -57,7 +57,6 @@ if t.TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
     from ._async_sessions.binds import AsyncBinds
-    from ._live.reader import Reader
     from ._settings.config import BindSettings
     from ._settings.config import Settings
 
@@ -125,24 +124,7 @@ class Application:
             )
         options = {**session_options, **settings.session_options}
         refuse_wrong_options(template.class_, options)
-        accounts = {
-            name: PoolAccount(
-                bind, self.ledger, stacks=settings.stacks, show_sql=settings.show_sql
-            )
-            for name, bind in settings.binds.items()
-        }
-
-        if settings.async_binds:
-            from ._async_sessions.binds import AsyncAccount
-            from ._async_sessions.binds import refuse_without_greenlet
-
-            refuse_without_greenlet()
-            for bind in settings.async_binds.values():
-                accounts[bind.name] = AsyncAccount(
-                    *(bind, self.ledger),
-                    stacks=settings.stacks,
-                    show_sql=settings.show_sql,
-                )
+        accounts = self._new_accounts()
 
         def make(bind: BindSettings, async_pool: type[Pool] | None = None) -> Engine:
             return make_engine(
@@ -151,7 +133,6 @@ class Application:
                 instance_path=app.instance_path,
                 account=accounts[bind.name],
                 tracking=settings.tracking,
-                after_fork=fork.after_fork_in_child,
                 async_pool=async_pool,
             )
 
@@ -182,13 +163,9 @@ class Application:
         self.live = LiveView(
             app,
             settings,
-            partial(
-                _make_reader,
-                *(weakref.ref(app), app.root_path, self.ledger, self.accounts),
-                *(self.all_engines, settings.held_long_after),
-            ),
-            self.ledger.started,
-            fork.after_fork_in_child,
+            ledger=self.ledger,
+            accounts=self.accounts,
+            engines=self.all_engines,
         )
         for account in self.accounts.values():
             account.describe = partial(self.live.describe, account)
@@ -196,6 +173,24 @@ class Application:
         fork.watch(self)
         # An app that is dropped takes its connections along, as a file does.
         weakref.finalize(app, _dispose, self.all_engines, self.accounts).atexit = False
+
+    def _new_accounts(self) -> dict[str, PoolAccount]:
+        settings = self.settings
+        kinds: list[tuple[type[PoolAccount], Mapping[str, BindSettings]]]
+        kinds = [(PoolAccount, settings.binds)]
+        if settings.async_binds:
+            from ._async_sessions.binds import AsyncAccount
+            from ._async_sessions.binds import refuse_without_greenlet
+
+            refuse_without_greenlet()
+            kinds.append((AsyncAccount, settings.async_binds))
+        return {
+            bind.name: kind(
+                bind, self.ledger, stacks=settings.stacks, show_sql=settings.show_sql
+            )
+            for kind, binds in kinds
+            for bind in binds.values()
+        }
 
     def __repr__(self) -> str:
         app = self.ledger.app()
@@ -408,9 +403,3 @@ def of(app: Flask) -> Application:
             " db.init_app(app) in its factory."
         )
     return t.cast("Callable[[Flask], Application]", found._application_of)(app)
-
-
-def _make_reader(*args: t.Any) -> Reader:
-    from ._live.reader import Reader
-
-    return Reader(*args)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import typing as t
-import weakref
 from collections.abc import Iterable
 from collections.abc import Mapping
 
-from .._runtime.places import Places
 from .._runtime.stacks import RawStack
+from .._scopes.ledger import Ledger
 from .._scopes.scope import Scope
 from .._scopes.scope import stack_of
 from ..snapshot._readings import HolderPlace
-
-if t.TYPE_CHECKING:
-    from flask import Flask
 
 #: By the id of a scope: where its thread is.
 Stacks = Mapping[int, RawStack]
@@ -33,12 +28,12 @@ def read_stacks(scopes: Iterable[Scope]) -> Stacks:
     return found
 
 
-class Lines(Places):
-    """Names lines of one application's code."""
+class Lines:
+    """Names the lines of one application's holders and waiters."""
 
-    def __init__(self, app: weakref.ref[Flask], root_path: str) -> None:
-        super().__init__(root_path)
-        self._app = app
+    def __init__(self, ledger: Ledger) -> None:
+        self._app = ledger.app
+        self._places = ledger.places
 
     def locate(
         self,
@@ -54,9 +49,9 @@ class Lines(Places):
         :param recorded: Where the connection was checked out, if that is known.
         """
         if goes_on:
-            at = self.innermost(stacks.get(id(scope), ()))
+            at = self._places.innermost(stacks.get(id(scope), ()))
             return at, None if at is None else "now"
-        at = self.innermost(recorded or ())
+        at = self._places.innermost(recorded or ())
         if at is not None:
             return at, "checkout"
         at = self._view(scope)
@@ -68,6 +63,6 @@ class Lines(Places):
         if rule is None or app is None:
             return None
         try:
-            return self.definition(app.view_functions.get(rule.endpoint))
+            return self._places.definition(app.view_functions.get(rule.endpoint))
         except Exception:  # noqa: BLE001 - a view may be an object of any class
             return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import typing as t
-import weakref
 from collections.abc import Mapping
 from time import perf_counter
 
@@ -50,7 +49,6 @@ from .usage import MOST_VIEWS
 from .usage import views
 
 if t.TYPE_CHECKING:
-    from flask import Flask
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
@@ -71,14 +69,12 @@ class Reader:
 
     def __init__(
         self,
-        app: weakref.ref[Flask],
-        root_path: str,
         ledger: Ledger,
         accounts: Mapping[str, PoolAccount],
         engines: Mapping[str, Engine],
         held_long_after: float,
     ) -> None:
-        self._lines = Lines(app, root_path)
+        self._lines = Lines(ledger)
         self._ledger = ledger
         self._accounts = accounts
         self._engines = engines
@@ -218,7 +214,7 @@ class Reader:
             running_s=max(0.0, now - moved) if runs else None,
             at=at,
             at_is=at_is,
-            stack=None if slot.stack is None else self._lines.stack(slot.stack),
+            stack=None if slot.stack is None else self._ledger.places.stack(slot.stack),
             session=numbers.get(id(slot)),
             sql=slot.statement,
             **responsible(scope)._asdict(),
@@ -229,7 +225,8 @@ class Reader:
     ) -> Waiter:
         scope = waiting.scope
         held = own.get(id(scope.thread))
-        recorded = () if held is None else self._lines.stack(held.slot.stack or ())
+        places = self._ledger.places
+        recorded = () if held is None else places.stack(held.slot.stack or ())
         goes_on = scope.thread_alive and not scope.over
         return Waiter(
             waited_s=max(0.0, now - waiting.since),

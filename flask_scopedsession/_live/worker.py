@@ -25,6 +25,7 @@ from .._control.endpoint import unsupported
 from .._control.protocol import encode
 from .._control.protocol import PROTOCOL
 from .._control.server import SERVER
+from .._runtime import fork
 from .._runtime.logs import fields
 from .._runtime.logs import log
 from .._runtime.native import allocate_lock
@@ -33,8 +34,10 @@ from ..errors import ControlError
 
 if t.TYPE_CHECKING:
     from flask import Flask
+    from sqlalchemy import Engine
 
     from .._pools.account import PoolAccount
+    from .._scopes.ledger import Ledger
     from .._settings.config import Settings
     from ..snapshot import Holder
     from ..snapshot import PoolSnapshot
@@ -52,17 +55,16 @@ class LiveView:
         self,
         app: Flask,
         settings: Settings,
-        make_reader: t.Callable[[], Reader],
-        started: float,
-        make_own: t.Callable[[], object],
+        *,
+        ledger: Ledger,
+        accounts: t.Mapping[str, PoolAccount],
+        engines: t.Mapping[str, Engine],
     ) -> None:
         """Answer from the end of the first request on.
 
-        :param make_reader: Returns the reader of the ledger; called on first use.
-        :param started: When the process started, as :func:`time.time`.
-        :param make_own: Resets what a fork has inherited, if that was not done yet.
+        :param accounts: Of the pools; empty if tracking is off.
+        :param engines: Those of async binds, too.
         """
-        self._make_own = make_own
         self._app = weakref.ref(app)
         self._app_name = app.name
         self._settings = settings
@@ -71,9 +73,10 @@ class LiveView:
         self._control_dir = settings.control_dir and os.path.join(
             os.path.realpath(app.instance_path), settings.control_dir
         )
-        self._make_reader = make_reader
+        self._ledger = ledger
+        self._accounts = accounts
+        self._engines = engines
         self._reader: Reader | None = None
-        self._started = started
         self._role: Role = "command"
         self._server: str | None = None
         self._endpoint: Endpoint | None = None
@@ -85,7 +88,12 @@ class LiveView:
     def reader(self) -> Reader:
         """The reader of this process's ledger."""
         if self._reader is None:
-            self._reader = self._make_reader()
+            from .reader import Reader
+
+            self._reader = Reader(
+                *(self._ledger, self._accounts, self._engines),
+                self._settings.held_long_after,
+            )
         return self._reader
 
     def describe(self, account: PoolAccount) -> tuple[Holder, ...]:
@@ -129,7 +137,7 @@ class LiveView:
             return
         # Where the server forks without Python's hooks (uWSGI), a request that used no
         # session has not noticed the fork.
-        self._make_own()
+        fork.after_fork_in_child()
         request_tearing_down.disconnect(self.begin)
         self.start("web", _server_software(request.environ))
 
@@ -216,7 +224,6 @@ class LiveView:
         """Wait for the first request of the child process."""
         self._lock = allocate_lock()
         self._endpoint = None
-        self._started = time.time()
         self._role = "command"
         self._warned = False
         self._arm()
@@ -234,15 +241,15 @@ class LiveView:
         pools = self.reader.pools()
         sessions = self.reader.sessions()
         durations, statements = self.reader.ended_scopes() or (None, None)
-        now = time.time()
+        now, started = time.time(), self._ledger.started
         return WorkerSnapshot(
             id=id or (self._endpoint.id if self._endpoint else str(os.getpid())),
             pid=os.getpid(),
             ppid=parent_pid(),
             role=self._role,
             state=_worker_state(pools),
-            started_at=timestamp(self._started),
-            age_s=max(0.0, now - self._started),
+            started_at=timestamp(started),
+            age_s=max(0.0, now - started),
             server=self._server,
             source="live",
             snapshot_at=timestamp(now),

@@ -6,7 +6,6 @@ import os
 import re
 import typing as t
 import weakref
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -18,6 +17,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool import QueuePool
 
+from .._runtime import fork
 from .._settings.config import BindSettings
 from .._settings.urls import in_memory
 from .._settings.urls import is_sqlite
@@ -49,7 +49,6 @@ def make_engine(
     instance_path: str,
     account: PoolAccount,
     tracking: bool,
-    after_fork: Callable[[], object],
     async_pool: type[Pool] | None = None,
 ) -> Engine:
     """Create the engine of one bind; nothing is connected yet.
@@ -58,7 +57,6 @@ def make_engine(
     :param instance_path: Where relative SQLite paths are; created when missing.
     :param account: What its pool and statements report to.
     :param tracking: Report everything; else no more than lost work needs.
-    :param after_fork: Makes the application's state a fork's own.
     :param async_pool: The pool class, if this is the sync part of an async engine.
     :raises ConfigError: The driver is missing, or an option is not accepted.
     """
@@ -87,7 +85,7 @@ def make_engine(
     reference = weakref.ref(engine)
 
     def own_pool() -> Pool:
-        after_fork()
+        fork.after_fork_in_child()
         return t.cast("Engine", reference()).pool
 
     attach(engine.pool, engine.dialect, account, own_pool)
