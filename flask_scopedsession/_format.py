@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+#: How many items of a list are written.
+_FEW = 5
+
 #: How the live view's names of async binds begin.
 ASYNC = "async:"
 
@@ -42,10 +45,10 @@ def amounts(changes: Mapping[str, int]) -> str:
     return ", ".join(f"{amount} {name}" for name, amount in sorted(changes.items()))
 
 
-def some(items: Sequence[str], most: int = 5) -> str:
+def some(items: Sequence[str]) -> str:
     """List the first few items, and how many more there are."""
-    shown = ", ".join(items[:most])
-    rest = len(items) - most
+    shown = ", ".join(items[:_FEW])
+    rest = len(items) - _FEW
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 

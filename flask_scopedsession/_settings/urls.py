@@ -143,13 +143,7 @@ def _check_dialect(key: str, url: URL, is_async: bool) -> None:
     except (NoSuchModuleError, ArgumentError):
         pass
     if dialect is None:
-        instead = " Use 'postgresql'." if name.partition("+")[0] == "postgres" else ""
-        near = _near_dialect(name)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ConfigError(
-            f"{key} names the dialect {name!r}, which SQLAlchemy does not know."
-            f"{instead or f'{hint} Check the spelling, or install what provides it.'}"
-        )
+        raise _unknown_dialect(key, name)
     backend = url.get_backend_name()
     if is_async:
         # A driver like psycopg has two dialects, of which that above is one.
@@ -173,6 +167,17 @@ def _check_dialect(key: str, url: URL, is_async: bool) -> None:
                 " slashes, as in sqlite:///app.db, or four if it is absolute."
             )
         file_name(key, url.database or "")
+
+
+def _unknown_dialect(key: str, name: str) -> ConfigError:
+    remedy = " Use 'postgresql'."
+    if name.partition("+")[0] != "postgres":
+        near = _near_dialect(name)
+        hint = f" Did you mean {near!r}?" if near else ""
+        remedy = f"{hint} Check the spelling, or install what provides it."
+    return ConfigError(
+        f"{key} names the dialect {name!r}, which SQLAlchemy does not know.{remedy}"
+    )
 
 
 def _near_dialect(name: str) -> str | None:

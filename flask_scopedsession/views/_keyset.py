@@ -166,13 +166,7 @@ def keyset_page(
     """Return one page of a statement's items."""
     size = size_of(per_page, max_per_page)
     pages = Pages(WHAT, session, statement)
-    if not statement.compare(statement.group_by(None)):
-        raise ConfigError(f"{WHAT} cannot page GROUP BY. Use paginate().")
-    if pages.is_distinct:
-        raise ConfigError(
-            f"{WHAT} cannot page DISTINCT. Use paginate(). If you select one"
-            " entity, remove DISTINCT: joins do not repeat it."
-        )
+    _refuse_groups(pages)
     mapper = None if pages.entity is None else pages.mapper
     dialect = session.get_bind(mapper, clause=statement).dialect
     keys = _keys(pages, dialect)
@@ -181,40 +175,18 @@ def keyset_page(
         for each in keys
     )
 
-    backwards, inclusive, place = False, False, None
-    if bookmark is None and has_request_context():
-        bookmark = request.args.get("bookmark")
-    if bookmark is not None:
-        opened = unseal(about, bookmark)
-        if opened is None:
-            abort(404)
-        backwards, inclusive, place = opened
-
+    backwards, inclusive, place = _opened(about, bookmark)
     condition = sa.true()
     if place is not None:
         condition = _beyond(keys, place, backwards, inclusive)
     fetch = _entities if pages.joined else _rows
     items, places = fetch(pages, keys, condition, backwards, size)
-    for key, values in zip(keys, zip(*places, strict=True), strict=False):
-        if key.nulls_last is None and None in values:
-            raise ConfigError(
-                f"{WHAT} found NULL in {key.expression}, which is declared NOT NULL."
-                " Declare it nullable."
-            )
+    _refuse_null(keys, places)
     more = len(places) > size
     places = places[:size]
     if backwards:
         items.reverse()
         places.reverse()
-
-    def mark(back: bool, place_: t.Any, at: bool = False) -> str:
-        try:
-            return seal(about, [back, at, place_])
-        except TypeError as error:
-            raise ConfigError(
-                f"{WHAT} cannot order by values of the type {error}. Order by a cast of"
-                " them."
-            ) from None
 
     def turn(back: bool) -> str | None:
         """Return the bookmark for one of the two directions."""
@@ -222,10 +194,54 @@ def keyset_page(
         if not (came_from_there or (more and back == backwards)):
             return None
         if places:
-            return mark(back, places[0 if back else -1])
-        return mark(back, place, at=True)  # all were deleted since
+            return _sealed(about, back, False, places[0 if back else -1])
+        return _sealed(about, back, True, place)  # all were deleted since
 
     return KeysetPage(items, turn(False), turn(True), size)
+
+
+def _refuse_groups(pages: Pages) -> None:
+    if not pages.statement.compare(pages.statement.group_by(None)):
+        raise ConfigError(f"{WHAT} cannot page GROUP BY. Use paginate().")
+    if pages.is_distinct:
+        raise ConfigError(
+            f"{WHAT} cannot page DISTINCT. Use paginate(). If you select one"
+            " entity, remove DISTINCT: joins do not repeat it."
+        )
+
+
+def _refuse_null(keys: Sequence[_Key], places: Sequence[Sequence[t.Any]]) -> None:
+    for key, values in zip(keys, zip(*places, strict=True), strict=False):
+        if key.nulls_last is None and None in values:
+            raise ConfigError(
+                f"{WHAT} found NULL in {key.expression}, which is declared NOT NULL."
+                " Declare it nullable."
+            )
+
+
+def _opened(about: str, bookmark: str | None) -> tuple[bool, bool, t.Any]:
+    """Return the content of the bookmark that was given, or that the request has.
+
+    That is whether to go backwards, whether the place itself is part of the page, and
+    the place, which is ``None`` for the first page.
+    """
+    if bookmark is None and has_request_context():
+        bookmark = request.args.get("bookmark")
+    if bookmark is None:
+        return False, False, None
+    backwards, inclusive, place = unseal(about, bookmark) or abort(404)
+    return backwards, inclusive, place
+
+
+def _sealed(about: str, backwards: bool, inclusive: bool, place: t.Any) -> str:
+    """Return a bookmark that :func:`_opened` opens."""
+    try:
+        return seal(about, [backwards, inclusive, place])
+    except TypeError as error:
+        raise ConfigError(
+            f"{WHAT} cannot order by values of the type {error}. Order by a cast of"
+            " them."
+        ) from None
 
 
 def _keys(pages: Pages, dialect: t.Any) -> list[_Key]:

@@ -10,8 +10,6 @@ from flask_scopedsession._application import of as application_of
 from flask_scopedsession._control import directory
 from flask_scopedsession._control import endpoint
 from flask_scopedsession._control import server
-from flask_scopedsession._control.client import ask
-from flask_scopedsession._control.directory import Place
 from flask_scopedsession._control.protocol import encode
 from flask_scopedsession._control.server import SERVER
 from flask_scopedsession._databases.ping import PingResult
@@ -31,8 +29,6 @@ from flask_scopedsession._pools.tracked_pool import returns_are_seen
 from flask_scopedsession._scopes import context
 from flask_scopedsession._scopes import lost_work
 from flask_scopedsession._scopes import teardown
-from flask_scopedsession._scopes.scope import Responsible
-from flask_scopedsession._scopes.scope import Scope
 from flask_scopedsession._settings.keys import KEYS
 from flask_scopedsession._settings.urls import safe_url
 from flask_scopedsession._terminal.advice import render_advice
@@ -59,17 +55,13 @@ __all__ = [
     "LiveView",
     "LockWait",
     "PingResult",
-    "Place",
     "Reading",
     "Refresh",
-    "Responsible",
-    "Scope",
     "ServerConnection",
     "ServerView",
     "Slot",
     "Unclaimed",
     "application_of",
-    "ask",
     "context",
     "directory",
     "duration",
