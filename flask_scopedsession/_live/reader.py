@@ -7,7 +7,6 @@ the interpreter. A thread, greenlet or context may end at any moment of the read
 
 from __future__ import annotations
 
-import os
 import typing as t
 from collections.abc import Mapping
 from time import perf_counter
@@ -20,7 +19,6 @@ from .._pools.account import TimedOut
 from .._pools.account import Waiting
 from .._pools.drivers import is_transaction_open
 from .._pools.fair_queue import FairPool
-from .._pools.slot import SLOT
 from .._pools.slot import Slot
 from .._pools.tracked_pool import base_class
 from .._pools.tracked_pool import limits
@@ -29,7 +27,6 @@ from .._scopes.ledger import Ledger
 from .._scopes.scope import responsible
 from .._scopes.scope import Scope
 from .._scopes.streams import requests_served
-from .._scopes.teardown import connections_of
 from .._settings.urls import safe_url
 from ..snapshot import ConfiguredPool
 from ..snapshot import Holder
@@ -40,10 +37,13 @@ from ..snapshot import SessionSnapshot
 from ..snapshot import SharedUse
 from ..snapshot import Waiter
 from ..snapshot._json import timestamp
-from ..snapshot._readings import SessionState
 from .lines import Lines
 from .lines import read_stacks
 from .lines import Stacks
+from .sessions import count_items
+from .sessions import number_of
+from .sessions import session_state
+from .sessions import slots_of
 from .usage import measured
 from .usage import MOST_VIEWS
 from .usage import views
@@ -345,12 +345,12 @@ class Reader:
             thread=_thread_name(scope),
             thread_alive=scope.thread_alive,
             age_s=max(0.0, now - scope.since),
-            state=_session_state(session, bool(slots), bool(idle), waits),
+            state=session_state(session, bool(slots), bool(idle), waits),
             statements=statements,
             connections=tuple(slot.number for slot in slots),
-            new=_count(lambda: session.new),
-            deleted=_count(lambda: session.deleted),
-            identity=_count(lambda: session.identity_map),
+            new=count_items(lambda: session.new),
+            deleted=count_items(lambda: session.deleted),
+            identity=count_items(lambda: session.identity_map),
             idle_in_transaction_s=max(idle, default=None),
             requests=requests_served(scope()),
             **responsible(scope)._asdict(),
@@ -395,54 +395,3 @@ def _idle(slot: Slot, now: float) -> float | None:
     if slot.runner is not None or slot.moved == slot.since:
         return None
     return max(0.0, now - slot.moved)
-
-
-def slots_of(session: Session) -> list[Slot]:
-    """Return what is known of the connections that a session holds."""
-    try:
-        slots: dict[Slot | None, None] = dict.fromkeys(
-            connection.connection.info.get(SLOT)
-            for connection, *_ in connections_of(session.get_transaction())
-            if not connection.closed
-        )
-    except Exception:  # noqa: BLE001 - its own thread is changing it
-        return []
-    return [slot for slot in slots if slot is not None and slot.scope is not None]
-
-
-def number_of(session: Session) -> int:
-    """Return a session's number in its process, which SQLAlchemy gives it."""
-    return t.cast(int, getattr(session, "hash_key", id(session)))
-
-
-def _session_state(
-    session: Session, holds: bool, idle: bool, waits: bool
-) -> SessionState:
-    begun = session.in_transaction()
-    try:
-        is_active = session.is_active or not begun
-    except AttributeError:
-        is_active = True  # its own thread has just ended the transaction
-    # SQLAlchemy calls a session inactive, too, while it waits for a connection.
-    if not is_active:
-        return "begun" if waits else "needs rollback"
-    if idle:
-        return "idle in transaction"
-    if holds:
-        return "holding"
-    return "begun" if begun else "idle"
-
-
-def _count(collection: t.Callable[[], t.Sized]) -> int | None:
-    """Count what its own thread may be changing meanwhile."""
-    for _ in range(3):
-        try:
-            return len(collection())
-        except RuntimeError:
-            continue
-    return None
-
-
-def parent_pid() -> int:
-    """Return the parent's process ID, 0 where there is no such thing."""
-    return os.getppid() if hasattr(os, "getppid") else 0

@@ -236,7 +236,6 @@ class LiveView:
         from ..snapshot import WorkerSnapshot
         from ..snapshot._json import timestamp
         from .reader import MOST
-        from .reader import parent_pid
 
         pools = self.reader.pools()
         sessions = self.reader.sessions()
@@ -245,7 +244,7 @@ class LiveView:
         return WorkerSnapshot(
             id=id or (self._endpoint.id if self._endpoint else str(os.getpid())),
             pid=os.getpid(),
-            ppid=parent_pid(),
+            ppid=os.getppid() if hasattr(os, "getppid") else 0,
             role=self._role,
             state=_worker_state(pools),
             started_at=timestamp(started),

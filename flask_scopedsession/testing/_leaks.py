@@ -16,6 +16,8 @@ from collections.abc import Hashable
 from weakref import WeakSet
 
 from .._application import Application
+from .._live.sessions import number_of
+from .._live.sessions import slots_of
 from .._pools.account import Held
 from .._pools.account import PoolAccount
 from .._runtime import fork
@@ -98,7 +100,7 @@ class Leaks:
         keys = {key for each in _opened() for key in _keys(each)}
         for application in fork.watched():
             # One that has not begun yet, too.
-            keys.update(map(_number, application.ledger.unscoped.keys()))
+            keys.update(map(number_of, application.ledger.unscoped.keys()))
         return keys, current_context()
 
     def keep(self, before: tuple[set[Hashable], object] | None) -> None:
@@ -202,8 +204,6 @@ def _opened() -> list[_Open]:
             ledger.live or ledger.unscoped or any(each.used for each in accounts)
         ):
             continue
-        from .._live.reader import slots_of
-
         held = {id(each.slot): each for account in accounts for each in account.out()}
         for scope, name, session in application.live.reader.open_sessions():
             slots = (held.pop(id(slot), None) for slot in slots_of(session))
@@ -218,7 +218,7 @@ def _opened() -> list[_Open]:
 def _keys(found: _Open) -> set[Hashable]:
     """Return what tells this session or connection from all others."""
     if found.session is not None:
-        return {_number(found.session)}
+        return {number_of(found.session)}
     return {(id(each.slot), each.slot.number, each.since) for each in found.held}
 
 
@@ -227,12 +227,6 @@ def _reference(found: _Open) -> Callable[[], object]:
     if opened is None:
         opened = found.held[0].slot.proxied()
     return (lambda: found) if opened is None else weakref.ref(opened)
-
-
-def _number(session: Session) -> int:
-    from .._live.reader import number_of
-
-    return number_of(session)
 
 
 def _is_final(found: _Open) -> bool:

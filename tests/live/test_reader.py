@@ -34,6 +34,7 @@ from werkzeug.routing import Rule
 from flask_scopedsession import ScopedSession
 from flask_scopedsession._live import lines as _lines
 from flask_scopedsession._live import reader as _reader
+from flask_scopedsession._live import sessions as _sessions
 from flask_scopedsession.snapshot import Holder
 from flask_scopedsession.snapshot import SessionSnapshot
 from flask_scopedsession.snapshot import WorkerSnapshot
@@ -630,6 +631,10 @@ def in_context(app: Flask, work: Callable[[], str]) -> str:
         return work()
 
 
+#: The modules that read.
+READING = (_reader.__file__, _lines.__file__, _sessions.__file__)
+
+
 class AtLine:
     """Does something once, before the given line of the reader is executed."""
 
@@ -647,7 +652,7 @@ class AtLine:
         sys.settrace(None)
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in (_reader.__file__, _lines.__file__):
+        if frame.f_code.co_filename not in READING:
             return None
         if event == "line":
             here = frame.f_code.co_name, frame.f_lineno

@@ -116,9 +116,8 @@ def test_suspended_greenlets_show_their_own_lines(run: Run) -> None:
             return "done"
 
         # The script is the application's own code.
-        live = db._application_of(app).live
-        lines = live.reader._lines
-        lines.__init__(lines._app, os.path.dirname(os.path.abspath(__file__)))
+        places = db._application_of(app).ledger.places
+        places.__init__(os.path.dirname(os.path.abspath(__file__)))
         observer = Observer()
         serve()
         greenlets = [gevent.spawn(serve, path) for path in ("/one", "/two")]
