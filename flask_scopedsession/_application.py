@@ -22,7 +22,7 @@ from ._runtime import fork
 from ._runtime.logs import fields
 from ._runtime.logs import log
 from ._scopes.context import current_context
-from ._scopes.kinds import OfContext
+from ._scopes.kinds import OfKey
 from ._scopes.ledger import Ledger
 from ._scopes.many_statements import ManyStatements
 from ._scopes.responses import HANDLED
@@ -279,7 +279,7 @@ class Application:
         """End scopes with their contexts, and learn how requests were answered."""
         ledger, kind, live = self.ledger, self._registry.kind, self.live
         session_name = self._registry.session_name
-        on_context = isinstance(kind, OfContext)
+        keyed = kind if isinstance(kind, OfKey) else None
         many = ledger.many_statements
 
         # A plain function: Flask pays twice as much for a bound method.
@@ -292,11 +292,11 @@ class Application:
             setattr(context, ANSWERED, True)
             scope: Scope | None = getattr(context, SCOPE, None)
             raising: BaseException | None = None
-            if not on_context:
-                for each in kind.created(ledger, context):
+            if keyed is not None:
+                for each in keyed.created(context):
                     # Were it freed, the sessions would be closed unjudged.
                     anchor = each()
-                    kind.forget(ledger, each)
+                    keyed.forget(ledger, each)
                     raising = end_scope(ledger, each, context, error) or raising
                     ledger.leave(each)
                     del anchor

@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import MutableMapping
-from collections.abc import Sequence
 
 from ..errors import ConfigError
 from .context import Context
@@ -34,14 +33,6 @@ class Kind(ABC):
     def enter(self, ledger: Ledger, context: Context) -> Scope:
         """Return the current scope. If it is new, `context` ends it."""
 
-    @abstractmethod
-    def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:
-        """Return the scopes that `context` made and that have not ended."""
-
-    @abstractmethod
-    def forget(self, ledger: Ledger, scope: Scope) -> None:
-        """Take an ended scope out of where it is kept."""
-
 
 class OfContext(Kind):
     """One scope per application context, kept on the context object."""
@@ -53,13 +44,6 @@ class OfContext(Kind):
 
     def enter(self, ledger: Ledger, context: Context) -> Scope:
         return context.__dict__.get(SCOPE) or ledger.enter(context)
-
-    def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:  # noqa: ARG002
-        scope = context.__dict__.get(SCOPE)
-        return () if scope is None else (scope,)
-
-    def forget(self, ledger: Ledger, scope: Scope) -> None:
-        """Do nothing: the context's teardown does it."""
 
 
 class OfKey(Kind):
@@ -106,11 +90,14 @@ class OfKey(Kind):
                 ledger.leave(made.scope)
         return anchor.scope
 
-    def created(self, ledger: Ledger, context: Context) -> Sequence[Scope]:  # noqa: ARG002
+    @staticmethod
+    def created(context: Context) -> list[Scope]:
+        """Return the scopes that `context` made and that have not ended."""
         made: list[Scope] = context.__dict__.pop(_CREATED, [])
         return [scope for scope in made if not scope.ended]
 
     def forget(self, ledger: Ledger, scope: Scope) -> None:
+        """Take an ended scope out of where it is kept."""
         kept = self._kept(ledger)
         for key, anchor in list(kept.items()):
             if anchor.scope is scope:

@@ -13,6 +13,7 @@ from sqlalchemy.util import ScopedRegistry
 from .._scopes.context import current_context
 from .._scopes.kinds import Kind
 from .._scopes.kinds import OfContext
+from .._scopes.kinds import OfKey
 from .._scopes.ledger import Ledger
 from .._scopes.scope import SCOPE
 from .._scopes.scope import Scope
@@ -161,12 +162,12 @@ class Registry(ScopedRegistry[t.Any]):
 
     def _forget(self, scope: Scope) -> None:
         """Let the next use make a new session; what is open stays in the scope."""
-        if self._on_context:
-            scope_context().__dict__.pop(self.session_name, None)
-        else:
+        if isinstance(self.kind, OfKey):
             ledger = self._application_of(scope_context().app).ledger
             self.kind.forget(ledger, scope)
             ledger.leave(scope)
+        else:
+            scope_context().__dict__.pop(self.session_name, None)
 
 
 def scope_context() -> t.Any:
