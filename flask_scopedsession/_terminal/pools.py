@@ -28,6 +28,7 @@ from .page import Page
 from .sections import absent_workers
 from .sections import by_bind
 from .sections import label
+from .sections import not_shown
 from .sections import pids_of
 from .sections import place_of
 from .sections import start
@@ -282,8 +283,7 @@ def _entries(page: Page, title: str, found: list[Entry], verbose: bool) -> None:
         )
         if verbose and isinstance(one, Holder):
             connection_numbers(page, one)
-    if len(groups) > len(shown):
-        page.line(f"  and {len(groups) - len(shown)} more; --verbose lists them")
+    not_shown(page, len(groups) - len(shown))
     if any(getattr(one, "at_is", None) == "view" for ((_, _, one), *_) in shown):
         page.parts(UNRECORDED.split(), indent=2)
 

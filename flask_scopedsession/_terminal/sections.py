@@ -172,6 +172,12 @@ def label(reading: Origin) -> str:
     return "others" if thread == "" else f"thread {thread or 'unknown'}"
 
 
+def not_shown(page: Page, amount: int) -> None:
+    """Say how many entries of a list are left out, if any."""
+    if amount:
+        page.line(f"  and {amount} more; --verbose lists them")
+
+
 def place_of(one: Holder | Waiter) -> str | None:
     """Return a holder's or waiter's line, and what it is."""
     return one.at and place(one.at, getattr(one, "at_is", None))

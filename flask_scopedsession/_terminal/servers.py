@@ -14,6 +14,7 @@ from ..snapshot._servers import ServerView
 from ..snapshot._servers import Unclaimed
 from .page import Page
 from .sections import label
+from .sections import not_shown
 from .sections import place_of
 
 #: Dialects of databases whose server can be asked.
@@ -109,9 +110,7 @@ def _unclaimed(page: Page, found: Sequence[Unclaimed], verbose: bool) -> None:
             ],
             indent=2,
         )
-    rest = sum(each.count for each in found[len(shown) :])
-    if rest:
-        page.line(f"  and {rest} more; --verbose lists them")
+    not_shown(page, sum(each.count for each in found[len(shown) :]))
 
 
 # -- limits --------------------------------------------------------------------
@@ -164,8 +163,7 @@ def _waits(page: Page, waits: Sequence[LockWait], verbose: bool) -> None:
             parts += _blocker(blocker)
         began = f"(the waiting statement began {duration(wait.waiting.query_s)} ago)"
         page.parts([*parts, began], indent=2, style="red")
-    if len(waits) > len(shown):
-        page.line(f"  and {len(waits) - len(shown)} more; --verbose lists them")
+    not_shown(page, len(waits) - len(shown))
 
 
 def _name(each: ServerConnection) -> list[str]:
