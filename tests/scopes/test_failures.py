@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 from importlib.metadata import version
 
 import pytest
 from models import Base
 from models import User
+from sqlalchemy import create_engine
 from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
@@ -36,9 +38,20 @@ def kept():
     return []
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """An SQLite file with the tables, to copy."""
+    path = tmp_path_factory.mktemp("tables") / "empty.db"
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return path
+
+
 @pytest.fixture(params=[True, False], ids=["tracked", "untracked"])
-def shop(request, db, make_app, short_tmp, flask_class):
+def shop(request, db, make_app, short_tmp, tables, flask_class):
     """Two binds whose pools have one connection each."""
+    shutil.copyfile(tables, short_tmp / "a.db")
     shop = make_app(
         db,
         flask_class=flask_class,
@@ -51,8 +64,6 @@ def shop(request, db, make_app, short_tmp, flask_class):
         },
         SCOPEDSESSION_TRACKING=request.param,
     )
-    with shop.app_context():
-        db.create_all()
 
     @shop.get("/")
     def view():

@@ -77,17 +77,12 @@ def a_model(base, name, /, *mixins, parent=None, **attributes):
 
 
 @pytest.fixture
-def make(make_app, short_tmp):
+def make(make_app):
     """``make(db)`` pushes a context of an application with three databases."""
     contexts = []
 
     def make(db, names=NAMES):
-        app = make_app(
-            db,
-            SQLALCHEMY_BINDS={
-                name: f"sqlite:///{short_tmp}/{name}.db" for name in names
-            },
-        )
+        app = make_app(db, SQLALCHEMY_BINDS=dict.fromkeys(names, "sqlite://"))
         context = app.app_context()
         context.push()
         contexts.append(context)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from databases import a_database
 from items import Base
 from items import by_session
+from items import Item
 from items import names
 
 from flask_scopedsession import ScopedSession
@@ -33,8 +35,9 @@ def flask_app(make_app, database):
     )
     app.extensions["db"] = db
     with app.app_context():
-        db.drop_all()
         db.create_all()
+        db.session.execute(sa.delete(Item))
+        db.session.commit()
         by_session(db, "kept")
     yield app
     with app.app_context():
