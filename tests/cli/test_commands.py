@@ -32,6 +32,7 @@ from flask import Flask
 from flask.cli import FlaskGroup
 from inside import LiveView
 from inside import Refresh
+from lean import LEAN
 from readings import a_full_pool
 from readings import a_last_worker
 from readings import a_pool
@@ -740,7 +741,8 @@ def test_no_worker_is_no_error(name: str, invoke: Invoke) -> None:
 
 def in_python(args: list[str], **env: str) -> dict[str, Any]:
     """Return the arguments for a process that runs a command of ``live_app``."""
-    command = [sys.executable, "-m", "flask_scopedsession", "--app", "live_app", *args]
+    module = [sys.executable, LEAN, "-m", "flask_scopedsession"]
+    command = [*module, "--app", "live_app", *args]
     url = {"FLASK_SQLALCHEMY_DATABASE_URI": "sqlite://"}
     return {"args": command, "env": child_environ({**url, **env}), "cwd": WORKERS}
 

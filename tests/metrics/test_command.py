@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 from environment import child_environ
 from environment import WORKERS
+from lean import LEAN
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-MODULE = [sys.executable, "-m", "flask_scopedsession", "--app", "live_app:create_app"]
+MODULE = [
+    *(sys.executable, LEAN, "-m", "flask_scopedsession"),
+    *("--app", "live_app:create_app"),
+]
 
 
 def run(env, *options):

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from environment import child_environ
 from environment import WORKERS
+from lean import LEAN
 from prefork import Prefork
 from prometheus_server import Prometheus
 from prometheus_server import promtool
@@ -78,7 +79,7 @@ def prometheus(short_tmp):
 @contextmanager
 def pool_metrics(env: dict[str, str | None]) -> Iterator[str]:
     """Run ``pool-metrics``; yield its URL."""
-    module = [sys.executable, "-m", "flask_scopedsession"]
+    module = [sys.executable, LEAN, "-m", "flask_scopedsession"]
     options = ["--app", "live_app:create_app", "pool-metrics", "--listen"]
     with subprocess.Popen(
         [*module, *options, "127.0.0.1:0"],

@@ -15,6 +15,7 @@ from typing import Any
 
 from environment import child_environ
 from environment import WORKERS
+from lean import LEAN
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def flask(
 ) -> Result:
     """Run ``flask --app APP ARGS``; ``app=None`` omits ``--app``."""
     chosen = [] if app is None else ["--app", app]
-    return run([*python_args, "-m", "flask", *chosen, *args], **kwargs)
+    return run([*python_args, LEAN, "-m", "flask", *chosen, *args], **kwargs)
 
 
 def script(
@@ -94,4 +95,7 @@ def script(
         path.write_text(textwrap.dedent(source), encoding="utf-8")
     else:
         path = beside / source
-    return run([*python_args, str(path), *args], **kwargs)
+    # gevent has to patch the standard library before anything else is imported.
+    is_patched = "patch_all()" in path.read_text(encoding="utf-8")
+    lean = [LEAN, "--gevent"] if is_patched else [LEAN]
+    return run([*python_args, *lean, str(path), *args], **kwargs)

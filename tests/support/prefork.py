@@ -11,6 +11,13 @@ from pathlib import Path
 import gunicorn.config
 from serving import Served
 
+#: What most of a worker's time to start is spent on, once for all workers.
+LEAN = str(Path(__file__).with_name("gunicorn_lean.py"))
+
+#: The classes of workers that do not patch the standard library, which they would have
+#: to do before such imports.
+UNPATCHED = ("sync", "gthread")
+
 
 class Prefork(Served):
     """Run ``app`` under gunicorn on a free loopback port.
@@ -67,6 +74,7 @@ class Prefork(Served):
             *(sys.executable, *python_args, "-m", "gunicorn"),
             *(str(word) for option in options.items() for word in option),
             *(["--preload"] if preload else []),
+            *(["--config", LEAN] if worker_class in UNPATCHED else []),
             *(own_options()),
             *(*args, app),
         ]

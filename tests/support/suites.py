@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import commands
+from lean import LEAN
 
 #: Plugins that are installed for the tests, and switched off unless they are asked for.
-OTHERS = ("asyncio", "flask", "randomly")
+OTHERS = ("asyncio", "faker", "flask", "hypothesispytest", "randomly")
 
 
 class Suite:
@@ -18,6 +19,7 @@ class Suite:
 
     :param folder: The suite, with everything that it imports.
     :param beside: Which of :data:`OTHERS` run, too.
+    :param lean: Import Flask and SQLAlchemy before pytest, as ``lean.py`` does.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class Suite:
         folder: Path,
         *options: str,
         beside: tuple[str, ...] = (),
+        lean: bool = True,
         env: Mapping[str, str | None] | None = None,
     ) -> None:
         off = [f"-pno:{name}" for name in OTHERS if name not in beside]
@@ -34,8 +37,9 @@ class Suite:
         if "asyncio" in beside:  # without it, pytest-asyncio warns
             options = ("-oasyncio_default_fixture_loop_scope=function", *options)
         path = os.environ.get("PYTHONPATH")
+        start = [LEAN, "-m", "pytest"] if lean else ["-m", "pytest"]
         ran = commands.run(
-            ["-Werror", "-mpytest", "-rA", "-pno:cacheprovider", *off, *options],
+            ["-Werror", *start, "-rA", "-pno:cacheprovider", *off, *options],
             cwd=folder,
             env={"COLUMNS": "300", "PYTHONPATH": path, **(env or {})},
         )

@@ -163,7 +163,7 @@ def test_fine_modules(request):
 """,
         encoding="utf-8",
     )
-    inner().check()
+    inner(lean=False).check()
 
 
 @pytest.mark.subprocess

@@ -19,6 +19,7 @@ import pytest
 from commands import Result
 from environment import child_environ
 from gates import Gates
+from lean import LEAN
 from postgres import activity
 from postgres import fresh_database
 from postgres import Server
@@ -33,7 +34,7 @@ Cli = Callable[..., Result]
 Plugin = Callable[..., Result]
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "check_flask_pool.py"
-STATUS = ["-m", "flask_scopedsession", "--app", "live_app", "pool-status"]
+STATUS = [LEAN, "-m", "flask_scopedsession", "--app", "live_app", "pool-status"]
 
 
 @pytest.fixture
