@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import socket
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -262,30 +264,28 @@ def id_of(pid: int, end: str = "00000001") -> str:
 
 
 @contextmanager
-def a_process_with_a_lock(home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def a_process_with_a_lock(home: Path) -> Iterator[tuple[str, ForkProcess]]:
     """Another process that holds a lock; its socket does not listen."""
-    code = (
-        "import sys, os\n"
-        "from flask_scopedsession._control import directory\n"
-        "id = f'{os.getpid()}-0000000a'\n"
-        "directory.take_lock(sys.argv[1], id, 'abc')\n"
-        "print(id, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(home)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(directory.__file__).parents[2],
-    )
-    try:
-        assert process.stdout is not None
-        id = process.stdout.readline().decode().strip()
-        (home / f"{id}.sock").touch()
-        yield id, process
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=hold_a_lock, args=(home, theirs), daemon=True)
+    with ours, theirs:
+        process.start()
+        try:
+            id = ours.recv()
+            (home / f"{id}.sock").touch()
+            yield id, process
+        finally:
+            process.kill()
+            process.join(10)
+            process.close()
+
+
+def hold_a_lock(home: Path, found: Connection) -> None:
+    id = f"{os.getpid()}-0000000a"
+    directory.take_lock(str(home), id, "abc")
+    found.send(id)
+    signal.pause()
 
 
 def age(path: Path, seconds: float) -> None:
@@ -322,7 +322,7 @@ def test_a_lock_tells_live_workers_from_dead_ones(home: Path) -> None:
         assert directory.deployment_of(str(home), id) == "abc"
         assert directory.alive(str(home), id), "looking must not free it"
         process.kill()
-        process.wait(10)
+        process.join(10)
         assert not directory.alive(str(home), id)
         assert (home / f"{id}.lock").exists()
     assert not directory.alive(str(home), id_of(4))
@@ -333,7 +333,7 @@ def test_two_commands_do_not_take_each_other_for_the_owner(
 ) -> None:
     with a_process_with_a_lock(home) as (id, process):
         process.kill()
-        process.wait(10)
+        process.join(10)
         held = directory._lock_of_the_dead(
             str(home), id, os.O_RDONLY, directory.fcntl.LOCK_SH
         )
@@ -421,7 +421,7 @@ def test_files_of_dead_workers_are_removed_and_their_last_snapshot_after_an_hour
         directory.sweep(str(home), "", ())
         assert len(list(home.iterdir())) == 5, "a living worker's files"
         process.kill()
-        process.wait(10)
+        process.join(10)
         directory.sweep(str(home), "", ())
         assert names(home) == [f"{id}.json"]
         age(home / f"{id}.json", directory.KEEP_LAST - 10)
@@ -448,12 +448,12 @@ def test_a_sweep_tells_which_workers_were_lost(
     with a_process_with_a_lock(home) as (id, process):
         assert directory.sweep(str(home), "", ()) == []
         process.kill()
-        process.wait(10)
+        process.join(10)
         assert [each.id for each in directory.sweep(str(home), "", ())] == [id]
         assert directory.sweep(str(home), "", ()) == []
     with a_process_with_a_lock(home) as (id, process):
         process.kill()
-        process.wait(10)
+        process.join(10)
         lock = directory.fcntl.lockf
 
         def removed_meanwhile(descriptor: int, how: int) -> None:
@@ -499,7 +499,7 @@ def test_files_of_dead_workers_are_removed_by_the_two_live_ones_before_them(
         dead = {second, fifth}
         for id in dead:
             lives[id].kill()
-            lives[id].wait(10)
+            lives[id].join(10)
         assert opened_by_a_sweep(home, second) == [third, fourth]
         assert {each.id for each in directory.listing(str(home))} == set(ids)
         assert opened_by_a_sweep(home, third) == [fourth, fifth, first]
@@ -591,7 +591,7 @@ def test_an_odd_lock_stops_neither_a_sweep_nor_a_command(home: Path, odd: str) -
 def test_a_lock_that_may_not_be_read_counts_as_held(home: Path) -> None:
     with a_process_with_a_lock(home) as (id, process):
         process.kill()
-        process.wait(10)
+        process.join(10)
         home.chmod(0o755)
         for parent in (home.parent,):
             parent.chmod(0o755)
