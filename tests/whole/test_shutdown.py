@@ -279,8 +279,8 @@ def test_a_sync_worker_that_is_aborted(prefork, run_cli, gates, live_env, short_
         survey = run_cli(["pool-status", "--json"]).json
         return [w for w in survey["workers"] if w["state"] == "gone"]
 
-    wait_until(gone)
-    (worker,) = gone()
+    wait_until(lambda: list(short_tmp.glob("flask-*/*/*.json")), what="its snapshot")
+    (worker,) = wait_until(gone)
     thread.join(20)
     (waiter,) = worker["pools"][0]["waiters"]
     assert waiter["endpoint"] == "ok"
