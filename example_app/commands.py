@@ -53,9 +53,12 @@ def import_airports() -> None:
 def store(added: Rows, changed: Rows) -> None:
     """Write in batches, so that other writers never wait long for a commit."""
     total = len(added) + len(changed)
+    # Without this option, a row with an empty column and a row without one are sent in
+    # different statements: 6,000 for these rows, in place of one for each batch.
+    adding = insert(Airport).execution_options(render_nulls=True)
 
     with click.progressbar(length=total, label="Importing airports") as bar:
-        for statement, rows in ((insert(Airport), added), (update(Airport), changed)):
+        for statement, rows in ((adding, added), (update(Airport), changed)):
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 db.session.execute(statement, batch)
