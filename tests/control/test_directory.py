@@ -9,6 +9,7 @@ import socket
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -270,7 +271,10 @@ def a_process_with_a_lock(home: Path) -> Iterator[tuple[str, ForkProcess]]:
     ours, theirs = fork.Pipe()
     process = fork.Process(target=hold_a_lock, args=(home, theirs), daemon=True)
     with ours, theirs:
-        process.start()
+        with warnings.catch_warnings():
+            # Python 3.12 and newer warn of the test runner's threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
         try:
             id = ours.recv()
             (home / f"{id}.sock").touch()
