@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ Become = Callable[..., None]
 WIDTHS = [20, 40, 60, 80, 100, 120, 160, 200]
 
 
+@functools.cache
 def survey() -> Survey:
     wedged = [a_full_pool(), a_pool("audit", 0, url=AUDIT)]
     full = [a_pool("reporting_warehouse", 15, idle=0, holders=(a_holder(0.1),))]

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import a_database
+from databases import Database
 from flask import abort
 from flask import Flask
 from models import Base
@@ -47,6 +49,16 @@ from flask_scopedsession.errors import TransactionError
 from flask_scopedsession.errors import UnsavedWork
 
 db = ScopedSession(model_class=Base)
+
+
+@pytest.fixture(scope="module")
+def database(
+    db_value: str, request: pytest.FixtureRequest, tmp_path_factory: Any
+) -> Iterator[Database]:
+    """One database for all tests of this module, which create their tables anew."""
+    folder = tmp_path_factory.mktemp("database")
+    with a_database(db_value, folder, request.getfixturevalue) as found:
+        yield found
 
 
 @pytest.fixture
@@ -511,6 +523,7 @@ def test_two_processes(short_tmp: Path, db_url: str, db_name: str, mode: str) ->
         return  # it locks what is read, so that this is a deadlock, too
     url, engine = db_url, create_engine(db_url)
     with engine.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS account"))
         connection.execute(
             text("CREATE TABLE account (id INT PRIMARY KEY, amount INT)")
         )
@@ -624,6 +637,7 @@ def stocked(make_app: Callable[..., Flask], db_url: str) -> Iterator[None]:
         SCOPEDSESSION_SQLITE_BEGIN="DEFERRED",
     )
     with app.app_context():
+        shop.drop_all()
         shop.create_all()
         Shop.metadata.create_all(shop.get_engine("audit"))  # in memory, it is another
         with shop.transaction():
