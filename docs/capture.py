@@ -65,7 +65,7 @@ def self_deadlock(stage: Stage) -> Captured:
     """Let a view wait for the connection that it holds."""
     with stage.scene(**TINY) as scene:
         scene.begin("GET", "/faults/nested")
-        scene.until(lambda pool: pool["pending"] and pool["max_wait_s"] > 2)
+        scene.until(lambda pool: pool.pending and pool.max_wait_s > 2)
         return {"self-deadlock": scene.flask("pool-status")}
 
 
@@ -89,7 +89,7 @@ def slow_statement(stage: Stage) -> Captured:
     """Let a view wait for a busy database."""
     with stage.scene() as scene:
         scene.begin("GET", "/faults/slow-statement?airports=20000")
-        scene.until(lambda pool: pool["held_long"])
+        scene.until(lambda pool: pool.held_long)
         return {"slow-statement": scene.flask("pool-status")}
 
 
@@ -142,7 +142,7 @@ def database_locked(stage: Stage) -> Captured:
     wait = {"FLASK_SCOPEDSESSION_SQLITE_PRAGMAS__busy_timeout": "500"}
     with stage.scene(**wait) as scene:
         scene.begin("POST", "/faults/lock?icao=EDDF&seconds=30")
-        scene.until(lambda pool: pool["held_long"])
+        scene.until(lambda pool: pool.held_long)
         scene.ask("POST", "/faults/lock?icao=KJFK&seconds=0")
         return {
             "database-locked": scene.flask("pool-status"),
@@ -185,7 +185,7 @@ def named(stage: Stage) -> Captured:
         for connection in workers.values():
             demo.ask(connection, "POST", "/faults/keep-connection")
             connection.request("GET", "/faults/sleep?seconds=600")
-        scene.until(lambda pool: pool["held_long"] == 2, pools=3)
+        scene.until(lambda pool: pool.held_long == 2, pools=3)
         args = ("pool-status", "--bind", "default")
         return {"pool-status.ansi": scene.flask(*args, columns=NARROW, colors=True)}
 
@@ -197,9 +197,9 @@ def idle_in_transaction(stage: Stage) -> Captured:
     """Hold connections without using them."""
     with stage.scene() as scene:
         scene.begin("GET", "/faults/sleep?seconds=600")
-        scene.until(lambda pool: pool["used"] == 1)
+        scene.until(lambda pool: pool.used == 1)
         scene.ask("POST", "/faults/keep-connection")
-        scene.until(lambda pool: pool["held_long"] == 2)
+        scene.until(lambda pool: pool.held_long == 2)
         return {
             "idle-in-transaction": scene.flask(
                 "pool-status", "--server", "--bind", "default"
@@ -211,9 +211,9 @@ def lock_wait(stage: Stage) -> Captured:
     """Wait for a row that another request has changed."""
     with stage.scene() as scene:
         scene.begin("POST", "/faults/lock?icao=EDDF&seconds=600")
-        scene.until(lambda pool: pool["held_long"] == 1)
+        scene.until(lambda pool: pool.held_long == 1)
         scene.begin("POST", "/faults/lock?icao=EDDF&seconds=600")
-        scene.until(lambda pool: pool["held_long"] == 2)
+        scene.until(lambda pool: pool.held_long == 2)
         return {"lock-wait": scene.flask(*SERVER)}
 
 
@@ -234,7 +234,7 @@ def connections_died(stage: Stage, server: PostgreSQL) -> Captured:
         working = scene.begin("POST", "/faults/lock?icao=EDDF&icao=KJFK&seconds=10")
         sleeping.getresponse().read()
         # Both connections are open, and the second is in a transaction.
-        scene.until(lambda pool: pool["open"] == 2 and pool["held_long"] == 1)
+        scene.until(lambda pool: pool.open == 2 and pool.held_long == 1)
         server.crash()
         server.start()
         with suppress(OSError):
@@ -253,7 +253,7 @@ def too_many_clients(stage: Stage) -> Captured:
             for connection in workers.values():
                 for _ in range(2):
                     demo.ask(connection, "POST", "/faults/keep-connection")
-        scene.until(lambda pool: pool["held_long"] == 2, pools=3)
+        scene.until(lambda pool: pool.held_long == 2, pools=3)
         calm = scene.flask(*SERVER)
         while scene.ask("POST", "/faults/keep-connection") < 500:
             pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -19,13 +18,19 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from lean import LEAN
+
 from example_app import demo
+from flask_scopedsession._live.survey import survey_directory
+from flask_scopedsession.snapshot import PoolSnapshot
 
 #: Seconds to wait for an expected output.
 PATIENCE = 30
 
 #: The width of the terminal, in characters.
 COLUMNS = 90
+
+CONTROL_DIR = "FLASK_SCOPEDSESSION_CONTROL_DIR"
 
 
 class Scene:
@@ -61,21 +66,22 @@ class Scene:
 
     def _run(self, *args: str, **terminal: Any) -> str:
         where = self._env["EXAMPLE_INSTANCE_PATH"]
-        command = ("-m", "flask", "--app", demo.APP, *args)
+        command = (LEAN, "-m", "flask", "--app", demo.APP, *args)
         return on_terminal(self._env, *command, cwd=where, **terminal)[1]
 
-    def pools(self) -> list[dict[str, Any]]:
-        """Return all pools of the default bind, as dicts of the JSON report."""
-        report = json.loads(demo.flask(self._env, "pool-status", "--json", quiet=True))
-        pools = [pool for worker in report["workers"] for pool in worker["pools"]]
-        return [pool for pool in pools if pool["bind"] == "default"]
+    def pools(self) -> list[PoolSnapshot]:
+        """Ask the workers, and return all pools of the default bind."""
+        survey = survey_directory(self._env[CONTROL_DIR], timeout=2)
+        pools = [pool for worker in survey.workers for pool in worker.pools]
+        return [pool for pool in pools if pool.bind == "default"]
 
-    def until(self, what: Callable[[dict[str, Any]], object], pools: int = 1) -> None:
+    def until(self, what: Callable[[PoolSnapshot], object], pools: int = 1) -> None:
         """Wait until *what* is true of at least *pools* pools."""
         deadline = time.monotonic() + PATIENCE
         while sum(bool(what(pool)) for pool in self.pools()) < pools:
             if time.monotonic() > deadline:
                 raise TimeoutError(self._run("pool-status"))
+            time.sleep(0.1)
 
     def logged(self, pattern: str) -> str:
         """Wait until *pattern* matches in the server's log; return the first match."""
@@ -133,13 +139,16 @@ class Stage:
         self._folder = folder
         self._numbers = itertools.count()
         self.env = {**demo.environment(folder), **settings}
-        demo.flask(self.env, "import-airports", quiet=True)
+        command = (LEAN, "-m", "flask", "--app", demo.APP, "import-airports")
+        code, said = on_terminal(self.env, *command, cwd=folder)
+        if code != 0:
+            raise RuntimeError(said)
 
     @contextmanager
     def scene(self, workers: int = 1, **settings: str) -> Iterator[Scene]:
         """Run the server with its own control directory."""
         run = self._folder / f"run-{next(self._numbers)}"
-        where = {"FLASK_SCOPEDSESSION_CONTROL_DIR": str(run)}
+        where = {CONTROL_DIR: str(run)}
         env = {**self.env, **where, **settings}
         with ExitStack() as stack:
             server = stack.enter_context(demo.running_server(env, workers))
