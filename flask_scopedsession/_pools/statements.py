@@ -267,7 +267,8 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
         if slot is None:
             original(cursor, statement, parameters, context)
             return
-        if slot.runner is not None and not is_shared:
+        was_running = slot.runner
+        if was_running is not None and not is_shared:
             note_sharing(slot)
         effect = known.get(statement, _NEW)
         if effect is _NEW:
@@ -284,7 +285,10 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
             slot.sent += 1
             if note is not None:
                 note(slot.sender, statement)
-        slot.runner = get_ident()
+        ident = get_ident()
+        if slot.runner is not None and was_running is None and not is_shared:
+            note_sharing(slot)  # another thread has begun meanwhile
+        slot.runner = ident
         slot.moved = perf_counter()
         try:
             if is_plain:

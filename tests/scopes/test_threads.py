@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -225,6 +226,47 @@ def test_statements_at_the_same_time_are_logged_once_per_view(
     assert "with app.app_context()" in message
     assert [(each.endpoint, each.refused) for each in shares] == [("shared", False)] * 2
     assert used(db, app) == (0, 0)
+
+
+class Paused(sqlite3.Connection):
+    """A connection that stops a write just before it begins."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    @property
+    def total_changes(self):
+        if not self.go_on.is_set():
+            self.asked.set()
+            self.go_on.wait(10)
+        return super().total_changes
+
+
+def test_a_statement_that_begins_while_another_is_prepared(of_context, make, gate):
+    db = of_context
+    app = make(db, SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"factory": Paused}})
+    with app.app_context():
+        gate.install(db.engine)
+        with db.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE note (id INTEGER)"))
+        session = db.session()
+        driver = session.connection().connection.driver_connection
+        driver.go_on.clear()
+        insert = text("INSERT INTO note VALUES (1)")
+        writer = in_another_thread(lambda: session.execute(insert), "writer")
+        assert driver.asked.wait(10)
+        reader = in_another_thread(lambda: session.scalar(SLOW), "reader")
+        assert gate.arrived.wait(10)
+        driver.go_on.set()
+        wait_until(lambda: db.snapshot().recent_shared)
+        gate.go_on.set()
+        assert reader.result() == 1
+        writer.result()
+        (shared,) = db.snapshot().recent_shared
+        assert {each.thread for each in shared.threads} == {"reader", "writer"}
+        session.rollback()
 
 
 def test_workers_that_share_a_context(of_context, make, gate):
