@@ -255,7 +255,7 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
     many = account.ledger.many_statements
     note = None if many is None else many.note
 
-    def execute(
+    def execute(  # noqa: C901 - the same
         cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
     ) -> None:
         slot: Slot | None = None

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .loading import inquirer
+from ._loading import inquirer
 from .options import ADVICE_HELP
 from .options import advice_options
 from .status import narrowed

@@ -9,11 +9,11 @@ import click
 
 from ..errors import ConfigError
 from ..errors import PingError
+from ._loading import application_of
+from ._loading import load_app
+from ._loading import refuse_unknown
 from .check import EXIT_CRITICAL
 from .check import EXIT_OK
-from .loading import application_of
-from .loading import load_app
-from .loading import refuse_unknown
 from .options import BIND
 from .options import JSON
 from .options import PING_HELP

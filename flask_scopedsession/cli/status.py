@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import click
 
+from ._loading import application_of
+from ._loading import inquirer
+from ._loading import load_app
 from .check import check
 from .check import EXIT_INTERRUPTED
-from .loading import application_of
-from .loading import inquirer
-from .loading import load_app
 from .options import POOL_HELP
 from .options import SERVER_OPTION
 from .options import SESSION_HELP

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import click
 
-from ..cli.loading import application_of
-from ..cli.loading import load_app
+from ..cli._loading import application_of
+from ..cli._loading import load_app
 from ..errors import ControlError
 
 if t.TYPE_CHECKING:
