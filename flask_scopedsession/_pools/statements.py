@@ -267,8 +267,8 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
         if slot is None:
             original(cursor, statement, parameters, context)
             return
-        was_running = slot.runner
-        if was_running is not None and not is_shared:
+        runner = slot.runner
+        if runner is not None and not is_shared:
             note_sharing(slot)
         effect = known.get(statement, _NEW)
         if effect is _NEW:
@@ -286,7 +286,7 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
             if note is not None:
                 note(slot.sender, statement)
         ident = get_ident()
-        if slot.runner is not None and was_running is None and not is_shared:
+        if slot.runner is not None and runner is None and not is_shared:
             note_sharing(slot)  # another thread has begun meanwhile
         slot.runner = ident
         slot.moved = perf_counter()

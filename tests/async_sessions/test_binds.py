@@ -135,6 +135,31 @@ def test_several_databases(make_app):
             each.registry._dispose_cls(each)
 
 
+def test_a_class_that_routes(make_app):
+    """The session of another bind is bound to that bind alone."""
+
+    class Routing(Session):
+        def get_bind(self, mapper=None, **_):
+            raise AssertionError(f"{mapper} was routed")
+
+    db = ScopedSession(model_class=Base, session_options={"class_": Routing})
+    app = make_app(
+        db,
+        SQLALCHEMY_DATABASE_URI="sqlite://",
+        SQLALCHEMY_ASYNC_BINDS={"default": MEMORY, "audit": MEMORY},
+    )
+
+    async def work():
+        audit = db.get_async_session("audit")
+        await (await audit.connection()).run_sync(Base.metadata.create_all)
+        audit.add(User(name="a"))
+        await audit.commit()
+        assert (await audit.scalars(select(User.name))).all() == ["a"]
+
+    with app.app_context():
+        app.ensure_sync(work)()
+
+
 def test_a_database_in_memory_for_both(make_app):
     """One with a name is the same for ``db.session``, which can create the tables."""
     db = ScopedSession(model_class=Base)
