@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing as t
 from bisect import bisect_left
+from bisect import bisect_right
 
 from ._buckets import Bounds
 from ._buckets import BUCKET_BOUNDS
@@ -24,12 +25,17 @@ class Tally:
         self.highest = 0.0
 
     def add(self, values: t.Sequence[float]) -> None:
-        """Count some more."""
-        counts = self.counts
-        for value in values:
-            counts[bisect_left(self._bounds, value)] += 1
+        """Count some more, bucket by bucket."""
+        ordered, bounds, start = sorted(values), self._bounds, 0
+        while start < len(ordered):
+            bucket = bisect_left(bounds, ordered[start])
+            end = len(ordered)
+            if bucket < len(bounds):
+                end = bisect_right(ordered, bounds[bucket], start)
+            self.counts[bucket] += end - start
+            start = end
         self.sum += sum(values)
-        self.highest = max(self.highest, *values)
+        self.highest = max(self.highest, ordered[-1])
 
     def merge(self, other: Tally) -> None:
         """Count what `other` has counted."""

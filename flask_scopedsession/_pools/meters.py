@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 import typing as t
+from collections import defaultdict
 from collections import deque
 from contextlib import contextmanager
+from itertools import repeat
 from time import perf_counter
 
 from .._runtime.native import allocate_lock
@@ -59,7 +61,7 @@ class Meter:
         if samples:
             self._count(samples)
 
-    def _count(self, samples: list[t.Any]) -> None:
+    def _count(self, samples: t.Sequence[t.Any]) -> None:
         self._now.add(samples)
 
     def rotate(self) -> None:
@@ -139,20 +141,30 @@ class HoldMeter(Meter):
         self._uses_now: Uses = {}
         self._uses_intervals: deque[Uses] = deque(maxlen=INTERVALS)
 
-    def _count(self, samples: list[Hold]) -> None:
-        super()._count([hold[0] for hold in samples])
-        uses = self._uses_now
-        for seconds, rule, method, work, statements in samples:
-            who: tuple[str | None, ...] = work or (
-                (None, method, None, None, None)
-                if rule is None
-                else (str(rule.endpoint), method, rule.rule, None, None)
-            )
-            use = uses.get(who) or use_of(uses, who)
-            use.times += 1
-            use.seconds += seconds
-            use.lately += min(_MINUTE, seconds)
-            use.statements += statements
+    def _count(self, samples: t.Sequence[Hold]) -> None:
+        # Most samples are of few views. A rule has no hash.
+        groups: dict[t.Hashable, list[Hold]] = defaultdict(list)
+        seconds, rules, methods, works, _ = zip(*samples, strict=True)
+        views = zip(map(id, rules), methods, works, strict=True)
+        for view, sample in zip(views, samples, strict=True):
+            groups[view].append(sample)
+        for group in groups.values():
+            self._count_view(group)
+        super()._count(seconds)
+
+    def _count_view(self, group: list[Hold]) -> None:
+        """Count holds of one view."""
+        _, rule, method, work, _ = group[0]
+        who: tuple[str | None, ...] = work or (
+            (None, method, None, None, None)
+            if rule is None
+            else (str(rule.endpoint), method, rule.rule, None, None)
+        )
+        seconds, _, _, _, statements = zip(*group, strict=True)
+        lately = map(min, seconds, repeat(_MINUTE))
+        use_of(self._uses_now, who).add(
+            len(group), sum(seconds), sum(lately), sum(statements)
+        )
 
     def rotate(self) -> None:
         """Begin the next interval."""

@@ -47,5 +47,6 @@ class EndedScopes:
         take = self.waiting.popleft
         taken = [take() for _ in range(len(self.waiting))]
         if taken:
-            self._durations.add([seconds for seconds, _ in taken])
-            self._statements.add([statements for _, statements in taken])
+            seconds, statements = zip(*taken, strict=True)
+            self._durations.add(seconds)
+            self._statements.add(statements)
