@@ -212,7 +212,7 @@ def _listen_to_pool(engine: Engine, account: PoolAccount) -> None:
 def _slot(connection: t.Any) -> Slot | None:
     """Return what is known of a proxied connection, also if it was detached."""
     try:
-        return t.cast("Slot | None", connection.info.get(SLOT))
+        return connection.info.get(SLOT)  # type: ignore[no-any-return]
     except (AttributeError, NotImplementedError):
         # The driver's own, where psycopg's "info" is something else, or SQLAlchemy's
         # stand-in for one, as an engine first connects.
@@ -243,19 +243,24 @@ def _watch_statements(engine: Engine, account: PoolAccount) -> None:
     dialect.do_execute_no_params = do_execute_no_params
 
 
+def _is_default(method: t.Any, name: str) -> bool:
+    """Whether a method of a dialect does no more than call the driver's."""
+    return getattr(method, "__func__", None) is getattr(DefaultDialect, name)
+
+
 def _watched(  # noqa: C901 - each call that it would be split into costs
     original: t.Any, engine: Engine, account: PoolAccount, effects: _Effects
 ) -> t.Callable[..., None]:
     """Return a method of the dialect that also keeps the account of a statement."""
     # The default only calls the cursor: here, that is done without a call in between.
-    is_plain = getattr(original, "__func__", None) is DefaultDialect.do_execute
+    is_plain = _is_default(original, "do_execute")
     # One connection for all threads, which are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     show_sql, known = account.show_sql, effects.known
     many = account.ledger.many_statements
     note = None if many is None else many.note
 
-    def execute(  # noqa: C901 - the same
+    def execute(
         cursor: t.Any, statement: str, parameters: t.Any, context: t.Any = None
     ) -> None:
         slot: Slot | None = None
@@ -267,30 +272,28 @@ def _watched(  # noqa: C901 - each call that it would be split into costs
         if slot is None:
             original(cursor, statement, parameters, context)
             return
-        runner = slot.runner
-        if runner is not None and not is_shared:
-            note_sharing(slot)
-        effect = known.get(statement, _NEW)
-        if effect is _NEW:
-            effect = effects.learn(context, statement)
-        if effect is not None or slot.writes is not None:
-            before_statement(slot)
-        if show_sql or not slot.tells:
-            slot.keeps_more = True
-            slot.statement = statement if show_sql else None
-            slot.execution_options = context.execution_options
-            slot.has_begun = True
-        if effect is None or effect.action in COUNTED:
-            slot.sender.statements += 1
-            slot.sent += 1
-            if note is not None:
-                note(slot.sender, statement)
         ident = get_ident()
-        if slot.runner is not None and runner is None and not is_shared:
-            note_sharing(slot)  # another thread has begun meanwhile
+        # No call is between this check and the mark, so no other thread runs.
+        if slot.runner is not None and not is_shared:
+            note_sharing(slot)
         slot.runner = ident
-        slot.moved = perf_counter()
         try:
+            effect = known.get(statement, _NEW)
+            if effect is _NEW:
+                effect = effects.learn(context, statement)
+            if effect is not None or slot.writes is not None:
+                before_statement(slot)
+            if show_sql or not slot.tells:
+                slot.keeps_more = True
+                slot.statement = statement if show_sql else None
+                slot.execution_options = context.execution_options
+                slot.has_begun = True
+            if effect is None or effect.action in COUNTED:
+                slot.sender.statements += 1
+                slot.sent += 1
+                if note is not None:
+                    note(slot.sender, statement)
+            slot.moved = perf_counter()
             if is_plain:
                 cursor.execute(statement, parameters)
             else:
@@ -317,13 +320,19 @@ def _watch_ends(engine: Engine) -> None:
     # One connection for all threads, which are meant to share it.
     is_shared = isinstance(engine.pool, StaticPool)
     commit, rollback = dialect.do_commit, dialect.do_rollback
+    # The defaults only call the driver's: here, that is done without calls in between.
+    plain_commit = _is_default(commit, "do_commit")
+    plain_rollback = _is_default(rollback, "do_rollback")
 
     def do_commit(connection: t.Any) -> None:
         slot = _slot(connection)
         if slot is not None and slot.runner is not None and not is_shared:
             note_sharing(slot)
         try:
-            commit(connection)
+            if slot is not None and plain_commit:
+                connection.dbapi_connection.commit()
+            else:
+                commit(connection)
         except Exception as error:
             if slot is not None:
                 explain_lock(error, slot)
@@ -332,7 +341,11 @@ def _watch_ends(engine: Engine) -> None:
             _ended(slot)
 
     def do_rollback(connection: t.Any) -> None:
-        slot = _slot(connection)
+        slot: Slot | None
+        try:  # not _slot(), since each request comes here twice
+            slot = connection.info.get(SLOT)
+        except (AttributeError, NotImplementedError):
+            slot = None
         if slot is None:
             rollback(connection)
             return
@@ -340,7 +353,10 @@ def _watch_ends(engine: Engine) -> None:
             abandon(slot, connection)
         if slot.writes is not None:
             _note_loss(slot)
-        rollback(connection)
+        if plain_rollback:
+            connection.dbapi_connection.rollback()
+        else:
+            rollback(connection)
         if slot.has_begun or slot.writes is not None:
             _ended(slot)
 
