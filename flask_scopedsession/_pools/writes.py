@@ -218,16 +218,17 @@ def _note_write(slot: Slot, name: str, cursor: t.Any) -> None:
         slot.unsettled = name
         _add(slot, name, 0)
         return
-    if cursor.description is not None:
+    if not slot.tells and cursor.description is not None:
         note_rows_written(slot.driver)
     if rows != 0:
         _add(slot, name, max(rows, 1))  # -1: the driver does not know
 
 
 def _add(slot: Slot, name: str, rows: int) -> None:
-    if slot.writes is None:
-        slot.writes = Counter()
-    slot.writes[name] += rows
+    writes = slot.writes
+    if writes is None:
+        writes = slot.writes = Counter()
+    writes[name] = writes.get(name, 0) + rows
     slot.account.ledger.uncommitted.add(slot)
 
 
