@@ -284,7 +284,7 @@ class Application:
 
         # A plain function: Flask pays twice as much for a bound method.
         def remove_sessions(error: BaseException | None) -> None:
-            context = current_context()
+            context = current_context(None)
             if error is not None:
                 context = context_torn_down()
                 if isinstance(error, SystemExit):

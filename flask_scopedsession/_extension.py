@@ -253,7 +253,7 @@ class ScopedSession(WithHints, t.Generic[S]):
         return application
 
     def _current(self, what: str) -> Application:
-        context = current_context()
+        context = current_context(None)
         if context is None:
             raise outside(what)
         return self._application_of(context.app)

@@ -96,10 +96,10 @@ MUTATIONS = (
         Change(
             "flask_scopedsession._sessions.registry:Registry.__call__",
             """
-    context = current_context()
+    context = current_context(None)
 """,
             """
-    context = current_context() or getattr(Registry, "last", None)
+    context = current_context(None) or getattr(Registry, "last", None)
     Registry.last = context
 """,
         ),
@@ -676,7 +676,7 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
         "lost work: a view that handled its error is reported",
         Change(
             "flask_scopedsession._scopes.lost_work:is_judged",
-            "and not getattr(context, HANDLED, False)",
+            " and not getattr(context, HANDLED, False)",
             "",
         ),
         tests="""
@@ -688,8 +688,8 @@ def _note_loss(slot: Slot, is_prepared: bool = False) -> None:
         "lost work: a view that answers with an error is reported",
         Change(
             "flask_scopedsession._scopes.lost_work:is_judged",
-            "and getattr(context, STATUS, 0) < 400",
-            "",
+            "getattr(context, STATUS, 0) < 400",
+            "True",
         ),
         tests="""
         scopes/test_lost_work.py test_no_false_alarm

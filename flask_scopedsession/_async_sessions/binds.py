@@ -45,6 +45,8 @@ def refuse_without_greenlet() -> None:
 class AsyncAccount(PoolAccount):
     """The account of an async bind, whose drivers SQLAlchemy wraps."""
 
+    __slots__ = ()
+
     def check_out(self, slot: Slot, scope: Scope, now: float, waited: float) -> None:
         place = current_place()
         super().check_out(slot, scope if place is None else place.scope, now, waited)

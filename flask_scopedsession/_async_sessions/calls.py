@@ -101,7 +101,7 @@ class Call:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.task = t.cast("asyncio.Task[t.Any]", asyncio.current_task())
-        self.context = current_context()
+        self.context = current_context(None)
         self.places: dict[t.Any, Place] = {}
         """By application context."""
         self.over = False
@@ -173,7 +173,7 @@ def end_sessions_with_calls(app: Flask) -> None:
     def context_ends(error: BaseException | None) -> None:
         call = _CALL.get()
         if call is not None:
-            call.leave(current_context(), error)
+            call.leave(current_context(None), error)
 
     own: t.Any = app
     own.async_to_sync = async_to_sync
@@ -209,7 +209,7 @@ def current_call() -> Call:
 def current_place() -> Place | None:
     """Return the current call's sessions in the current context, if there are any."""
     call = _CALL.get()
-    return None if call is None else call.places.get(current_context())
+    return None if call is None else call.places.get(current_context(None))
 
 
 async def _close(session: AsyncSession) -> BaseException | None:

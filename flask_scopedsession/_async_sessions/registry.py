@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing as t
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy.ext.asyncio import async_scoped_session
 from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -62,7 +63,7 @@ class Factory(async_sessionmaker[AsyncSession]):
 
         :raises OutsideContext: There is no application context.
         """
-        context = current_context()
+        context = current_context(None)
         if context is None:
             raise outside("async_session")
         return self._application_of(context.app)
@@ -72,7 +73,7 @@ class AsyncRegistry(ScopedRegistry[AsyncSession]):
     """The sessions of the current application context in the current call."""
 
     def __init__(self, factory: Factory) -> None:
-        super().__init__(factory, current_context)
+        super().__init__(factory, partial(current_context, None))
         self._factory = factory
 
     def __call__(self) -> AsyncSession:
@@ -105,10 +106,10 @@ class AsyncRegistry(ScopedRegistry[AsyncSession]):
         """Let the next use make new sessions; the call closes those before."""
         call, place = current_call(), current_place()
         if place is not None:
-            call.places[place] = call.places.pop(current_context())
+            call.places[place] = call.places.pop(current_context(None))
 
     def _place(self) -> Place:
-        call, context = current_call(), current_context()
+        call, context = current_call(), current_context(None)
         place = call.places.get(context)
         if place is None:
             ledger = self._factory.application().ledger
@@ -121,7 +122,7 @@ class AsyncSessions(async_scoped_session[AsyncSession]):
 
     def __init__(self, application_of: Callable[[t.Any], Makes]) -> None:
         factory = Factory(application_of)
-        super().__init__(factory, current_context)
+        super().__init__(factory, partial(current_context, None))
         self.registry = self.sessions = AsyncRegistry(factory)
 
     async def remove(self) -> None:

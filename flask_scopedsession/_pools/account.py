@@ -104,6 +104,39 @@ class PoolAccount:
     ``dispose()`` replaces the pool; what is out of the old one is still out.
     """
 
+    __slots__ = (
+        "_numbers",
+        "describe",
+        "dialect",
+        "generation",
+        "hands_out_again",
+        "held_long_after",
+        "holds",
+        "idle_after",
+        "is_fair",
+        "last_return",
+        "ledger",
+        "listens_only",
+        "log_again_at",
+        "log_long_at",
+        "look_at",
+        "meters",
+        "most",
+        "noticed",
+        "open",
+        "pinging",
+        "recent_timeouts",
+        "recorded",
+        "settings",
+        "show_sql",
+        "stacks",
+        "suspect_since",
+        "timeout_times",
+        "used",
+        "waiting",
+        "waits",
+    )
+
     def __init__(
         self, settings: BindSettings, ledger: Ledger, *, stacks: bool, show_sql: bool
     ) -> None:

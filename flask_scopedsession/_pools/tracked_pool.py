@@ -45,18 +45,25 @@ _SMALL = 2
 class TrackedPool(Pool):
     """What :func:`pool_class` adds to a pool class."""
 
-    account: PoolAccount | None = None
-    base_class: type[Pool]
-    after_fork: t.Callable[[], Pool] | None = None
+    account: PoolAccount | None
+    after_fork: t.Callable[[], Pool] | None
     """Called in a fork that nobody announced; returns the child's own pool."""
-    pid = 0
+    pid: int
     """The process that made this pool, the only one that may use it."""
-    tests_idle = True
+    tests_idle: bool
     """Whether connections that were idle are tested before they are used."""
-    _disposed = False
+    _disposed: bool
+    base_class: type[Pool]
     # What the base class does; super() would cost more.
     _connect_untracked: t.Callable[[], PoolProxiedConnection]
     _return_untracked: t.Callable[[ConnectionPoolEntry], None]
+
+    def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
+        self.account = self.after_fork = None
+        self.pid = 0
+        self.tests_idle = True
+        self._disposed = False
+        super().__init__(*args, **kwargs)
 
     def connect(self) -> PoolProxiedConnection:
         account = self.account
@@ -65,13 +72,13 @@ class TrackedPool(Pool):
         if self.pid != getpid() and self.after_fork is not None:
             # uWSGI forks without running Python's hooks. This pool is the parent's.
             return self.after_fork().connect()
-        context = current_context()
+        context = current_context(None)
         scope: Scope | None = getattr(context, SCOPE, None)
         if (
             scope is None
             or scope.ident != get_ident()
             or (None if scope.request is None else scope.request() or scope)
-            is not current_request_context()
+            is not current_request_context(None)
         ):
             scope = account.ledger.user()
         before = scope.last
@@ -210,6 +217,9 @@ def pool_class(base: type[Pool], *, fair: bool, tracked: bool) -> type[Pool]:
     parts, body = fair_parts(base) if fair else ((), {})
     if tracked:
         parts = (TrackedPool, *parts)
+        # Python reads these faster than the dict of an object that has listeners. Here,
+        # and not in TrackedPool, because the user's class may have slots, too.
+        body["__slots__"] = ("account", "after_fork", "pid", "tests_idle", "_disposed")
     if not parts:
         return base
     body = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typing as t
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
 from inspect import signature
 
 from flask import Flask
@@ -31,14 +30,16 @@ class Context(t.Protocol):
 REQUESTS_OWN_THEIR_CONTEXT = "ctx" in signature(Flask.do_teardown_appcontext).parameters
 
 
-def _proxied_context() -> t.Any:
-    return t.cast(t.Any, app_ctx)._get_current_object() if has_app_context() else None
+def _proxied_context(default: None) -> t.Any:
+    if not has_app_context():
+        return default
+    return t.cast(t.Any, app_ctx)._get_current_object()
 
 
-def _request_context_by_proxy() -> t.Any:
+def _request_context_by_proxy(default: None) -> t.Any:
     # The request object stands in for its context: both live equally long.
     if not has_request_context():
-        return None
+        return default
     return t.cast(t.Any, request)._get_current_object()
 
 
@@ -50,17 +51,18 @@ def _variable(name: str) -> t.Any:
 _app_variable = _variable("_cv_app")
 _request_variable = _variable("_cv_request")
 
-#: Return the current application context, or ``None``. Reads Flask's context variable,
-#: which is private; without it, the documented proxy.
-current_context: Callable[[], t.Any] = (
-    _proxied_context
-    if _app_variable is None
-    else t.cast("Callable[[], t.Any]", partial(_app_variable.get, None))
+#: Return the current application context, or the argument, ``None``, which is given so
+#: that this can be the method of Flask's context variable itself: a function around it
+#: takes longer than the method. The variable is private; without it, the documented
+#: proxy is asked.
+current_context: Callable[[None], t.Any] = (
+    _proxied_context if _app_variable is None else _app_variable.get
 )
 
 
-def _no_request_context() -> None:
+def _no_request_context(default: None) -> None:
     """Each request has a context of its own, so nothing else tells them apart."""
+    return default
 
 
 #: Whether that is a request context; else it is the request itself.
@@ -68,12 +70,12 @@ HAS_REQUEST_CONTEXT = _request_variable is not None
 
 #: Return what lives exactly as long as the current request, or ``None``; on Flask 3.2
 #: always ``None``, because there the application context does.
-current_request_context: Callable[[], t.Any] = (
+current_request_context: Callable[[None], t.Any] = (
     _no_request_context
     if REQUESTS_OWN_THEIR_CONTEXT
     else _request_context_by_proxy
     if _request_variable is None
-    else t.cast("Callable[[], t.Any]", partial(_request_variable.get, None))
+    else _request_variable.get
 )
 
 

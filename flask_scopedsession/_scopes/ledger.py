@@ -82,6 +82,8 @@ class Ledger:
         self.lost_work: LostWorkPolicy = lost_work
         self.model_names = model_names
         self._close = close
+        # Kept, because a bound method is made anew each time that it is asked for.
+        self._when_freed = self._freed
         self.accounts: list[Account] = []
         """Of the pools; empty if tracking is off."""
         self.many_statements: ManyStatements | None = None
@@ -124,7 +126,7 @@ class Ledger:
 
     def enter(self, context: Context) -> Scope:
         """Return a context's scope, new if it has none."""
-        made = new_scope(context, self._freed)
+        made = new_scope(context, self._when_freed)
         # Another thread may share the context: one of both records wins.
         scope: Scope = context.__dict__.setdefault(SCOPE, made)
         if scope is made:
@@ -133,7 +135,7 @@ class Ledger:
 
     def user(self) -> Scope:
         """Return the scope that the calling thread works for right now."""
-        context = current_context()
+        context = current_context(None)
         if context is None:
             return visitor(None)
         scope: Scope | None = context.__dict__.get(SCOPE)
@@ -146,7 +148,7 @@ class Ledger:
     def anchored(self) -> Anchor:
         """Return an anchor with a new scope, for a thread or a key of the user's."""
         anchor = Anchor()
-        anchor.scope = new_scope(anchor, self._freed)
+        anchor.scope = new_scope(anchor, self._when_freed)
         self.live.add(anchor.scope)
         return anchor
 

@@ -40,13 +40,9 @@ from .scope import Scope
 is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", None)
 
 
-def is_judged(ledger: Ledger, context: Context) -> bool:
-    """Whether a scope that ends without an error may have lost work."""
-    return (
-        ledger.lost_work != "ignore"
-        and getattr(context, STATUS, 0) < 400
-        and not getattr(context, HANDLED, False)
-    )
+def is_judged(context: Context) -> bool:
+    """Whether a scope that ends without an error was no failure of another kind."""
+    return getattr(context, STATUS, 0) < 400 and not getattr(context, HANDLED, False)
 
 
 def unflushed(session: Session) -> Counter[str]:

@@ -29,13 +29,13 @@ def note_responses(app: Flask) -> None:
 
     def process_response(*args: t.Any) -> t.Any:
         response = process(*args)
-        context = current_context()
+        context = current_context(None)
         if context is not None:
             setattr(context, STATUS, response.status_code)
         return response
 
     def handle_user_exception(*args: t.Any) -> t.Any:
-        context = current_context()
+        context = current_context(None)
         if context is not None:
             context.__dict__[HANDLED] = True
         return handle(*args)

@@ -184,7 +184,7 @@ def new_scope(anchor: object, gone: t.Callable[[t.Any], None] | None = None) -> 
         scope.native_id = native_thread_id()
         greenlet = current_greenlet()
         scope.greenlet = None if greenlet is None else weakref.ref(greenlet)
-    current = current_request_context()
+    current = current_request_context(None)
     if current is None:
         request = current_request() if REQUESTS_OWN_THEIR_CONTEXT else None
     else:
@@ -235,7 +235,7 @@ def is_of_current_request(scope: Scope) -> bool:
     request = scope.request
     # It is of none once that has ended: what follows in the context is not its doing.
     own = None if request is None else request() or scope
-    return own is current_request_context()
+    return own is current_request_context(None)
 
 
 def visitor(parent: Scope | None) -> Scope:
@@ -246,7 +246,7 @@ def visitor(parent: Scope | None) -> Scope:
     if parent is None:
         return new_scope(_ENDLESS)
     # A request on Flask 3.1 or older inside a context that was pushed before.
-    request = current_request_context()
+    request = current_request_context(None)
     kept: dict[str, t.Any] = {} if request is None else request.__dict__
     known: Scope | None = kept.get(SCOPE)
     if known is not None and is_user(known):

@@ -44,7 +44,7 @@ def context_torn_down() -> t.Any:
     down where its generator is freed, maybe within another request, and always with
     an error.
     """
-    context = current_context()
+    context = current_context(None)
     if REQUESTS_OWN_THEIR_CONTEXT:
         return context
     frame = sys._getframe(1)
@@ -68,19 +68,19 @@ def watch_requests(app: Flask, ledger: Ledger) -> None:
     inner = app.wsgi_app
 
     def wsgi_app(environ: t.Any, start_response: t.Any) -> Iterable[bytes]:
-        before = current_context()
+        before = current_context(None)
         if before is not None:
             if ANSWERED in before.__dict__:
                 inside = _without_flask()
                 body = inside.run(inner, environ, start_response)
                 return _Body(inside, body) if _runs_code(body, environ) else body
             # A view that sends requests to its own application shares on purpose.
-            if before.app is app and current_request_context() is None:
+            if before.app is app and current_request_context(None) is None:
                 _note_shared(ledger, before)
         try:
             return inner(environ, start_response)
         finally:
-            left = current_context()
+            left = current_context(None)
             if left is not None and left is not before:
                 left.__dict__[ANSWERED] = True
 

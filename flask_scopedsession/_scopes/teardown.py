@@ -43,20 +43,29 @@ def end_scope(
     rolled_back: Counter[str] | None = None
     raising: BaseException | None = None
     try:
-        judged = error is None and is_judged(ledger, context)
-        if judged and scope.lost is not None:
-            losing.append(scope.lost)
+        # How the request was answered is asked only if something may be lost.
+        judges = error is None and ledger.lost_work != "ignore"
+        if judges and scope.lost is not None:
+            judges = is_judged(context)
+            if judges:
+                losing.append(scope.lost)
         for name, session in list(sessions.items()):
-            if judged:
-                try:
-                    if is_clean is None or not is_clean(session):
+            try:
+                if judges and (
+                    ledger.uncommitted
+                    or losing
+                    or is_clean is None
+                    or not is_clean(session)
+                ):
+                    judges = is_judged(context)
+                    if judges and rolled_back is None:
+                        # Connections add what they roll back as sessions are closed.
+                        rolled_back = ledger.ending[get_ident()] = Counter()
+                        losing.append(rolled_back)
+                    if judges:
                         losing.append(_unflushed(session))
-                except BaseException as interrupt:  # noqa: BLE001 - raised at the end
-                    raising = raising or interrupt
-                if rolled_back is None and (losing or ledger.uncommitted):
-                    # Connections add what they roll back as sessions are closed.
-                    rolled_back = ledger.ending[get_ident()] = Counter()
-                    losing.append(rolled_back)
+            except BaseException as interrupt:  # noqa: BLE001 - raised at the end
+                raising = raising or interrupt
             failure = close_session(session, ledger, scope)
             # Only now, so that the scope closes it later if this is interrupted.
             sessions.pop(name, None)

@@ -78,7 +78,7 @@ class Sessions(scoped_session[t.Any]):
     def _proxied(self) -> t.Any:
         # Private: what SQLAlchemy's own proxies ask. Were it renamed, those would ask
         # the registry, as they do without this.
-        context = current_context()
+        context = current_context(None)
         session = getattr(context, self._session_name, None)
         return self._scopes.session_of(context) if session is None else session
 

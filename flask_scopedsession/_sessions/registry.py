@@ -6,6 +6,7 @@ import itertools
 import typing as t
 from collections.abc import Callable
 from collections.abc import Mapping
+from functools import partial
 
 from sqlalchemy import Engine
 from sqlalchemy.util import ScopedRegistry
@@ -55,7 +56,7 @@ class Registry(ScopedRegistry[t.Any]):
     def __init__(
         self, factory: Factory, kind: Kind, application_of: Callable[[t.Any], Makes]
     ) -> None:
-        super().__init__(factory, current_context)
+        super().__init__(factory, partial(current_context, None))
         self._factory = factory
         self._application_of = application_of
         self.kind = kind
@@ -67,7 +68,7 @@ class Registry(ScopedRegistry[t.Any]):
 
     def __call__(self) -> t.Any:
         """Return the scope's session, making it when there is none."""
-        context = current_context()
+        context = current_context(None)
         # A miss by getattr() and None: raising would cost more than a hit saves.
         session = getattr(context, self.session_name, None)
         return self.session_of(context) if session is None else session
@@ -151,7 +152,7 @@ class Registry(ScopedRegistry[t.Any]):
                 raise failures.pop(0)
 
     def _current(self) -> Scope | None:
-        context = current_context()
+        context = current_context(None)
         if context is None:
             return None
         try:
@@ -175,7 +176,7 @@ def scope_context() -> t.Any:
 
     :raises OutsideContext: There is none.
     """
-    context = current_context()
+    context = current_context(None)
     if context is None:
         raise outside()
     return context

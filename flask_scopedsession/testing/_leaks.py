@@ -101,7 +101,7 @@ class Leaks:
         for application in fork.watched():
             # One that has not begun yet, too.
             keys.update(map(number_of, application.ledger.unscoped.keys()))
-        return keys, current_context()
+        return keys, current_context(None)
 
     def keep(self, before: tuple[set[Hashable], object] | None) -> None:
         """Note that what was opened since `before` is not the test's."""
@@ -150,7 +150,7 @@ class Leaks:
         if found.session is None or not found.name:
             return False
         by_context = found.application.ledger.kind == OfContext.name
-        return (scope() if by_context else current_context()) in self._contexts
+        return (scope() if by_context else current_context(None)) in self._contexts
 
     def _described(self, found: _Open) -> str:
         application, scope, name, session, held = found

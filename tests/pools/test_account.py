@@ -437,14 +437,14 @@ def test_an_interrupted_return(make, monkeypatch):
     db = make(pool_size=1, max_overflow=0, pool_timeout=0.2)
     app, account = this_app(), account_of(db)
 
-    def interrupted(slot):
+    def interrupted(account, slot):
         raise KeyboardInterrupt
 
     def hold_and_leave():
         with app.app_context():
             connection = db.engine.connect()
             with monkeypatch.context() as patch:
-                patch.setattr(account, "check_in", interrupted)
+                patch.setattr(type(account), "check_in", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     connection.close()
 

@@ -136,32 +136,33 @@ def test_flasks_context_variables() -> None:
         assert not hasattr(flask.globals, "_cv_request")
     else:
         assert isinstance(_context._request_variable, ContextVar)
-    assert _context.current_context() is None
-    assert _context.current_request_context() is None
+    assert _context.current_context(None) is None
+    assert _context.current_request_context(None) is None
     with app.test_request_context():
         current = flask.globals.app_ctx._get_current_object()  # type: ignore[attr-defined]
-        assert _context.current_context() is current
+        assert _context.current_context(None) is current
         assert current.app is app
         request = flask.request._get_current_object()  # type: ignore[attr-defined]
         assert _context.current_request() is request
-        found = _context.current_request_context()
+        found = _context.current_request_context(None)
         assert found is None or found.request is request
 
 
 def test_without_the_context_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxies give the same context, and one object for one request."""
     app = Flask("names")
-    assert _context._proxied_context() is None
-    assert _context._request_context_by_proxy() is None
+    assert _context._proxied_context(None) is None
+    assert _context._request_context_by_proxy(None) is None
     monkeypatch.setattr(_context, "_request_variable", None)
     assert _context.current_request() is None
-    with app.app_context():
-        assert _context._proxied_context() is _context.current_context() is not None
-        assert _context._request_context_by_proxy() is None
+    with app.app_context() as current:
+        assert _context._proxied_context(None) is current
+        assert _context.current_context(None) is current
+        assert _context._request_context_by_proxy(None) is None
     with app.test_request_context():
-        assert _context._proxied_context() is _context.current_context() is not None
-        found = _context._request_context_by_proxy()
-        assert found is _context._request_context_by_proxy() is not None
+        assert _context._proxied_context(None) is _context.current_context(None)
+        found = _context._request_context_by_proxy(None)
+        assert found is _context._request_context_by_proxy(None) is not None
         assert _context.current_request() is found
 
 
