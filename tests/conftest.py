@@ -66,6 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # SIGINT is ignored in a shell's background and with nohup. Children would
         # inherit this, and tests send Ctrl-C to children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Collecting makes a million objects that stay, and no rubbish to look for.
+    gc.disable()
     known = databases(config)
     if unknown := set(config.getoption("db") or ()) - known.keys():
         raise pytest.UsageError(
@@ -74,11 +76,16 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+@functools.cache
 def databases(config: pytest.Config) -> dict[str, str]:
     """Read ``[db]`` of setup.cfg."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(config.rootpath / "setup.cfg", encoding="utf-8")
     return dict(parser["db"])
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

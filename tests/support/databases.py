@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Database:
     """The engine options that it needs."""
 
 
+@cache
 def program(name: str) -> str | None:
     """Return the path of a program, or ``None`` if it is not installed."""
     return shutil.which(name) or shutil.which(name, path=_MORE_PATHS)
