@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -910,22 +911,33 @@ EMPTY = [sa.delete(table) for table in reversed(TABLES)]
 READ = [select(table) for table in TABLES]
 KEYS = [{"id": 1}, {"id": 2}]
 FILL = [
-    (sa.insert(person), [{"id": 1, "name": "ed"}, {"id": 2, "name": "ann"}]),
-    (sa.insert(Tag.__table__), KEYS),
-    (sa.insert(Odd.__table__), KEYS),
+    sa.insert(person).values([{"id": 1, "name": "ed"}, {"id": 2, "name": "ann"}]),
+    sa.insert(Tag.__table__).values(KEYS),
+    sa.insert(Odd.__table__).values(KEYS),
 ]
+
+
+@cache
+def filling(dialect: str) -> list[str]:
+    """Return the statements that leave two rows in each table, as plain SQL."""
+    engine = sa.create_mock_engine(f"{dialect}://", lambda: None)
+    options = {"literal_binds": True}
+    done = [
+        str(each.compile(dialect=engine.dialect, compile_kwargs=options))
+        for each in (*EMPTY, *FILL)
+    ]
+    if dialect == "postgresql":
+        # Keys come from a sequence, which these rows do not use.
+        done.append("ALTER SEQUENCE person_id_seq RESTART WITH 3")
+        return ["; ".join(done)]
+    return done
 
 
 def fill(engine: sa.Engine) -> None:
     """Leave two rows in each table."""
     with engine.begin() as connection:
-        for statement in EMPTY:
-            connection.execute(statement)
-        if engine.dialect.name == "postgresql":
-            # Keys come from a sequence, which these rows do not use.
-            connection.exec_driver_sql("ALTER SEQUENCE person_id_seq RESTART WITH 3")
-        for statement, rows in FILL:
-            connection.execute(statement, rows)
+        for statement in filling(engine.dialect.name):
+            connection.exec_driver_sql(statement)
 
 
 class Truth:
