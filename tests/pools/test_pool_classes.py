@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 from flask import Flask
 from hypothesis import given
+from hypothesis import HealthCheck
 from hypothesis import settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
@@ -143,31 +144,32 @@ STEPS: list[Callable[[Story, int], None]] = [
 
 
 @contextmanager
-def a_story(base: Any, ready_made: bool) -> Iterator[Story]:
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/x.db"
-        options: dict[str, Any] = {
-            "poolclass": base,
-            "connect_args": {"factory": Counted, "check_same_thread": False},
-        }
-        if base is QueuePool:
-            options.update(pool_size=2, max_overflow=1, pool_timeout=0)
-        if ready_made:
-            options = {"pool": create_engine(url, **options).pool}
-        app = Flask("shop", root_path=folder, instance_path=folder)
-        app.config["SQLALCHEMY_DATABASE_URI"] = url
-        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
-        db: Any = ScopedSession()
-        db.init_app(app)
-        with app.app_context():
-            story = Story(db)
-            try:
-                yield story
-            finally:
-                story.out.clear()
-                db.dispose()
-                for each in list(Counted.open):
-                    each.close()
+def a_story(base: Any, ready_made: bool, folder: Path) -> Iterator[Story]:
+    path = folder / "x.db"
+    url = f"sqlite:///{path}"
+    options: dict[str, Any] = {
+        "poolclass": base,
+        "connect_args": {"factory": Counted, "check_same_thread": False},
+    }
+    if base is QueuePool:
+        options.update(pool_size=2, max_overflow=1, pool_timeout=0)
+    if ready_made:
+        options = {"pool": create_engine(url, **options).pool}
+    app = Flask("shop", root_path=str(folder), static_folder=None)
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
+    db: Any = ScopedSession()
+    db.init_app(app)
+    with app.app_context():
+        story = Story(db)
+        try:
+            yield story
+        finally:
+            story.out.clear()
+            db.dispose()
+            for each in list(Counted.open):
+                each.close()
+            path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("ready_made", [False, True])
@@ -180,15 +182,21 @@ def a_story(base: Any, ready_made: bool) -> Iterator[Story]:
         *(pytest.param(base, marks=LATE_FINALIZER) for base in SHARED),
     ],
 )
-@settings(deadline=None, max_examples=60)
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(STEPS), st.integers(0, 5)), min_size=1, max_size=12
     )
 )
-def test_any_story(base: Any, ready_made: bool, steps: list[Any]) -> None:
+def test_any_story(
+    base: Any, ready_made: bool, steps: list[Any], short_tmp: Path
+) -> None:
     """After each step, open and used are what the driver and the test know."""
-    with a_story(base, ready_made) as story:
+    with a_story(base, ready_made, short_tmp) as story:
         for step, number in [(Story.take, 0), *steps]:
             if step in (Story.take, Story.dispose):
                 step(story, number)
