@@ -499,7 +499,7 @@ def test_without_binds(make_app):
     ("url", "lasting", "count"),
     [
         *itertools.product(
-            ("aiosqlite", "memory", "asyncpg", "psycopg"), (False, True), (120,)
+            ("aiosqlite", "memory", "asyncpg", "psycopg"), (False, True), (60,)
         ),
         pytest.param("asyncpg", False, 996, marks=pytest.mark.soak),
     ],
