@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import runpy
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,14 @@ def test_the_tests_of_a_mutation_exist(mutation: Any) -> None:
     assert mutation.tests
     for test in mutation.tests:
         file, _, name = test.partition("::")
-        tree = ast.parse((TESTS.parent / file).read_text(encoding="utf-8"))
-        functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-        assert name in functions, test
+        assert name in functions_of(file), test
+
+
+@cache
+def functions_of(file: str) -> set[str]:
+    """Return the names of the functions of a file of tests."""
+    tree = ast.parse((TESTS.parent / file).read_text(encoding="utf-8"))
+    return {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
 
 
 def test_names_of_mutations_are_different() -> None:
