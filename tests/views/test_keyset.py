@@ -238,7 +238,7 @@ wrappers: list[Callable[[Any], Any]] = [
 @pytest.mark.slow
 @pytest.mark.databases("sqlite", "postgresql", "psycopg2")
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -368,7 +368,8 @@ def test_each_item_is_on_exactly_one_page(
         expected = [None] * 3 + [1] * 3 + [2] * 3
         if db.engine.dialect.name == "postgresql":
             expected = expected[3:] + expected[:3]
-    for per_page in (1, 2, 4, 100):
+    # A bookmark of each item; pages of several, the last one not full; one page.
+    for per_page in (1, 4, 100):
         found = walk(db, statement, per_page)
         assert found == expected
 
