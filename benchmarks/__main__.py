@@ -21,7 +21,6 @@ from . import apps
 from . import crowds
 from . import http_run
 from . import imports
-from . import instructions
 from . import machine
 from . import report
 from . import status
@@ -46,7 +45,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         metavar="W2,W10",
-        help="run only these workloads, from W1 to W12, or 'instructions' (valgrind)",
+        help="run only these workloads, from W1 to W12",
     )
     parser.add_argument(
         "--rounds", type=int, help="number of rounds (default: 25, with --quick 5)"
@@ -73,10 +72,8 @@ def main() -> None:
     """Measure, print the tables, and write the files that were asked for."""
     parser = options()
     given = parser.parse_args()
-    everything = {*WORKLOADS, "instructions"}
-    usual = set(WORKLOADS) if given.quick else everything
-    chosen = set(given.only.split(",")) if given.only else usual
-    if unknown := chosen - everything:
+    chosen = set(given.only.split(",") if given.only else WORKLOADS)
+    if unknown := chosen - {*WORKLOADS}:
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
     plan = (
         Plan(given.rounds or 5, 0.04, 1.0, quick=True, seed=given.seed)
@@ -170,12 +167,6 @@ def measure(found: Report, chosen: set[str], plan: Plan) -> None:
             found.add(result)
     if "W11" in chosen:
         found.put(status=status.run(plan))
-    if "instructions" in chosen:
-        counted = instructions.run()
-        if isinstance(counted, str):
-            found.leave_out(f"the count of instructions: {counted}")
-        else:
-            found.put(instructions=counted)
     found.put(finished=True)
 
 

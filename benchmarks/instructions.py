@@ -1,11 +1,13 @@
 """Instructions per request, counted by valgrind; the load does not change them.
 
-``python -m benchmarks --only instructions``. Each figure comes from the difference
-between two runs with different numbers of requests.
+``python -m benchmarks.instructions`` writes ``results/instructions.json``, for the
+page. Each figure comes from the difference between two runs with different numbers of
+requests.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,59 +16,101 @@ import sys
 import tempfile
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from datetime import timezone
+from pathlib import Path
 
 from . import apps
+from . import machine
+from .contestants import CONTESTANTS
+from .report import markdown
+from .report import Table
 from .runner import ROOT
 from .runner import say
 
-CASES = (("W1", ""), ("W2", ""), ("W5", "attribute"))
-ROWS = ("hand", "local", "flask-sqlalchemy", "ours", "ours-off")
-
-#: CPython specializes code in the first hundred requests, which must not be counted.
-_FEW, _MANY = 200, 600
+COUNTED = ROOT / "benchmarks" / "results" / "instructions.json"
 
 
-def run() -> dict[str, t.Any] | str:
-    """Count; return the report's entry, or the reason why there is none."""
-    valgrind = shutil.which("valgrind")
-    if valgrind is None:
-        return "valgrind is not installed"
-    jobs = [(*case, row) for row in ROWS for case in CASES]
+class Case(t.NamedTuple):
+    """A workload, and the steps of its two runs.
+
+    CPython specializes code in the first hundred steps, which must not be counted.
+    """
+
+    workload: str
+    setting: str
+    title: str
+    aim: float
+    few: int
+    many: int
+    rows: tuple[str, ...]
+    """The contestants; the first one is the baseline."""
+
+    @property
+    def id(self) -> str:
+        """The workload with its setting."""
+        return f"{self.workload} {self.setting}".rstrip()
+
+
+_ALL = ("hand", "local", "flask-sqlalchemy", "ours", "ours-off")
+
+CASES = (
+    Case("W1", "", "a request that uses no database", 1.04, 200, 600, _ALL),
+    Case("W2", "", "one SELECT", 1.04, 200, 600, _ALL),
+    Case("W3", "", "get, insert, commit", 1.04, 200, 600, _ALL),
+    Case("W4", "", "ten SELECTs", 1.04, 150, 350, _ALL),
+    Case(
+        *("W5", "attribute", "1,000 reads of an attribute of the session", 0.9),
+        *(200, 600, ("local", "flask-sqlalchemy", "ours")),
+    ),
+    Case(
+        *("W5", "call", "1,000 calls of the session's `get_bind()`", 0.9),
+        *(200, 600, ("local", "flask-sqlalchemy", "ours")),
+    ),
+    Case(
+        *("W10", "", "check out a connection and return it", 1.2),
+        *(2000, 6000, ("hand", "ours")),
+    ),
+)
+
+
+def run(valgrind: str) -> dict[str, t.Any]:
+    """Count, and return what the page needs."""
+    jobs = [(case, row) for case in CASES for row in case.rows]
     # Compile all modules now, so that no run that counts compiles any.
-    _count(valgrind, "W1", "", "ours", 1)
+    _count(valgrind, CASES[0], "ours", 1)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        counted = list(pool.map(lambda job: _per_request(valgrind, *job), jobs))
+        counted = list(pool.map(lambda job: _per_step(valgrind, *job), jobs))
     counts = dict(zip(jobs, counted, strict=True))
-    lines = []
-    for workload, setting in CASES:
-        baseline = counts[workload, setting, "local" if workload == "W5" else "hand"]
-        for row in ROWS:
-            count = counts[workload, setting, row]
-            lines.append(
-                {
-                    "case": f"{workload} {setting}".rstrip(),
-                    "contestant": row,
-                    "instructions": count,
-                    "ratio": count / baseline,
-                }
-            )
-    return {"id": "instructions", "title": "Instructions per request", "lines": lines}
+    return {
+        "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": machine.commit(),
+        "lines": [
+            {
+                "case": case.id,
+                "contestant": row,
+                "instructions": round(counts[case, row]),
+                "ratio": counts[case, row] / counts[case, case.rows[0]],
+            }
+            for case, row in jobs
+        ],
+    }
 
 
-def _per_request(valgrind: str, workload: str, setting: str, key: str) -> float:
-    say(f"  instructions: {workload} {setting} {key}")
-    few, many = (_count(valgrind, workload, setting, key, n) for n in (_FEW, _MANY))
-    return (many - few) / (_MANY - _FEW)
+def _per_step(valgrind: str, case: Case, row: str) -> float:
+    say(f"  instructions: {case.id}, {row}")
+    few, many = (_count(valgrind, case, row, n) for n in (case.few, case.many))
+    return (many - few) / (case.many - case.few)
 
 
-def _count(valgrind: str, workload: str, setting: str, key: str, n: int) -> int:
+def _count(valgrind: str, case: Case, row: str, n: int) -> int:
     folder = tempfile.mkdtemp(prefix="fs-bench-")
     try:
         done = subprocess.run(
             [
                 *(valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null"),
                 *(sys.executable, "-m", "benchmarks.counted"),
-                *(workload, setting, key, str(n), folder),
+                *(case.workload, case.setting, row, str(n), folder),
             ],
             capture_output=True,
             cwd=ROOT,
@@ -84,3 +128,37 @@ def prepared(folder: str) -> str:
     url = f"sqlite:///{folder}/bench.db"
     apps.fill(url)
     return url
+
+
+def read(path: Path = COUNTED) -> dict[str, t.Any]:
+    """Return what was counted last."""
+    return t.cast("dict[str, t.Any]", json.loads(path.read_text(encoding="utf-8")))
+
+
+def table(counted: dict[str, t.Any]) -> Table:
+    """Return the counts as a table."""
+    lines = [
+        [
+            line["case"],
+            CONTESTANTS[line["contestant"]].title,
+            f"{line['ratio']:.3f}",
+            f"{line['instructions']:,}",
+        ]
+        for line in counted["lines"]
+    ]
+    return ["case", "", "ratio", "instructions"], lines
+
+
+def main() -> None:
+    """Count, write the file and print the table."""
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        sys.exit("valgrind is not installed")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    counted = run(valgrind)
+    COUNTED.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+    print(markdown(table(counted)))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ import textwrap
 import typing as t
 from pathlib import Path
 
+from . import instructions
 from . import report
 from .contestants import CONTESTANTS
 from .parts import table as parts_table
@@ -23,17 +24,18 @@ _PAGE = """\
 
 {summary}
 
-Every figure of this page comes from [`{source}`](../{source}),
+The times of this page come from [`{source}`](../{source}),
 which has the figures of each round. They were measured on {day}, with commit
-{commit}; what has changed since is in the [changes](changes.md). "What each part
-costs" is a measurement of its own.{warning}
+{commit}. Instructions were counted on {counted_day}, with commit {counted_commit}: the
+load of the machine does not change them. "What each part costs" is a measurement of its
+own.{warning}
 
 ## Aims and results
 
 A ratio compares Flask-ScopedSession, with everything switched on unless the row says
 otherwise, with the baseline in the same rounds. "A/A" is how far the
 baseline differs from itself in this run. An aim that is missed by no more than that
-counts as met, marked "(A/A)".
+counts as met, marked "(A/A)". Instructions are those of SQLite.
 
 {aims}
 
@@ -56,6 +58,12 @@ The control socket answers between requests and is not included.
 {parts}
 
 {tables}
+
+## Instructions
+
+Per request, or per checkout in W10; counted by valgrind, with SQLite.
+
+{instructions}
 
 ## How it was measured
 
@@ -94,13 +102,13 @@ The control socket answers between requests and is not included.
 $ make bench                  # everything; writes benchmarks/results/latest.json
 $ make bench ARGS=--quick     # a few minutes, with more noise
 $ make bench ARGS='--only W2,W10 --rounds 50'
+$ .venv/bin/python -m benchmarks.instructions   # needs valgrind
 $ .venv/bin/python -m benchmarks.parts   # what each part costs
 $ .venv/bin/python -m benchmarks.page    # generates this page and its plots
 ```
 
 A full run takes about 25 minutes. Use an idle machine with at least two cores. The file
-is written after each workload, so an interrupted run keeps its results. Instructions
-are counted if valgrind is installed.
+is written after each workload, so an interrupted run keeps its results.
 
 ## What it does not show
 
@@ -157,9 +165,6 @@ _AIMS = (
     Aim("W12", 1.03),
 )
 
-#: Of the instructions in W2.
-_INSTRUCTIONS_AIM = 1.04
-
 _REMARKS = {
     "W5": "By hand, the session is a local variable of the view: no access is cheaper."
     " The baseline is a thread-local `scoped_session`.",
@@ -185,7 +190,6 @@ _REMARKS = {
     " `flask pool-status` in a fresh process. A worker reports at most 250 sessions.",
     "W12": "One worker with 8 threads, and 8 clients that keep their connections open."
     " CPU time is the worker's.",
-    "instructions": "Instructions do not depend on the load of the machine.",
 }
 
 
@@ -197,13 +201,16 @@ def render(found: dict[str, t.Any], source: str) -> str:
         "commit": found["commit"] or "unknown",
     }
     left_out = "\n".join(f"-   {note}" for note in found["left_out"])
+    counted = instructions.read()
     return _PAGE.format(
         summary=_summary(found),
+        counted_day=counted["made_at"][:10],
+        counted_commit=counted["commit"],
         day=found["made_at"][:10],
         commit=machine["commit"],
         source=source,
         warning=_warning(found),
-        aims=report.markdown(_aims(found)),
+        aims=report.markdown(_aims(found, counted)),
         plots="\n\n".join(
             _PLOT.format(width=width, name=name, alt=_ALT)
             for width, name in (
@@ -213,6 +220,7 @@ def render(found: dict[str, t.Any], source: str) -> str:
         ),
         parts=parts_table(),
         tables="\n\n".join(_sections(found)),
+        instructions=report.markdown(instructions.table(counted)),
         slice_s="0.04 s" if found["quick"] else "0.15 s",
         rounds=found["rounds"],
         machine=_pairs({k.replace("_", " "): v for k, v in machine.items()}),
@@ -290,7 +298,7 @@ def _warning(found: dict[str, t.Any]) -> str:
 # -- aims ----------------------------------------------------------------------
 
 
-def _aims(found: dict[str, t.Any]) -> report.Table:
+def _aims(found: dict[str, t.Any], counted: dict[str, t.Any]) -> report.Table:
     head = ["", "aim", "measured", "result", "A/A", "workload and figure"]
     lines = []
     for aim in _AIMS:
@@ -311,16 +319,14 @@ def _aims(found: dict[str, t.Any]) -> report.Table:
             noise = None if again is None else abs(again - 1)
             verdict = _verdict(aim, measured, noise)
             lines.append([name, *verdict, f"{title}: {figure}"])
-    if found.get("instructions"):
-        counted = next(
-            line["ratio"]
-            for line in found["instructions"]["lines"]
-            if (line["case"], line["contestant"]) == ("W2", "ours")
-        )
-        aim = Aim("W2", _INSTRUCTIONS_AIM)
-        lines.append(
-            ["W2 sqlite", *_verdict(aim, counted, None), "one SELECT: instructions"]
-        )
+    ratios = {
+        line["case"]: line["ratio"]
+        for line in counted["lines"]
+        if line["contestant"] == "ours"
+    }
+    for each in instructions.CASES:
+        verdict = _verdict(Aim(each.workload, each.aim), ratios[each.id], None)
+        lines.append([each.id, *verdict, f"{each.title}: instructions"])
     return head, lines
 
 
@@ -378,9 +384,6 @@ def _tables(found: dict[str, t.Any]) -> list[tuple[str, str, report.Table]]:
             ("W11", f"W11: {status['title']}", report.status_table(status)),
         )
     tables.sort(key=lambda table: int(table[0].partition(" ")[0][1:]))
-    if found.get("instructions"):
-        counted = report.instructions_table(found["instructions"])
-        tables.append(("instructions", "counted by valgrind, SQLite", counted))
     return tables
 
 

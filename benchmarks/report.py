@@ -129,28 +129,12 @@ def _milliseconds(spread: t.Sequence[float]) -> str:
     return f"{_figure(median)} ({_figure(low)} to {_figure(high)})"
 
 
-def instructions_table(counted: dict[str, t.Any]) -> Table:
-    """Return the counts as a table."""
-    lines = [
-        [
-            line["case"],
-            CONTESTANTS[line["contestant"]].title,
-            f"{line['ratio']:.3f}",
-            f"{line['instructions']:,.0f}",
-        ]
-        for line in counted["lines"]
-    ]
-    return ["case", "", "ratio", "instructions"], lines
-
-
 def tables(report: dict[str, t.Any]) -> t.Iterator[tuple[str, Table]]:
     """Return all tables of a report, with their headings."""
     for case in report["cases"]:
         yield heading(case), table_of(case)
     if report.get("status"):
         yield f"W11: {report['status']['title']}", status_table(report["status"])
-    if report.get("instructions"):
-        yield "Instructions per request", instructions_table(report["instructions"])
 
 
 def to_text(report: dict[str, t.Any]) -> str:

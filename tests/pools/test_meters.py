@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from flask_scopedsession._pools import meters as _meters
 from flask_scopedsession._pools.meters import INTERVAL
 from flask_scopedsession._pools.meters import Meters
 from flask_scopedsession._pools.meters import PENDING
+from flask_scopedsession.snapshot import BUCKET_BOUNDS
 
 
 class Clock:
@@ -88,6 +90,22 @@ def test_nothing_is_forgotten_early(meters: Meters, clock: Clock) -> None:
     meters.waits.add(0.5)
     clock.now += 60
     assert counts(meters) == (1, 1)
+
+
+def test_a_batch_that_reaches_every_bucket(meters: Meters) -> None:
+    """A value counts for the lowest bound that it does not exceed."""
+    near = [at * bound for bound in BUCKET_BOUNDS for at in (0.99, 1.0, 1.01)]
+    values = [0.0, *near, 1000.0, 1000.0]
+    random.Random(1).shuffle(values)
+    for value in values:
+        meters.waits.add(value)
+    expected = [0] * (len(BUCKET_BOUNDS) + 1)
+    for value in values:
+        expected[sum(bound < value for bound in BUCKET_BOUNDS)] += 1
+    with meters.aggregated():
+        found = meters.waits.total()
+    assert list(found.buckets) == expected
+    assert (found.sum, found.max) == (pytest.approx(sum(values)), 1000.0)
 
 
 @pytest.mark.parametrize("idle", [61, 75, 700, 100_000])
