@@ -1,4 +1,4 @@
-"""Instructions per request, counted by valgrind; the load does not change them.
+"""Instructions per request, counted by valgrind; a busy machine hardly changes them.
 
 ``python -m benchmarks.instructions`` writes ``results/instructions.json``, for the
 page. Each figure comes from the difference between two runs with different numbers of

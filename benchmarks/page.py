@@ -26,9 +26,9 @@ _PAGE = """\
 
 The times of this page come from [`{source}`](../{source}),
 which has the figures of each round. They were measured on {day}, with commit
-{commit}. Instructions were counted on {counted_day}, with commit {counted_commit}: the
-load of the machine does not change them. "What each part costs" is a measurement of its
-own.{warning}
+{commit}. Instructions were counted on {counted_day}, with commit {counted_commit}: they
+say less about time, but a busy machine hardly changes them. "What each part costs" is a
+measurement of its own.{warning}
 
 ## Aims and results
 
@@ -61,7 +61,7 @@ The control socket answers between requests and is not included.
 
 ## Instructions
 
-Per request, or per checkout in W10; counted by valgrind, with SQLite.
+Per request, with SQLite; counted by valgrind.
 
 {instructions}
 
