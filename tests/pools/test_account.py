@@ -162,6 +162,21 @@ def test_two_at_once(make):
     assert counts(db, "used", "idle", "open", "overflow") == (0, 1, 1, 0)
 
 
+class Labelled(QueuePool):
+    """A pool class that has slots of its own."""
+
+    __slots__ = ("label",)
+
+
+def test_a_pool_class_with_slots(make):
+    db = make(poolclass=Labelled, pool_size=2, max_overflow=0)
+    db.engine.pool.label = "mine"
+    with db.engine.connect():
+        assert counts(db, "used", "open") == (1, 1)
+    db.dispose()
+    assert counts(db, "used", "open") == (0, 0)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 def test_static_pool_shares_one_connection(make, order):
     """Several users of the one connection count as at most one holder."""

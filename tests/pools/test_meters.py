@@ -162,12 +162,15 @@ def test_a_request_counts_by_its_rule(meters: Meters) -> None:
     meters.held.add((0.25, rule, "POST", None, 1))
     event = None, None, None, None, "event join"
     meters.held.add((1.0, rule, "GET", event, 1))
+    other: Any = SimpleNamespace(endpoint="index", rule="/")
+    meters.held.add((2.0, other, "GET", None, 1))
     meters.held.add((0.125, rule, "GET", None, 1))
     with meters.aggregated():
         uses = meters.held.uses()
     assert {who: (use.times, use.seconds) for who, use in uses.items()} == {
         ("show", "GET", "/<int:id>", None, None): (2, 0.625),
         ("show", "POST", "/<int:id>", None, None): (1, 0.25),
+        ("index", "GET", "/", None, None): (1, 2.0),
         event: (1, 1.0),
     }
 
