@@ -11,11 +11,11 @@ from .worker import Job
 
 
 def main() -> None:
-    """Run ``WORKLOAD SETTING CONTESTANT N FOLDER``."""
-    workload, setting, key, n, folder = sys.argv[1:]
+    """Run ``WORKLOAD CONTESTANT N FOLDER``."""
+    workload, key, n, folder = sys.argv[1:]
     bench = Bench(Job(key, prepared(folder), {}, folder))
     bench.ready()
-    run = bench.slice(workload, setting)
+    run = bench.slice(workload, "")
     run(5)
     # Otherwise a collection may run in one of the two processes only.
     gc.collect()

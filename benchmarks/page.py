@@ -325,8 +325,9 @@ def _aims(found: dict[str, t.Any], counted: dict[str, t.Any]) -> report.Table:
         if line["contestant"] == "ours"
     }
     for each in instructions.CASES:
-        verdict = _verdict(Aim(each.workload, each.aim), ratios[each.id], None)
-        lines.append([each.id, *verdict, f"{each.title}: instructions"])
+        aim = Aim(each.workload, instructions.AIM)
+        verdict = _verdict(aim, ratios[each.workload], None)
+        lines.append([each.workload, *verdict, f"{each.title}: instructions"])
     return head, lines
 
 

@@ -38,9 +38,8 @@ def utcnow() -> dt.datetime:
 
 def fold(text: str) -> str:
     """Remove case and accents, so that a search ignores them."""
-    if text.isascii():  # as most airports are: there are no accents to look for
+    if text.isascii():  # most airports have no accents
         return text.casefold()
-
     parts = unicodedata.normalize("NFKD", text)
     return "".join(c for c in parts if not unicodedata.combining(c)).casefold()
 

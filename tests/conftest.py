@@ -66,8 +66,6 @@ def pytest_configure(config: pytest.Config) -> None:
         # SIGINT is ignored in a shell's background and with nohup. Children would
         # inherit this, and tests send Ctrl-C to children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Collecting makes a million objects that stay, and no rubbish to look for.
-    gc.disable()
     known = databases(config)
     if unknown := set(config.getoption("db") or ()) - known.keys():
         raise pytest.UsageError(
@@ -84,8 +82,14 @@ def databases(config: pytest.Config) -> dict[str, str]:
     return dict(parser["db"])
 
 
-def pytest_collection_finish() -> None:
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    # It makes a million objects that stay, and no rubbish to look for.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

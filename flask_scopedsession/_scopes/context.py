@@ -51,10 +51,9 @@ def _variable(name: str) -> t.Any:
 _app_variable = _variable("_cv_app")
 _request_variable = _variable("_cv_request")
 
-#: Return the current application context, or the argument, ``None``, which is given so
-#: that this can be the method of Flask's context variable itself: a function around it
-#: takes longer than the method. The variable is private; without it, the documented
-#: proxy is asked.
+#: Return the current application context, or else the argument, which is ``None``. This
+#: is ``get()`` of Flask's context variable: a function around it would take longer than
+#: the look itself. The variable is private; without it, the documented proxy is asked.
 current_context: Callable[[None], t.Any] = (
     _proxied_context if _app_variable is None else _app_variable.get
 )

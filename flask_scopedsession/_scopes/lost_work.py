@@ -41,7 +41,7 @@ is_clean: t.Callable[[Session], bool] | None = getattr(Session, "_is_clean", Non
 
 
 def is_judged(context: Context) -> bool:
-    """Whether a scope that ends without an error was no failure of another kind."""
+    """Whether the request was answered without an error, so that lost work counts."""
     return getattr(context, STATUS, 0) < 400 and not getattr(context, HANDLED, False)
 
 

@@ -44,26 +44,26 @@ def end_scope(
     raising: BaseException | None = None
     try:
         # How the request was answered is asked only if something may be lost.
-        judges = error is None and ledger.lost_work != "ignore"
-        if judges and scope.lost is not None:
-            judges = is_judged(context)
-            if judges:
-                losing.append(scope.lost)
+        may_lose = error is None and ledger.lost_work != "ignore"
+        if may_lose and scope.lost is not None and is_judged(context):
+            losing.append(scope.lost)
         for name, session in list(sessions.items()):
             try:
-                if judges and (
-                    ledger.uncommitted
-                    or losing
-                    or is_clean is None
-                    or not is_clean(session)
+                if (
+                    may_lose
+                    and (
+                        ledger.uncommitted
+                        or losing
+                        or is_clean is None
+                        or not is_clean(session)
+                    )
+                    and is_judged(context)
                 ):
-                    judges = is_judged(context)
-                    if judges and rolled_back is None:
+                    if rolled_back is None:
                         # Connections add what they roll back as sessions are closed.
                         rolled_back = ledger.ending[get_ident()] = Counter()
                         losing.append(rolled_back)
-                    if judges:
-                        losing.append(_unflushed(session))
+                    losing.append(_unflushed(session))
             except BaseException as interrupt:  # noqa: BLE001 - raised at the end
                 raising = raising or interrupt
             failure = close_session(session, ledger, scope)
