@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lean import LEAN
+from serving import Served
+from starting import start
 
 from example_app import demo
 from flask_scopedsession._live.survey import survey_directory
@@ -114,21 +115,19 @@ def on_terminal(
     # An empty NO_COLOR is as good as none.
     style = {"NO_COLOR": "" if colors else "1", "TERM": "xterm-256color"}
     ours, theirs = os.openpty()
-    with subprocess.Popen(  # noqa: S603
+    process = start(
         [sys.executable, *args],
         env={**env, **style, "COLUMNS": str(columns)},
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
         stdout=theirs,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        said = b""
-        with os.fdopen(ours, "rb", 0) as screen, suppress(OSError):
-            # At the end of the output, Linux raises an error.
-            while chunk := screen.read(1 << 16):
-                said += chunk
-    return process.returncode, said.decode().replace("\r\n", "\n")
+    )
+    os.close(theirs)
+    said = b""
+    with os.fdopen(ours, "rb", 0) as screen, suppress(OSError):
+        # At the end of the output, Linux raises an error.
+        while chunk := screen.read(1 << 16):
+            said += chunk
+    return process.wait(PATIENCE), said.decode().replace("\r\n", "\n")
 
 
 class Stage:
@@ -138,7 +137,7 @@ class Stage:
         folder.mkdir(exist_ok=True)
         self._folder = folder
         self._numbers = itertools.count()
-        self.env = {**demo.environment(folder), **settings}
+        self.env = {**demo.environment(folder), "PYTHONUNBUFFERED": "1", **settings}
         command = (LEAN, "-m", "flask", "--app", demo.APP, "import-airports")
         code, said = on_terminal(self.env, *command, cwd=folder)
         if code != 0:
@@ -150,9 +149,18 @@ class Stage:
         run = self._folder / f"run-{next(self._numbers)}"
         where = {CONTROL_DIR: str(run)}
         env = {**self.env, **where, **settings}
+        command = [
+            *(sys.executable, LEAN, "-m", "gunicorn", "--bind", "127.0.0.1:0"),
+            *("--config", str(demo.HERE / "gunicorn_conf.py")),
+            *("--workers", str(workers), "--graceful-timeout", "1"),
+            f"{demo.APP}:create_app()",
+        ]
         with ExitStack() as stack:
-            server = stack.enter_context(demo.running_server(env, workers))
-            scene = Scene(env, server)
+            served = Served(
+                "gunicorn", self._folder, command, env=env, cwd=self._folder
+            )
+            stack.enter_context(served).wait_listening()
+            scene = Scene(env, demo.Server(served.port, served.log_path))
             stack.callback(scene.close)
             while scene.ask("GET", "/airports/EDDF") != 200:
                 time.sleep(0.1)

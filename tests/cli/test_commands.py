@@ -41,6 +41,8 @@ from readings import a_silent
 from readings import a_survey
 from readings import a_worker
 from sqlalchemy import text
+from starting import Process
+from starting import start
 
 from flask_scopedsession import cli
 from flask_scopedsession import ScopedSession
@@ -744,12 +746,12 @@ def in_python(args: list[str], **env: str) -> dict[str, Any]:
     module = [sys.executable, LEAN, "-m", "flask_scopedsession"]
     command = [*module, "--app", "live_app", *args]
     url = {"FLASK_SQLALCHEMY_DATABASE_URI": "sqlite://"}
-    return {"args": command, "env": child_environ({**url, **env}), "cwd": WORKERS}
+    return {"command": command, "env": child_environ({**url, **env}), "cwd": WORKERS}
 
 
 @contextmanager
-def running(args: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(**in_python(args), **options)
+def running(args: list[str], **options: Any) -> Iterator[Process]:
+    process = start(**in_python(args), **options)
     try:
         yield process
     finally:
@@ -844,8 +846,8 @@ def test_closed_pipe() -> None:
 def test_no_standard_output() -> None:
     """Where it is closed, as by ``>&-``, the exit code still tells."""
     arguments = in_python(["pool-status", "--check"])
-    arguments["args"] = ["sh", "-c", 'exec "$@" >&-', "sh", *arguments["args"]]
-    done = subprocess.run(**arguments, stderr=subprocess.PIPE, check=False)
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *arguments.pop("command")]
+    done = subprocess.run(command, **arguments, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 69
     assert done.stderr == b"critical: no worker has answered\n"
 
@@ -877,12 +879,11 @@ def on_terminal(args: list[str], enough: Callable[[str], bool], **env: str) -> s
     size = struct.pack("HHHH", 24, 80, 0, 0)
     fcntl.ioctl(main_end, termios.TIOCSWINSZ, size)
     environ = {"TERM": "xterm-256color", **env}
-    process = subprocess.Popen(
+    process = start(
         **in_python(args, **environ),
         stdin=other_end,
         stdout=other_end,
         stderr=other_end,
-        start_new_session=True,
     )
     os.close(other_end)
     seen = b""
@@ -928,7 +929,9 @@ def test_on_a_terminal() -> None:
 @pytest.mark.parametrize("name", STATUS)
 def test_ascii_only(name: str, env: dict[str, str]) -> None:
     """A command works where the encoding has only ASCII."""
-    done = subprocess.run(**in_python([name], **env), capture_output=True, check=True)
+    arguments = in_python([name], **env)
+    command = arguments.pop("command")
+    done = subprocess.run(command, **arguments, capture_output=True, check=True)
     assert b"live_app on " in done.stdout
     assert b" | this host only\n" in done.stdout
     assert done.stdout.isascii()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+from typing import TextIO
 
 from environment import child_environ
 from environment import WORKERS
 from lean import LEAN
+from starting import start
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,38 @@ def run(
     The process is killed, and :exc:`subprocess.TimeoutExpired` raised, after
     ``timeout`` seconds.
     """
-    done = subprocess.run(
-        [sys.executable, *args],
-        env=child_environ(env),
-        cwd=cwd or WORKERS,
-        input=input,
-        stdin=subprocess.DEVNULL if input is None else None,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=timeout,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+    command = [sys.executable, *(str(each) for each in args)]
+    with ThreadPoolExecutor(2) as readers, TemporaryFile() as stdin:
+        stdin.write((input or "").encode())
+        stdin.seek(0)
+        (out, stdout), (err, stderr) = _pipe(), _pipe()
+        with stdout, stderr:
+            process = start(
+                command,
+                env=child_environ(env),
+                cwd=cwd or WORKERS,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        texts = [readers.submit(_text, each) for each in (out, err)]
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+            process.wait()
+    return Result(code, *(text.result() for text in texts))
+
+
+def _pipe() -> tuple[TextIO, TextIO]:
+    ours, theirs = os.pipe()
+    reading = os.fdopen(ours, encoding="utf-8", errors="replace")
+    return reading, os.fdopen(theirs, "w")
+
+
+def _text(pipe: TextIO) -> str:
+    with pipe:
+        return pipe.read()
 
 
 def flask(

@@ -7,17 +7,32 @@ A short process that imports Flask and SQLAlchemy spends most of its time on tha
 on garbage collections that find nothing: while it imports them, and when it ends. Here
 they are imported first, and collections leave them out. What the program makes is
 collected as always. ``-m flask`` does not import commands of other distributions.
+
+``python lean.py --fork`` imports them once for many programs, each of which is a fork;
+``starting.py`` asks for them.
 """
 
+import builtins
+import contextlib
 import gc
+import json
+import os
+import re
 import runpy
+import signal
+import socket
+import struct
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 #: The path of this file.
 LEAN = __file__
+
+#: A number in what ``--fork`` is sent, and answers.
+NUMBER = struct.Struct("i")
 
 _entry_points: Any = metadata.entry_points
 
@@ -40,20 +55,89 @@ def entry_points(**params: Any) -> Any:
     return [each for each in found if each.value.startswith("flask_scopedsession.")]
 
 
-if __name__ == "__main__":
-    del sys.argv[0]
-    if sys.argv[0] == "--gevent":
-        del sys.argv[0]
-        import gevent.monkey
+def fork_programs(control: socket.socket) -> list[str]:
+    """Fork for each request, until the tests end; return its arguments in the fork.
 
-        gevent.monkey.patch_all()
+    A request is the length of a JSON document, together with the descriptors of
+    standard input, output and error and of a pipe for the answer, and then the
+    document. The answer is the program's PID, and once it has ended, its exit code as
+    :mod:`subprocess` has it. Numbers have four bytes.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    while True:
+        length, descriptors, _, _ = socket.recv_fds(control, 4, 4)
+        if not length:
+            sys.exit()
+        (size,) = NUMBER.unpack(length)
+        request = json.loads(control.recv(size, socket.MSG_WAITALL))
+        if os.fork() == 0:
+            control.close()
+            return _as_program(request, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _as_program(request: dict[str, Any], descriptors: list[int]) -> list[str]:
+    """Fork again and wait, because only a parent learns of the exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    *standard, answer = descriptors
+    pid = os.fork()
+    for number, descriptor in enumerate(standard):
+        if pid == 0:
+            os.dup2(descriptor, number)
+        os.close(descriptor)
+    if pid != 0:
+        os.write(answer, NUMBER.pack(pid))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(BrokenPipeError):
+            os.write(answer, NUMBER.pack(code))
+        os._exit(0)
+    os.close(answer)
+    os.setsid()
+    os.chdir(request["cwd"])
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.path[1 : 1 + len(before)] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    warn(request["warnings"])
+    arguments: list[str] = request["args"]
+    return arguments
+
+
+def warn(options: list[str]) -> None:
+    """Do what the interpreter does with its options ``-W``."""
+    for option in options:
+        fields = [*option.split(":"), "", ""]
+        action: Any = fields[0]
+        category = getattr(builtins, fields[2] or "Warning")
+        warnings.filterwarnings(action, re.escape(fields[1]), category)
+    sys.warnoptions.extend(options)
+
+
+def run(arguments: list[str]) -> None:
+    """Run a program as the main module."""
+    sys.argv[:] = arguments
     is_module = sys.argv[0] == "-m"
     sys.path[0] = str(Path.cwd() if is_module else Path(sys.argv[0]).parent)
-    import_libraries()
     metadata.entry_points = entry_points
     if is_module:
         runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
     else:
-        __file__ = sys.argv[0]
-        program = compile(Path(__file__).read_bytes(), __file__, "exec", 0, True)
-        exec(program)  # in this module: its names last until the process ends
+        # The names of the main module last until the process ends.
+        names = sys.modules["__main__"].__dict__
+        names["__file__"] = sys.argv[0]
+        code = Path(sys.argv[0]).read_bytes()
+        exec(compile(code, sys.argv[0], "exec", 0, True), names)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    if given[0] == "--gevent":
+        del given[0]
+        import gevent.monkey
+
+        gevent.monkey.patch_all()
+    import_libraries()
+    if given == ["--fork"]:
+        given = fork_programs(socket.socket(fileno=0))
+    run(given)

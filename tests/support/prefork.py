@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gunicorn.config
+from lean import LEAN
 from serving import Served
-
-#: What most of a worker's time to start is spent on, once for all workers.
-LEAN = str(Path(__file__).with_name("gunicorn_lean.py"))
 
 #: The classes of workers that do not patch the standard library, which they would have
 #: to do before such imports.
@@ -70,11 +68,11 @@ class Prefork(Served):
         }
         if worker_class == "gthread":
             options["--threads"] = threads
+        lean = [LEAN] if worker_class in UNPATCHED else []
         command = [
-            *(sys.executable, *python_args, "-m", "gunicorn"),
+            *(sys.executable, *python_args, *lean, "-m", "gunicorn"),
             *(str(word) for option in options.items() for word in option),
             *(["--preload"] if preload else []),
-            *(["--config", LEAN] if worker_class in UNPATCHED else []),
             *(own_options()),
             *(*args, app),
         ]

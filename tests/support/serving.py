@@ -19,10 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import psutil
 from environment import child_environ
 from environment import WORKERS
+from starting import Process
+from starting import start
 from waiting import wait_until
 
 #: The status with which ``live_app`` rejects a request for another worker.
@@ -84,7 +87,7 @@ class Served:
         self.cwd = cwd or WORKERS
         self._command = list(command)
         self._in_children = in_children
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._known: dict[int, psutil.Process] = {}
         self._url: str | None = None
         self._answered: set[int] = set()
@@ -107,15 +110,8 @@ class Served:
     def start(self) -> None:
         """Start the command. Use :meth:`wait_ready` to wait until it serves."""
         with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=self.cwd,
-                env=child_environ(self.env),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A signal to the tests' process group must not reach the workers.
-                start_new_session=True,
+            self._process = start(
+                self._command, env=child_environ(self.env), cwd=self.cwd, stdout=log
             )
 
     def stop(self, *, timeout: float = 8.0) -> None:
@@ -203,6 +199,13 @@ class Served:
         """Return the server's URL, without a slash at the end."""
         assert self._url is not None, "call wait_ready() first"
         return self._url
+
+    @property
+    def port(self) -> int:
+        """Return the server's port."""
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
 
     def worker_pids(self) -> list[int]:
         """Return the sorted PIDs of the live workers."""

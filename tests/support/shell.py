@@ -1,7 +1,8 @@
-"""A shell with job control for one command, which ``terminal.py`` runs on its terminal.
+"""A shell with job control for one program, which ``terminal.py`` runs on its terminal.
 
-It prints how the command stopped or ended, and the state in which it left the terminal.
-A line that is typed while the command is stopped continues it.
+The program is one of ``lean.py``, and a fork of this shell, which prints how it stopped
+or ended, and the state in which it left the terminal. A line that is typed while it is
+stopped continues it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import signal
 import sys
 import termios
 
+from lean import run
+
 
 def main() -> None:
-    """Run ``sys.argv[1:]`` in the foreground of the terminal on stdin."""
-    # nohup, or a shell's background, can have the tests ignore these. The command would
+    """Run the program ``sys.argv[1:]`` in the foreground of the terminal on stdin."""
+    # nohup, or a shell's background, can have the tests ignore these. The program would
     # inherit this, and then neither it nor this shell would end when it should.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -29,7 +32,9 @@ def main() -> None:
         os.setpgid(0, 0)
         os.tcsetpgrp(0, os.getpid())
         signal.signal(signal.SIGTTOU, signal.SIG_DFL)
-        os.execv(sys.argv[1], sys.argv[1:])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run(sys.argv[1:])
+        return
     while True:
         _, status = os.waitpid(pid, os.WUNTRACED)
         os.tcsetpgrp(0, os.getpid())

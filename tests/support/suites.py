@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,12 +35,11 @@ class Suite:
             ini.write_text("[pytest]\n", encoding="utf-8")
         if "asyncio" in beside:  # without it, pytest-asyncio warns
             options = ("-oasyncio_default_fixture_loop_scope=function", *options)
-        path = os.environ.get("PYTHONPATH")
         start = [LEAN, "-m", "pytest"] if lean else ["-m", "pytest"]
         ran = commands.run(
-            ["-Werror", *start, "-rA", "-pno:cacheprovider", *off, *options],
+            ["-W", "error", *start, "-rA", "-pno:cacheprovider", *off, *options],
             cwd=folder,
-            env={"COLUMNS": "300", "PYTHONPATH": path, **(env or {})},
+            env={"COLUMNS": "300", **(env or {})},
         )
         self.code = ran.code
         self.text = ran.stdout + ran.stderr

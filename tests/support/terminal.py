@@ -8,7 +8,6 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -22,6 +21,8 @@ import pyte
 import pyte.modes
 from environment import child_environ
 from environment import WORKERS
+from lean import LEAN
+from starting import start
 
 _SWITCH = re.compile(rb"\x1b\[\?1049([hl])")
 
@@ -38,7 +39,7 @@ class Terminal:
 
     It has a normal and an alternate screen, as a real terminal has.
 
-    :param args: Arguments for ``sys.executable``.
+    :param args: Arguments for ``lean.py``.
     :param env: Added to the environment; ``None`` removes a variable.
     """
 
@@ -59,14 +60,13 @@ class Terminal:
         self.sent = b""
         self._set_size(columns, rows)
         shell = Path(__file__).with_name("shell.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(shell), sys.executable, *args],
+        self._process = start(
+            [sys.executable, LEAN, str(shell), *args],
             stdin=self._other,
             stdout=self._other,
             stderr=self._other,
             env=child_environ({"TERM": "xterm-256color", **(env or {})}),
             cwd=WORKERS,
-            start_new_session=True,
         )
         os.close(self._other)
 

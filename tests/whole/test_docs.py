@@ -26,6 +26,7 @@ import yaml
 from flask import Flask
 from inside import KEYS
 from inside import Reading
+from lean import LEAN
 from prefork import own_options
 from serving import Served
 from suites import Suite
@@ -311,12 +312,12 @@ def follow(words, servers, folder):
             server.stop()
         options = " ".join(["--bind 127.0.0.1:0", *own_options()])
         env = {"FLASK_RUN_PORT": "0", "GUNICORN_CMD_ARGS": options}
-        command = [sys.executable, "-m", *words]
+        command = [sys.executable, LEAN, "-m", *words]
         servers.append(Served(words[0], folder, command, env=env, cwd=folder))
         servers[-1].start()
         servers[-1].wait_listening()
         return ""
-    result = commands.run(["-m", *words], cwd=folder).check()
+    result = commands.run([LEAN, "-m", *words], cwd=folder).check()
     assert "No worker has answered" not in result.stdout
     return result.stdout
 

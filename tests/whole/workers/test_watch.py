@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from gates import Gates
 from inside import FULL
-from lean import LEAN
 from prefork import Prefork
 from terminal import Terminal
 
@@ -47,7 +46,7 @@ def watch(control_dir: Path, live_env: dict[str, str]) -> Iterator[Watch]:
             command: str = "pool-status", every: float = 3600, *args: str, **kw: Any
         ) -> Terminal:
             env = {**live_env, **kw.pop("env", {})}
-            module = [LEAN, "-m", "flask_scopedsession", "--app", "live_app", command]
+            module = ["-m", "flask_scopedsession", "--app", "live_app", command]
             words = [*module, f"--watch={every:g}", *args]
             return stack.enter_context(Terminal(words, env=env, **kw))
 
