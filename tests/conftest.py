@@ -109,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    soak = "soak" in config.getoption("markexpr")
+    soak = "soak" in config.getoption("markexpr") or os.environ.get("SOAK_SECONDS")
     left_out = [
         item
         for item in items
