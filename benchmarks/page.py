@@ -61,7 +61,8 @@ The control socket answers between requests and is not included.
 
 ## Instructions
 
-Per request, with SQLite; counted by valgrind.
+Per request, with SQLite; counted by valgrind. Each figure is the median of five runs,
+in which objects lie at different places in memory.
 
 {instructions}
 
