@@ -137,7 +137,9 @@ class Stage:
         folder.mkdir(exist_ok=True)
         self._folder = folder
         self._numbers = itertools.count()
-        self.env = {**demo.environment(folder), "PYTHONUNBUFFERED": "1", **settings}
+        # With this variable, a command can be a fork; see ``starting.py``.
+        unbuffered = {"PYTHONUNBUFFERED": "1"}
+        self.env = {**demo.environment(folder), **unbuffered, **settings}
         command = (LEAN, "-m", "flask", "--app", demo.APP, "import-airports")
         code, said = on_terminal(self.env, *command, cwd=folder)
         if code != 0:

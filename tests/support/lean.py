@@ -95,13 +95,18 @@ def _as_program(request: dict[str, Any], descriptors: list[int]) -> list[str]:
     os.close(answer)
     os.setsid()
     os.chdir(request["cwd"])
-    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    before = _python_path()
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.path[1 : 1 + len(before)] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1 : 1 + len(before)] = _python_path()
     warn(request["warnings"])
     arguments: list[str] = request["args"]
     return arguments
+
+
+def _python_path() -> list[str]:
+    given = os.environ.get("PYTHONPATH")
+    return given.split(os.pathsep) if given else []
 
 
 def warn(options: list[str]) -> None:

@@ -109,7 +109,7 @@ def _control() -> socket.socket:
             stdin=theirs.fileno(),
             start_new_session=True,
         )
-        process.returncode = 0  # it is not waited for, and this is no mistake
+        process.returncode = 0  # else Popen would warn that nobody waits for it
     return ours
 
 
