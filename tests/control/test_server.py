@@ -328,29 +328,26 @@ def test_a_directory_that_another_user_created_again_is_not_used(
     server: Server, source: Source, home: Path, busy_house: None
 ) -> None:
     server.open(source)
-    home.rename(home.with_name("moved"))
     theirs = home.with_name("theirs")
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)
     with pytest.MonkeyPatch.context() as patch:
-        ticks = threading.Semaphore(0)
+        checks, moved = threading.Semaphore(0), threading.Event()
         check = directory.check
 
-        def counted(path: str, uid: int) -> None:
-            try:
-                check(path, uid)
-            finally:
-                ticks.release()
+        def late(path: str, uid: int) -> None:
+            checks.release()
+            assert moved.wait(10)
+            check(path, uid)
 
-        patch.setattr(directory, "check", counted)
-        try:
-            theirs.rename(home)
-        except OSError:
-            # The server has created it again meanwhile: replace that one.
-            home.rename(home.with_name("moved-too"))
-            theirs.rename(home)
+        patch.setattr(directory, "check", late)
+        # While the server waits in there, it creates nothing.
+        assert checks.acquire(timeout=5)
+        home.rename(home.with_name("moved"))
+        theirs.rename(home)
+        moved.set()
         for _ in range(5):
-            assert ticks.acquire(timeout=5)
+            assert checks.acquire(timeout=5)
     assert names(home) == []
 
 
