@@ -12,12 +12,12 @@ from .worker import Job
 
 
 def main() -> None:
-    """Run ``WORKLOAD CONTESTANT N FOLDER``."""
-    workload, key, n, folder = sys.argv[1:]
+    """Run ``WORKLOAD SETTING CONTESTANT N FOLDER``."""
+    workload, setting, key, n, folder = sys.argv[1:]
     bench = Bench(Job(key, prepared(folder), {}, folder))
     bench.ready()
-    run = bench.slice(workload, "")
-    run(100)  # CPython specializes code in the first hundred steps
+    run = bench.slice(workload, setting)
+    run(min(100, int(n)))  # CPython specializes code in the first steps
     gc.collect()
     gc.disable()
     # Python 3.10 does not have it. See COUNTED_WITHIN.

@@ -35,7 +35,8 @@ measurement of its own.{warning}
 A ratio compares Flask-ScopedSession, with everything switched on unless the row says
 otherwise, with the baseline in the same rounds. "A/A" is how far the
 baseline differs from itself in this run. An aim that is missed by no more than that
-counts as met, marked "(A/A)". Instructions are those of SQLite.
+counts as met, marked "(A/A)". Instructions are those of SQLite, and their "A/A" is half
+of what lies between the baseline's least and most in several runs.
 
 {aims}
 
@@ -61,7 +62,7 @@ The control socket answers between requests and is not included.
 
 ## Instructions
 
-Per request, with SQLite; counted by valgrind. Each figure is the median of five runs,
+Per step, with SQLite; counted by valgrind. Each figure is the median of five runs,
 in which objects lie at different places in memory.
 
 {instructions}
@@ -320,15 +321,9 @@ def _aims(found: dict[str, t.Any], counted: dict[str, t.Any]) -> report.Table:
             noise = None if again is None else abs(again - 1)
             verdict = _verdict(aim, measured, noise)
             lines.append([name, *verdict, f"{title}: {figure}"])
-    ratios = {
-        line["case"]: line["ratio"]
-        for line in counted["lines"]
-        if line["contestant"] == "ours"
-    }
-    for each in instructions.CASES:
-        aim = Aim(each.workload, instructions.AIM)
-        verdict = _verdict(aim, ratios[each.workload], None)
-        lines.append([each.workload, *verdict, f"{each.title}: instructions"])
+    for name, title, limit, ratio, noise in instructions.judged(counted):
+        verdict = _verdict(Aim(name, limit), ratio, noise)
+        lines.append([name, *verdict, f"{title}: instructions"])
     return head, lines
 
 
