@@ -62,7 +62,7 @@ The control socket answers between requests and is not included.
 
 ## Instructions
 
-Per step, with SQLite; counted by valgrind. Each figure is the median of five runs,
+Per step, with SQLite; counted by valgrind. Each figure is the median of several runs,
 in which objects lie at different places in memory.
 
 {instructions}
