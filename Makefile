@@ -59,7 +59,7 @@ serve: $(VENV)/.example
 # Many tests wait for servers, so four processes keep two cores busy. Hundreds of
 # processes import the package, so its bytecode is kept in any case.
 test: $(VENV)/.tests
-	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about eight minutes on two cores).'
+	@echo 'Running $(if $(ARGS),the tests that ARGS selects,all tests: about nine minutes on two cores).'
 	@echo 'They start servers on this machine (gunicorn, Celery, PostgreSQL and others)'
 	@echo 'and stop them again.'
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
