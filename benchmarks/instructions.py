@@ -1,9 +1,9 @@
-"""Instructions per step, counted by valgrind; a busy machine does not change them.
+"""Instructions per step, counted by valgrind; a busy machine hardly changes them.
 
 ``python -m benchmarks.instructions`` writes ``results/instructions.json``, for the
 page. Only the thread that runs the steps is counted, and only while it does.
-Where objects lie in memory decides which entries of CPython's caches collide. So each
-figure is the median of runs with different hash seeds, which move everything.
+Still, one run differs from the next by up to one percent, so each figure is the median
+of runs with different hash seeds.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def run(valgrind: str) -> dict[str, t.Any]:
                 "case": case_id,
                 "contestant": row,
                 "instructions": round(median(found)),
+                "runs": len(found),
                 "least": min(found),
                 "most": max(found),
                 "ratio": median(found) / median(counts[case_id, baselines[case_id]]),
@@ -174,10 +175,11 @@ def table(counted: dict[str, t.Any]) -> Table:
             f"{line['ratio']:.3f}",
             f"{line['instructions']:,}",
             f"{line['least']:,} to {line['most']:,}",
+            str(line["runs"]),
         ]
         for line in counted["lines"]
     ]
-    return ["case", "", "ratio", "instructions", "of all runs"], lines
+    return ["case", "", "ratio", "instructions", "least to most", "runs"], lines
 
 
 def main() -> None:

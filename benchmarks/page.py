@@ -62,8 +62,8 @@ The control socket answers between requests and is not included.
 
 ## Instructions
 
-Per step, with SQLite; counted by valgrind. Each figure is the median of several runs,
-in which objects lie at different places in memory.
+Per step, with SQLite; counted by valgrind. Each figure is the median of several runs
+with different hash seeds.
 
 {instructions}
 

@@ -329,7 +329,7 @@ def test_a_directory_that_another_user_created_again_is_not_used(
 ) -> None:
     server.open(source)
     theirs = home.with_name("theirs")
-    theirs.mkdir()
+    theirs.mkdir(0o700)  # so that only its owner is wrong
     os.chown(theirs, 65534, 65534)
     with pytest.MonkeyPatch.context() as patch:
         checks, moved = threading.Semaphore(0), threading.Event()

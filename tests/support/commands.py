@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from tempfile import TemporaryFile
 from typing import Any
-from typing import TextIO
+from typing import IO
 
 from environment import child_environ
 from environment import WORKERS
@@ -57,17 +58,16 @@ def run(
     with ThreadPoolExecutor(2) as readers, TemporaryFile() as stdin:
         stdin.write((input or "").encode())
         stdin.seek(0)
-        (out, stdout), (err, stderr) = _pipe(), _pipe()
-        with stdout, stderr:
-            process = start(
-                command,
-                env=child_environ(env),
-                cwd=cwd or WORKERS,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-            )
-        texts = [readers.submit(_text, each) for each in (out, err)]
+        process = start(
+            command,
+            env=child_environ(env),
+            cwd=cwd or WORKERS,
+            stdin=stdin,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        outputs = (process.stdout, process.stderr)
+        texts = [readers.submit(_text, each) for each in outputs if each]
         try:
             code = process.wait(timeout)
         finally:
@@ -76,15 +76,10 @@ def run(
     return Result(code, *(text.result() for text in texts))
 
 
-def _pipe() -> tuple[TextIO, TextIO]:
-    ours, theirs = os.pipe()
-    reading = os.fdopen(ours, encoding="utf-8", errors="replace")
-    return reading, os.fdopen(theirs, "w")
-
-
-def _text(pipe: TextIO) -> str:
-    with pipe:
-        return pipe.read()
+def _text(output: IO[bytes]) -> str:
+    with output:
+        text = output.read().decode("utf-8", "replace")
+    return text.replace("\r\n", "\n")
 
 
 def flask(

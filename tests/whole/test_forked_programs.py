@@ -51,7 +51,7 @@ sys.exit(3)
 """
 
 
-def told(folder: Path, *before: str, **env: str) -> tuple[Any, ...]:
+def told(folder: Path, *before: str, **env: str | None) -> tuple[Any, ...]:
     script = folder / "program.py"
     script.write_text(PROGRAM, encoding="utf-8")
     args = [*before, str(script), "one", "two words"]
@@ -61,9 +61,9 @@ def told(folder: Path, *before: str, **env: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("options", [[], ["-W", "error"]], ids=["", "warnings"])
-@pytest.mark.parametrize("env", [{}, {"PYTHONPATH": "", "NAME": "value"}])
+@pytest.mark.parametrize("env", [{"PATH": None}, {"PYTHONPATH": "", "NAME": "value"}])
 def test_a_fork_is_like_a_new_interpreter(
-    short_tmp: Path, options: list[str], env: dict[str, str]
+    short_tmp: Path, options: list[str], env: dict[str, str | None]
 ) -> None:
     new = told(short_tmp, *options, **env)
     assert new[0]["warned"] == ("old" if options else "")
